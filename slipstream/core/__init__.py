@@ -1,0 +1,1 @@
+"""Vocabulary and rules that every process shares. Imports neither torch nor grpc."""

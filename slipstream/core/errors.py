@@ -1,0 +1,143 @@
+"""Every error that Slipstream raises on purpose.
+
+SlipstreamError
+├── InvalidRequest            the client's input is wrong             INVALID_ARGUMENT     400
+│   ├── InvalidParameter      a field has a value it cannot have      INVALID_ARGUMENT     400
+│   ├── ContextTooLong        prompt or max_tokens beyond the window  INVALID_ARGUMENT     400
+│   └── BodyTooLarge          the request body is over the limit      RESOURCE_EXHAUSTED   413
+├── NotAuthenticated          no key, or an unknown one               UNAUTHENTICATED      401
+├── ModelNotFound             the model asked for is not served       NOT_FOUND            404
+├── Overloaded                no room now; worth another try          RESOURCE_EXHAUSTED   429
+├── Unavailable               a part of the system cannot be reached  UNAVAILABLE          503
+├── DeadlineExceeded          a wait reached its deadline             DEADLINE_EXCEEDED    504
+├── Cancelled                 the client went away                    CANCELLED            499
+├── ModelMismatch             two parts do not hold the same model    FAILED_PRECONDITION  409
+├── ConfigurationError        a setting, file or port is unusable     FAILED_PRECONDITION  500
+│   └── CheckpointError       a model is missing, truncated, unknown  FAILED_PRECONDITION  500
+└── InternalError             our own fault                           INTERNAL             500
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SlipstreamError(Exception):
+    """Base of the tree. Carries how it is told at gRPC and at HTTP.
+
+    Attributes:
+        grpc_status: name of the `grpc.StatusCode`.
+        http_status: status code of the HTTP response.
+        type: OpenAI's `error.type`.
+        code: OpenAI's `error.code`, a stable machine-readable word.
+        param: the request field at fault, where there is one.
+    """
+
+    grpc_status: ClassVar[str] = "INTERNAL"
+    http_status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(SlipstreamError):
+    grpc_status = "INVALID_ARGUMENT"
+    http_status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class InvalidParameter(InvalidRequest):
+    code = "invalid_parameter"
+
+
+class ContextTooLong(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class BodyTooLarge(InvalidRequest):
+    grpc_status = "RESOURCE_EXHAUSTED"
+    http_status = 413
+    code = "request_too_large"
+
+
+class NotAuthenticated(SlipstreamError):
+    grpc_status = "UNAUTHENTICATED"
+    http_status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class ModelNotFound(SlipstreamError):
+    grpc_status = "NOT_FOUND"
+    http_status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class Overloaded(SlipstreamError):
+    grpc_status = "RESOURCE_EXHAUSTED"
+    http_status = 429
+    type = "overloaded_error"
+    code = "overloaded"
+
+
+class Unavailable(SlipstreamError):
+    grpc_status = "UNAVAILABLE"
+    http_status = 503
+    type = "server_error"
+    code = "unavailable"
+
+
+class DeadlineExceeded(SlipstreamError):
+    grpc_status = "DEADLINE_EXCEEDED"
+    http_status = 504
+    type = "server_error"
+    code = "deadline_exceeded"
+
+
+class Cancelled(SlipstreamError):
+    grpc_status = "CANCELLED"
+    http_status = 499
+    type = "invalid_request_error"
+    code = "cancelled"
+
+
+class ModelMismatch(SlipstreamError):
+    grpc_status = "FAILED_PRECONDITION"
+    http_status = 409
+    type = "server_error"
+    code = "model_mismatch"
+
+
+class ConfigurationError(SlipstreamError):
+    grpc_status = "FAILED_PRECONDITION"
+    http_status = 500
+    code = "configuration_error"
+
+
+class CheckpointError(ConfigurationError):
+    code = "checkpoint_error"
+
+
+class InternalError(SlipstreamError):
+    pass
+
+
+def _leaves(root: type[SlipstreamError]) -> list[type[SlipstreamError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in _leaves(child))]
+
+
+def from_grpc(status: str, message: str, code: str = "") -> SlipstreamError:
+    """The error that a peer raised, from its status name, message and (best) its code word."""
+    for kind in _leaves(SlipstreamError):
+        if code and kind.code == code:
+            return kind(message)
+    for kind in _leaves(SlipstreamError)[1:]:
+        if kind.grpc_status == status and not kind.__name__.startswith("Body"):
+            return kind(message)
+    return InternalError(f"{status}: {message}")

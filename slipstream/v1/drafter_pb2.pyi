@@ -1,0 +1,126 @@
+from slipstream.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DraftRequest(_message.Message):
+    __slots__ = ("commands",)
+    COMMANDS_FIELD_NUMBER: _ClassVar[int]
+    commands: _containers.RepeatedCompositeFieldContainer[DraftCommand]
+    def __init__(self, commands: _Optional[_Iterable[_Union[DraftCommand, _Mapping]]] = ...) -> None: ...
+
+class DraftCommand(_message.Message):
+    __slots__ = ("hello", "open", "commit", "close")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    open: OpenSequence
+    commit: Commit
+    close: CloseSequence
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., open: _Optional[_Union[OpenSequence, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., close: _Optional[_Union[CloseSequence, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("model_fingerprint", "vocab_size", "incarnation")
+    MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    model_fingerprint: str
+    vocab_size: int
+    incarnation: str
+    def __init__(self, model_fingerprint: _Optional[str] = ..., vocab_size: _Optional[int] = ..., incarnation: _Optional[str] = ...) -> None: ...
+
+class OpenSequence(_message.Message):
+    __slots__ = ("sequence_id", "token_ids", "num_prompt_tokens", "sampling", "window", "max_length")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    num_prompt_tokens: int
+    sampling: _types_pb2.SamplingParams
+    window: int
+    max_length: int
+    def __init__(self, sequence_id: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., window: _Optional[int] = ..., max_length: _Optional[int] = ...) -> None: ...
+
+class Commit(_message.Message):
+    __slots__ = ("sequence_id", "prefix", "token_ids")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    prefix: _types_pb2.Prefix
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sequence_id: _Optional[int] = ..., prefix: _Optional[_Union[_types_pb2.Prefix, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class CloseSequence(_message.Message):
+    __slots__ = ("sequence_id",)
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    def __init__(self, sequence_id: _Optional[int] = ...) -> None: ...
+
+class DraftResponse(_message.Message):
+    __slots__ = ("hello", "proposals", "refused", "draft_step_seconds")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    PROPOSALS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    proposals: _containers.RepeatedCompositeFieldContainer[Proposal]
+    refused: _containers.RepeatedCompositeFieldContainer[SequenceRefused]
+    draft_step_seconds: float
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[SequenceRefused, _Mapping]]] = ..., draft_step_seconds: _Optional[float] = ...) -> None: ...
+
+class Proposal(_message.Message):
+    __slots__ = ("sequence_id", "prefix", "token_ids", "parents")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    prefix: _types_pb2.Prefix
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    parents: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sequence_id: _Optional[int] = ..., prefix: _Optional[_Union[_types_pb2.Prefix, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., parents: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class SequenceRefused(_message.Message):
+    __slots__ = ("sequence_id", "reason")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    reason: str
+    def __init__(self, sequence_id: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class GetDrafterRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetDrafterResponse(_message.Message):
+    __slots__ = ("model_fingerprint", "layer_plan", "open_sequences", "steps", "drafted_tokens", "rolled_back_tokens", "step_seconds", "kv_blocks_used", "weight_bytes")
+    MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    LAYER_PLAN_FIELD_NUMBER: _ClassVar[int]
+    OPEN_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ROLLED_BACK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    KV_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    model_fingerprint: str
+    layer_plan: str
+    open_sequences: int
+    steps: int
+    drafted_tokens: int
+    rolled_back_tokens: int
+    step_seconds: float
+    kv_blocks_used: int
+    weight_bytes: int
+    def __init__(self, model_fingerprint: _Optional[str] = ..., layer_plan: _Optional[str] = ..., open_sequences: _Optional[int] = ..., steps: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., rolled_back_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., kv_blocks_used: _Optional[int] = ..., weight_bytes: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""Everything that crosses a process: messages, servers, channels, telemetry. Imports no torch."""

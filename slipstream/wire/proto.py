@@ -1,0 +1,21 @@
+"""The one place that imports generated protobuf code."""
+
+from slipstream.v1 import (
+    drafter_pb2,
+    drafter_pb2_grpc,
+    gateway_pb2,
+    gateway_pb2_grpc,
+    types_pb2,
+    verifier_pb2,
+    verifier_pb2_grpc,
+)
+
+__all__ = [
+    "drafter_pb2",
+    "drafter_pb2_grpc",
+    "gateway_pb2",
+    "gateway_pb2_grpc",
+    "types_pb2",
+    "verifier_pb2",
+    "verifier_pb2_grpc",
+]

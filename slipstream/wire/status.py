@@ -1,0 +1,74 @@
+"""Errors across gRPC: the exception tree on one side, status codes and details on the other."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+
+from slipstream.core.errors import SlipstreamError, from_grpc
+
+_CODE_KEY = "slipstream-error-code"
+_PARAM_KEY = "slipstream-error-param"
+log = logging.getLogger(__name__)
+
+
+async def abort(context: grpc.aio.ServicerContext, error: SlipstreamError) -> NoReturn:
+    """Ends the call with the error's status; its code word and field ride in the trailers."""
+    trailers = [(_CODE_KEY, error.code)]
+    if error.param is not None:
+        trailers.append((_PARAM_KEY, error.param))
+    await context.abort(grpc.StatusCode[error.grpc_status], error.message, tuple(trailers))
+    raise AssertionError("context.abort returned")
+
+
+def error_of(failure: grpc.aio.AioRpcError) -> SlipstreamError:
+    """The error that the peer raised, or Unavailable, DeadlineExceeded... from the transport."""
+    trailers = {key: value for key, value in failure.trailing_metadata() or ()}
+    code = failure.code().name
+    error = from_grpc(code, failure.details() or code, str(trailers.get(_CODE_KEY, "")))
+    param = trailers.get(_PARAM_KEY)
+    error.param = None if param is None else str(param)
+    return error
+
+
+async def _fail(context: grpc.aio.ServicerContext, failure: Exception) -> NoReturn:
+    if isinstance(failure, SlipstreamError):
+        await abort(context, failure)
+    log.exception("unexpected failure in %s", "a gRPC handler", exc_info=failure)
+    await context.abort(grpc.StatusCode.INTERNAL, f"internal error: {type(failure).__name__}")
+    raise AssertionError("context.abort returned")
+
+
+def unary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Decorates a unary handler: errors of the tree become statuses, others INTERNAL."""
+
+    @functools.wraps(handler)
+    async def wrapped(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await handler(self, request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as failure:
+            await _fail(context, failure)
+
+    return wrapped
+
+
+def streaming(handler: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    """The same for a handler that streams its responses."""
+
+    @functools.wraps(handler)
+    async def wrapped(self: Any, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        try:
+            async for response in handler(self, request, context):
+                yield response
+        except grpc.aio.AbortError:
+            raise
+        except Exception as failure:
+            await _fail(context, failure)
+
+    return wrapped

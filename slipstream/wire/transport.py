@@ -1,0 +1,103 @@
+"""gRPC servers and channels with the options that streaming of small messages needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from slipstream.core.errors import ConfigurationError
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A dead peer is noticed within 15 s even on an idle stream. The server accepts pings that
+    # often: its default is one in five minutes, after which it would cut the connection.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+]
+_SERVER_OPTIONS = [
+    *_OPTIONS,
+    # A port in use is an error, not a silent share of the traffic.
+    ("grpc.so_reuseport", 0),
+]
+_CHANNEL_OPTIONS = [
+    *_OPTIONS,
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
+class Server:
+    """A `grpc.aio` server with health checking and reflection.
+
+    Args:
+        address: `host:port`; port 0 takes a free one.
+        services: full names of the services that will be added, for health and reflection.
+        interceptors: passed to the server.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        services: Sequence[str],
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        self.address = address
+        self.grpc = grpc.aio.server(options=_SERVER_OPTIONS, interceptors=list(interceptors))
+        self._services = list(services)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        reflection.enable_server_reflection(
+            [*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc
+        )
+
+    async def start(self) -> int:
+        """Binds and serves; health stays NOT_SERVING until `set_serving`. Returns the port.
+
+        Raises:
+            ConfigurationError: the address cannot be bound.
+        """
+        await self.set_serving(False)
+        try:
+            port = self.grpc.add_insecure_port(self.address)
+        except RuntimeError as failure:
+            raise ConfigurationError(
+                f"cannot listen on {self.address}: the port is in use or the address is not ours"
+            ) from failure
+        await self.grpc.start()
+        return port
+
+    async def set_serving(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.ServingStatus
+        for name in ["", *self._services]:
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    async def stop(self, grace: float) -> None:
+        """Says NOT_SERVING, lets calls finish for `grace` seconds, then cuts them."""
+        await self._health.enter_graceful_shutdown()
+        await self.grpc.stop(grace)
+
+
+def channel(address: str) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+
+
+async def is_serving(address: str, service: str = "", timeout: float = 1.0) -> bool:
+    """Whether the peer answers its health check with SERVING within `timeout` seconds."""
+    async with channel(address) as link:
+        stub = health_pb2_grpc.HealthStub(link)
+        try:
+            reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
+        except grpc.aio.AioRpcError:
+            return False
+    return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
