@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 
-from slipstream.core.params import MAX_SEED, SamplingParams, StopConditions
+from slipstream.core.params import SamplingParams, StopConditions
 from slipstream.core.prefix import Prefix
 from slipstream.wire.proto import types_pb2
 
@@ -52,7 +52,7 @@ def sampling_from_proto(message: types_pb2.SamplingParams) -> SamplingParams:
             message.repetition_penalty if message.HasField("repetition_penalty") else 1.0
         ),
         logit_bias=dict(message.logit_bias),
-        seed=min(message.seed, MAX_SEED) if message.HasField("seed") else random_seed(),
+        seed=message.seed if message.HasField("seed") else random_seed(),
     )
 
 
