@@ -1,0 +1,77 @@
+"""A layer plan: what makes the drafter's copy of the model cheaper."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from slipstream.core.errors import ConfigurationError, ModelMismatch
+
+Precision = Literal["native", "int8", "int4"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """Which sublayers are skipped, and at what precision the rest runs.
+
+    Attributes:
+        precision: of the linear layers inside the decoder layers; native is the model's own.
+        head_precision: of the output projection.
+        skip_attention, skip_mlp: indices of the decoder layers whose attention or MLP is left
+            out. Their weights are never read, and a skipped attention has no KV.
+        model_fingerprint: the model that the plan was made for; empty fits any.
+    """
+
+    precision: Precision = "native"
+    head_precision: Precision = "native"
+    skip_attention: frozenset[int] = frozenset()
+    skip_mlp: frozenset[int] = frozenset()
+    model_fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("precision", self.precision),
+            ("head_precision", self.head_precision),
+        ):
+            if value not in get_args(Precision):
+                raise ConfigurationError(
+                    f"layer plan: {name} must be one of {', '.join(get_args(Precision))}, "
+                    f"got {value!r}"
+                )
+
+    def check(self, fingerprint: str, num_layers: int) -> None:
+        """Raises ModelMismatch or ConfigurationError where the plan cannot serve this model."""
+        if self.model_fingerprint and self.model_fingerprint != fingerprint:
+            raise ModelMismatch(
+                f"the layer plan was made for model {self.model_fingerprint[:12]}, "
+                f"this one is {fingerprint[:12]}; make a plan for it or use --layer-plan auto"
+            )
+        beyond = [i for i in self.skip_attention | self.skip_mlp if not 0 <= i < num_layers]
+        if beyond:
+            raise ConfigurationError(
+                f"layer plan: layers {sorted(beyond)} do not exist; the model has {num_layers}"
+            )
+
+    def describe(self) -> str:
+        skipped = f"{len(self.skip_attention)} attention and {len(self.skip_mlp)} MLP sublayers"
+        return f"{self.precision} (head {self.head_precision}), {skipped} skipped"
+
+    def save(self, path: Path) -> None:
+        data = asdict(self) | {
+            "skip_attention": sorted(self.skip_attention),
+            "skip_mlp": sorted(self.skip_mlp),
+        }
+        path.write_text(json.dumps(data, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> LayerPlan:
+        """Raises ConfigurationError where the file is missing or is not a layer plan."""
+        try:
+            data = json.loads(path.read_text())
+            data["skip_attention"] = frozenset(data.get("skip_attention", ()))
+            data["skip_mlp"] = frozenset(data.get("skip_mlp", ()))
+            return cls(**data)
+        except (OSError, ValueError, TypeError, KeyError) as failure:
+            raise ConfigurationError(f"cannot read layer plan {path}: {failure}") from failure
