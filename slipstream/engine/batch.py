@@ -1,0 +1,144 @@
+"""A packed ragged batch: rows of several sequences side by side, without padding between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+import torch
+
+from slipstream.engine.kv_pool import BLOCK_TOKENS, SCRATCH_SLOT, BlockTable
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive rows of one sequence.
+
+    Attributes:
+        tokens: input ids of the rows.
+        position: of the first row; keys and values before it are in the pool already.
+        table: where the sequence lives.
+        num_logits: for how many of the last rows logits are wanted.
+    """
+
+    tokens: Seq[int]
+    position: int
+    table: BlockTable
+    num_logits: int
+
+    @property
+    def kv_length(self) -> int:
+        return self.position + len(self.tokens)
+
+
+@dataclass(slots=True)
+class SegmentRows:
+    """What attention needs to know of one segment. Masks are made once and serve all layers."""
+
+    rows: slice
+    position: int  # of the first row
+    positions: torch.Tensor  # int64 [rows]
+    table: BlockTable
+    # Keys that attention reads: the segment's, and up to the next border of a block, where they
+    # are masked. A kernel's vectors then split the sum the same way whatever the exact length,
+    # and a row's result does not depend on which rows came with it.
+    padded: int
+    # Query rows including padding, which repeat the last one (strict shapes only).
+    num_queries: int
+    masks: dict[tuple[int | None, int], torch.Tensor | None] = field(default_factory=dict)
+
+    def mask(self, window: int | None, repeat: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """Additive visibility [repeat * num_queries, padded] or None where all is visible.
+
+        Row r stands for query r % num_queries. A query sees keys at its own position and
+        before, within `window` positions where there is a sliding window.
+        """
+        key = (window, repeat)
+        if key not in self.masks:
+            self.masks[key] = self._make_mask(window, repeat, dtype)
+        return self.masks[key]
+
+    def _make_mask(
+        self, window: int | None, repeat: int, dtype: torch.dtype
+    ) -> torch.Tensor | None:
+        positions = self.positions
+        last = self.padded - 1
+        if self.num_queries == 1 and self.position == last and (window or last + 1) > last:
+            return None
+        keys = torch.arange(self.padded, device=positions.device)
+        if self.num_queries > positions.numel():
+            pad = positions[-1:].expand(self.num_queries - positions.numel())
+            positions = torch.cat((positions, pad))
+        hidden = keys > positions[:, None]
+        if window is not None:
+            hidden |= keys <= positions[:, None] - window
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=positions.device)
+        mask.masked_fill_(hidden, float("-inf"))
+        return mask.repeat(repeat, 1) if self.num_queries > 1 else mask
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The inputs of one forward pass.
+
+    Attributes:
+        input_ids, position_ids: int64 [1, rows].
+        slots: int64 [rows], where each row's key and value go.
+        segments: the rows of each sequence. Rows in none of them are padding.
+        logit_rows: int64 [wanted].
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    slots: torch.Tensor
+    segments: tuple[SegmentRows, ...]
+    logit_rows: torch.Tensor
+
+
+def _pad_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def pack(
+    segments: Seq[Segment], *, min_rows: int, query_multiple: int, device: torch.device
+) -> Batch:
+    """Lays segments out side by side.
+
+    Args:
+        min_rows: fewest rows of the batch; rows that only pad are added behind.
+        query_multiple: query rows that attention sees per segment are padded to a multiple.
+    """
+    tokens = [token for segment in segments for token in segment.tokens]
+    padding = max(0, min_rows - len(tokens))
+    ids = torch.tensor(tokens + [0] * padding)
+    positions = torch.cat(
+        [torch.arange(s.position, s.kv_length) for s in segments]
+        + ([torch.zeros(padding, dtype=torch.int64)] if padding else [])
+    )
+    rows: list[SegmentRows] = []
+    slots: list[torch.Tensor] = []
+    wanted: list[int] = []
+    end = 0
+    for segment in segments:
+        start, end = end, end + len(segment.tokens)
+        rows.append(
+            SegmentRows(
+                rows=slice(start, end),
+                position=segment.position,
+                positions=positions[start:end].to(device),
+                table=segment.table,
+                padded=_pad_up(segment.kv_length, BLOCK_TOKENS),
+                num_queries=_pad_up(end - start, query_multiple),
+            )
+        )
+        slots.append(segment.table.slots[segment.position : segment.kv_length])
+        wanted.extend(range(end - segment.num_logits, end))
+    if padding:
+        slots.append(torch.full((padding,), SCRATCH_SLOT, device=device))
+    return Batch(
+        input_ids=ids[None].to(device),
+        position_ids=positions[None].to(device),
+        slots=torch.cat(slots),
+        segments=tuple(rows),
+        logit_rows=torch.tensor(wanted, dtype=torch.int64, device=device),
+    )

@@ -1,0 +1,129 @@
+"""Shapes that make results bitwise independent of what else is in a batch.
+
+A product over 1 row and over 8 rows may round differently, and so may attention over different
+numbers of queries. Which shapes agree depends on the machine, the build and the model, so it is
+measured when a model is loaded: the smallest padding under which a position's logits come out
+bit for bit the same, whatever the number of rows, their place, and the other sequences.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from slipstream.core.errors import ConfigurationError
+from slipstream.engine.batch import Segment
+from slipstream.engine.kv_pool import BlockTable
+from slipstream.engine.runner import ModelRunner
+
+# Strict forward passes that decode or verify have at most this many rows.
+MAX_STRICT_ROWS = 32
+_CANDIDATES = ((1, 1), (4, 1), (8, 1), (16, 1), (16, 4), (16, 8), (32, 8), (32, 16), (32, 32))
+_CONTEXT = 75
+_TAIL = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Padding of a batch: fewest rows, and the multiple that query rows are padded to."""
+
+    min_rows: int
+    query_multiple: int
+
+
+class _Probe:
+    """A short random sequence, run over and over in different company."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        generator = torch.Generator().manual_seed(0)
+        vocab = runner.loaded.config.vocab_size
+        length = _CONTEXT + MAX_STRICT_ROWS
+        self._runner = runner
+        self._ids = torch.randint(0, vocab, (3, length), generator=generator).tolist()
+        self.tables: list[BlockTable] = []
+        for ids in self._ids:
+            table = runner.pool.allocate(length)
+            if table is None:
+                raise ConfigurationError("the KV pool is too small to probe for strict shapes")
+            self.tables.append(table)
+            runner.forward([Segment(ids[:_CONTEXT], 0, table, 1)])
+
+    def close(self) -> None:
+        for table in self.tables:
+            self._runner.pool.release(table)
+
+    def _rows(self, which: int, start: int, count: int) -> Segment:
+        at = _CONTEXT + start
+        return Segment(self._ids[which][at : at + count], at, self.tables[which], count)
+
+    def alone(self, width: int) -> torch.Tensor:
+        """Logits of the tail, [_TAIL, vocab], taken `width` rows at a time."""
+        runs = []
+        for start in range(0, _TAIL, width):
+            rows = self._rows(0, start, min(width, _TAIL - start))
+            runs.append(self._runner.forward([rows]).clone())
+        return torch.cat(runs)
+
+    def in_company(self, before: int, after: int, width: int) -> torch.Tensor:
+        """The same with rows of other sequences on both sides."""
+        runs = []
+        for start in range(0, _TAIL, width):
+            mine = self._rows(0, start, min(width, _TAIL - start))
+            segments = [self._rows(1, 0, before), mine, self._rows(2, 0, after)]
+            logits = self._runner.forward([s for s in segments if s.tokens])
+            runs.append(logits[before : before + len(mine.tokens)].clone())
+        return torch.cat(runs)
+
+    def agrees(self, shapes: Shapes) -> bool:
+        self._runner.min_rows = shapes.min_rows
+        self._runner.query_multiple = shapes.query_multiple
+        reference = self.alone(1)
+        return all(torch.equal(self.alone(w), reference) for w in (2, 3, 4, 5, 7, 8, 12)) and all(
+            torch.equal(self.in_company(*others), reference)
+            for others in ((1, 0, 1), (0, 3, 1), (5, 4, 4), (9, 11, 12), (16, 4, 3))
+        )
+
+
+def strict_shapes(runner: ModelRunner) -> Shapes:
+    """The least padding that is bitwise exact here; set on `runner`.
+
+    Raises:
+        ConfigurationError: none of the candidates is.
+    """
+    probe = _Probe(runner)
+    try:
+        for candidate in _CANDIDATES:
+            shapes = Shapes(*candidate)
+            if probe.agrees(shapes):
+                return shapes
+    finally:
+        probe.close()
+    raise ConfigurationError(
+        "exactness strict is not to be had here: no padding makes this model's results "
+        "independent of the batch on this machine; use exactness fast"
+    )
+
+
+def fastest_min_rows(runner: ModelRunner) -> Shapes:
+    """1 or 4 rows, whichever a plain decoding step takes less time with; set on `runner`.
+
+    Some kernels take longer over a vector than over a small matrix.
+    """
+    table = runner.pool.allocate(_CONTEXT)
+    if table is None:
+        return Shapes(1, 1)
+    best: dict[int, float] = {}
+    try:
+        for _ in range(6):
+            for rows in (1, 4):
+                runner.min_rows = rows
+                started = time.perf_counter()
+                runner.forward([Segment([1], _CONTEXT - 1, table, 1)])
+                elapsed = time.perf_counter() - started
+                best[rows] = min(best.get(rows, elapsed), elapsed)
+    finally:
+        runner.pool.release(table)
+    runner.min_rows = min(best, key=lambda rows: best[rows])
+    return Shapes(runner.min_rows, 1)

@@ -1,0 +1,161 @@
+"""Linear layers that cost what the arithmetic costs: packed bfloat16, int8 and int4.
+
+Each class replaces an `nn.Linear` at load time and computes the same product, at its precision.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from slipstream.core.layer_plan import Precision
+
+INT4_GROUP = 32
+# The int4 kernel unpacks weights for every row: from here on int8 is faster (docs/performance.md).
+_INT4_MOST_ROWS = 4
+
+
+@functools.cache
+def _onednn_bf16() -> bool:
+    """Whether this CPU and this build have oneDNN's bfloat16 products over packed weights."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        return False
+
+
+class PackedLinear(nn.Module):
+    """bfloat16 on CPU, the weight laid out once as oneDNN wants it instead of at every call."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bytes = weight.numel() * 2
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 8)
+        self._bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._weight, self._bias, "none", [], ""
+        )
+        return out
+
+
+class Int8Linear(nn.Module):
+    """Weights int8 per output row, activations 8 bit per token (zero point 128), symmetric.
+
+    One scale for each token keeps a loud token from drowning the others in a batch.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bytes = weight.numel()
+        scale = weight.float().abs().amax(1).clamp_min(1e-12) / 127
+        quantized = (weight.float() / scale[:, None]).round_().to(torch.int8)
+        self._scale, self._bias = scale, bias
+        self._on_cpu = weight.device.type == "cpu"
+        if self._on_cpu:
+            self._zeros = torch.zeros(self.out_features, dtype=torch.int64)
+            self._weight = torch.ops.onednn.qlinear_prepack(quantized, None)
+        else:
+            self._weight = quantized
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self._on_cpu:
+            return F.linear(x, self._weight.to(x.dtype) * self._scale[:, None].to(x.dtype), self._bias)
+        rows = x.reshape(-1, self.in_features).float()
+        scale = rows.abs().amax(1, keepdim=True).clamp_min_(1e-12).mul_(1 / 127)
+        quantized = rows.div_(scale).add_(128.5).to(torch.uint8)
+        out: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            quantized, 1.0, 128, self._weight, self._scale, self._zeros, None,
+            1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        out = out.mul_(scale).to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return out if self._bias is None else out + self._bias
+
+
+def int4_groups(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Asymmetric 4-bit quantization in groups of INT4_GROUP input features.
+
+    Returns:
+        q: int32 [out, in] in 0..15; scale, low: float32 [out, in / group]; w ~ q * scale + low.
+    """
+    groups = weight.float().view(weight.shape[0], -1, INT4_GROUP)
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale = ((high - low) / 15).clamp_min(1e-12)
+    q = ((groups - low[..., None]) / scale[..., None]).round_().clamp_(0, 15)
+    return q.to(torch.int32).view(weight.shape), scale, low
+
+
+def int4_error(weight: torch.Tensor) -> float:
+    """Relative error (Frobenius) that int4 would do to `weight`; about 0 for a 4-bit checkpoint."""
+    q, scale, low = int4_groups(weight)
+    back = q.view(*scale.shape, INT4_GROUP) * scale[..., None] + low[..., None]
+    return float((back.view(weight.shape) - weight.float()).norm() / weight.float().norm())
+
+
+class Int4Linear(nn.Module):
+    """Weights int4 in groups, activations bfloat16, for few rows; int8 for many."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        q, scale, low = int4_groups(weight)
+        # The kernel's convention: w = (q - 8) * scale + zero, both bfloat16, [groups, out, 2].
+        pairs = torch.stack((scale, low + 8 * scale), dim=-1).transpose(0, 1)
+        self._scales = pairs.contiguous().to(torch.bfloat16)
+        self._weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
+        self._bias = bias
+        self._many = Int8Linear(weight, bias)
+        self.bytes = weight.numel() // 2 + self._scales.numel() * 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, self.in_features)
+        if rows.shape[0] > _INT4_MOST_ROWS:
+            out: torch.Tensor = self._many(x)
+            return out
+        out = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            rows.to(torch.bfloat16), self._weight, INT4_GROUP, self._scales
+        )
+        out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return out if self._bias is None else out + self._bias
+
+    @staticmethod
+    def fits(weight: torch.Tensor) -> bool:
+        """Whether the kernel takes this shape, on this device."""
+        out_features, in_features = weight.shape
+        return weight.device.type == "cpu" and in_features % INT4_GROUP == 0 and out_features % 64 == 0
+
+
+def make_linear(
+    weight: torch.Tensor, bias: torch.Tensor | None, precision: Precision
+) -> nn.Module:
+    """The fastest layer that computes `x @ weight.T + bias` at `precision`.
+
+    Args:
+        weight: [out, in], bias: [out] or None, in the model's dtype and on its device.
+    """
+    if precision == "int4" and Int4Linear.fits(weight):
+        return Int4Linear(weight, bias)
+    if precision != "native":
+        return Int8Linear(weight, bias)
+    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and _onednn_bf16():
+        return PackedLinear(weight, bias)
+    linear = nn.Linear(1, 1, bias=False, device="meta")
+    linear.out_features, linear.in_features = weight.shape
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return linear
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all weights that `model` holds, packed ones included. Tied ones count once."""
+    packed = sum(int(getattr(module, "bytes", 0)) for module in model.modules())
+    parameters = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
+    return packed + sum(parameters.values())
