@@ -1,0 +1,64 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+PROTOS := $(wildcard protos/slipstream/v1/*.proto)
+PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos
+CODE := slipstream gateway verifier_service drafter_service tests
+
+# Options that are passed on: make run ARGS="--port 8001", make test ARGS="-k sampling".
+ARGS ?=
+BENCH_ARGS ?=
+QUESTIONS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint format proto proto-check bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with everything that run, test and lint need (PYTHON=python3.12 to choose)
+
+# torch comes first and pinned, so that no other package decides which build of it arrives.
+# Without the ensurepip module (Debian's plain python3) pip is put in from outside.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or later is needed; choose one with PYTHON=..." >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) 2>/dev/null \
+	  || { $(PYTHON) -m venv --clear --without-pip $(VENV) \
+	       && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: $(STAMP) ## Serve the default model on http://127.0.0.1:8000 (ARGS="--model ...")
+	@exec $(BIN)/slipstream up $(ARGS)
+
+test: $(STAMP) ## Run all tests (ARGS="-k name" for some)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) proto-check ## ruff, mypy, import-linter, and whether generated code is up to date
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Format the code and apply the linter's safe fixes
+	$(BIN)/ruff check --fix --exit-zero $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+proto: $(STAMP) ## Generate slipstream/v1 from protos/
+	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+
+proto-check: $(STAMP)
+	@rm -rf build/proto && mkdir -p build/proto
+	@$(PROTOC) --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto $(PROTOS)
+	@diff -rq -x __init__.py -x __pycache__ build/proto/slipstream/v1 slipstream/v1 \
+	  || { echo "slipstream/v1 is not what protos/ gives: run make proto" >&2; exit 1; }
+
+bench: $(STAMP) ## Measure against the bars (QUESTIONS=file.jsonl, BENCH_ARGS="...")
+	$(BIN)/slipstream bench $(if $(QUESTIONS),--questions $(QUESTIONS)) $(BENCH_ARGS)
+
+clean: ## Remove the virtual environment and everything built (the model cache stays)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
