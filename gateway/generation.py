@@ -1,0 +1,145 @@
+"""The generation core that both front doors share: a checked request in, pieces out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+
+from gateway.continuation import Continuation, Piece
+from gateway.metrics import Metrics
+from gateway.request import GenerationRequest, check, stop_conditions
+from gateway.stop_strings import StopStrings
+from gateway.tokenizer import Tokenizer
+from gateway.verifier import ServedModel, VerifierLink
+from slipstream.core.errors import ModelNotFound
+from slipstream.wire.codec import sampling_to_proto, stop_to_proto
+from slipstream.wire.proto import verifier_pb2
+
+
+class GenerationService:
+    """Runs requests on the verifier. One for the process.
+
+    Args:
+        name: the model name that clients use.
+        tokenizer: of that model.
+        link: to the verifier.
+        metrics: told about every request.
+    """
+
+    def __init__(
+        self, name: str, tokenizer: Tokenizer, link: VerifierLink, metrics: Metrics
+    ) -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self.link = link
+        self.metrics = metrics
+
+    def check_model(self, name: str) -> None:
+        """Raises ModelNotFound unless `name` is served here."""
+        if name != self.name:
+            raise ModelNotFound(
+                f"the model '{name}' does not exist; this server has '{self.name}'", param="model"
+            )
+
+    async def run(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+        """The pieces of all continuations as they come; each ends with a finish reason.
+
+        Closing the generator, or cancelling the task that runs it, cancels all verifier calls.
+
+        Raises:
+            InvalidRequest: the request cannot be served; says which field and why.
+            Unavailable: there is no verifier, or it was lost on the way.
+            SlipstreamError: any other that the verifier raised.
+        """
+        with self.metrics.request(request.prompt_tokens) as watch:
+            model = self.link.model()
+            jobs = self._jobs(request, model)
+            streams = [self._stream(index, job, request, model) for index, job in enumerate(jobs)]
+            async with contextlib.aclosing(_merge(streams)) as pieces:
+                async for piece in pieces:
+                    watch.piece(piece)
+                    yield piece
+
+    def _jobs(
+        self, request: GenerationRequest, model: ServedModel
+    ) -> list[verifier_pb2.GenerateRequest]:
+        check(request, model)
+        jobs: list[verifier_pb2.GenerateRequest] = []
+        for prompt in request.prompts:
+            stop = stop_to_proto(stop_conditions(request, len(prompt), model))
+            for _ in range(request.n):
+                seed = request.choice_seed(len(jobs))
+                jobs.append(
+                    verifier_pb2.GenerateRequest(
+                        request_id=f"{request.request_id}-{len(jobs)}",
+                        prompt_token_ids=prompt,
+                        sampling=sampling_to_proto(replace(request.sampling, seed=seed)),
+                        stop=stop,
+                        speculative=request.speculative,
+                        logprobs=request.logprobs,
+                    )
+                )
+        return jobs
+
+    async def _stream(
+        self,
+        index: int,
+        job: verifier_pb2.GenerateRequest,
+        request: GenerationRequest,
+        model: ServedModel,
+    ) -> AsyncGenerator[Piece, None]:
+        eos = frozenset() if request.ignore_eos else model.eos_token_ids
+        continuation = Continuation(
+            index,
+            self.tokenizer.detokenizer(),
+            StopStrings(request.stop_strings),
+            request.stop_token_ids | eos,
+        )
+        async with contextlib.aclosing(self.link.generate(job)) as messages:
+            async for message in messages:
+                piece = continuation.take(message)
+                yield piece
+                if piece.finish_reason is not None:
+                    return
+        raise continuation.cut()
+
+
+async def _merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
+    """The pieces of all streams in the order they come; the first failure ends them all."""
+    if len(streams) == 1:
+        async with contextlib.aclosing(streams[0]) as only:
+            async for piece in only:
+                yield piece
+        return
+    # Not bounded here: a stream holds at most one piece for each token of its continuation.
+    queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+    tasks = [asyncio.create_task(_pump(stream, queue)) for stream in streams]
+    try:
+        running = len(tasks)
+        while running:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(
+    stream: AsyncGenerator[Piece, None], queue: asyncio.Queue[Piece | Exception | None]
+) -> None:
+    try:
+        async with contextlib.aclosing(stream) as pieces:
+            async for piece in pieces:
+                queue.put_nowait(piece)
+        queue.put_nowait(None)
+    # Handed to the consumer, which raises it: one failure ends the whole request.
+    except Exception as failure:  # noqa: BLE001
+        queue.put_nowait(failure)

@@ -1,0 +1,130 @@
+"""The gRPC front door: GatewayService over the generation core."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from gateway.continuation import Piece
+from gateway.generation import GenerationService
+from gateway.keys import KeyRing
+from gateway.request import GenerationRequest
+from slipstream.core.errors import InvalidParameter, NotAuthenticated
+from slipstream.wire import status
+from slipstream.wire.codec import sampling_from_proto
+from slipstream.wire.proto import gateway_pb2, gateway_pb2_grpc, types_pb2
+
+SERVICE = "slipstream.v1.GatewayService"
+_OPEN_PREFIXES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+_REASONS = {
+    "stop": types_pb2.FINISH_REASON_STOP,
+    "length": types_pb2.FINISH_REASON_LENGTH,
+}
+
+
+class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
+    """Translates requests and pieces; decides nothing itself."""
+
+    def __init__(self, service: GenerationService) -> None:
+        self._service = service
+
+    @status.streaming
+    async def Generate(  # noqa: N802
+        self,
+        request: gateway_pb2.GatewayServiceGenerateRequest,
+        context: Any,  # noqa: ARG002
+    ) -> AsyncIterator[gateway_pb2.GatewayServiceGenerateResponse]:
+        generation = await self._request(request)
+        length = len(generation.prompts[0])
+        async with contextlib.aclosing(self._service.run(generation)) as pieces:
+            async for piece in pieces:
+                if piece.text or piece.tokens or piece.finish_reason:
+                    yield _response(piece, generation, length)
+
+    async def _request(
+        self, request: gateway_pb2.GatewayServiceGenerateRequest
+    ) -> GenerationRequest:
+        if request.model:
+            self._service.check_model(request.model)
+        return GenerationRequest(
+            request_id=request.request_id or f"grpc-{uuid.uuid4().hex}",
+            prompts=(await self._prompt(request),),
+            sampling=sampling_from_proto(request.sampling),
+            max_tokens=request.stop.max_tokens or None,
+            stop_token_ids=frozenset(request.stop.stop_token_ids),
+            ignore_eos=request.stop.ignore_eos,
+            stop_strings=tuple(request.stop_strings),
+            n=request.n or 1,
+            speculative=request.speculative if request.HasField("speculative") else None,
+            logprobs=request.logprobs if request.HasField("logprobs") else None,
+        )
+
+    async def _prompt(self, request: gateway_pb2.GatewayServiceGenerateRequest) -> tuple[int, ...]:
+        tokenizer = self._service.tokenizer
+        kind = request.WhichOneof("prompt")
+        if kind == "text":
+            return await tokenizer.encode(request.text, add_special_tokens=True)
+        if kind == "token_ids":
+            return tuple(request.token_ids.ids)
+        if kind == "chat" and request.chat.messages:
+            return await tokenizer.encode_chat(
+                [{"role": part.role, "content": part.content} for part in request.chat.messages]
+            )
+        raise InvalidParameter("give a prompt: text, chat messages or token_ids", param="prompt")
+
+
+def _response(
+    piece: Piece, request: GenerationRequest, prompt_tokens: int
+) -> gateway_pb2.GatewayServiceGenerateResponse:
+    response = gateway_pb2.GatewayServiceGenerateResponse(
+        request_id=request.request_id, index=piece.index, text=piece.text, tokens=piece.tokens
+    )
+    if piece.finish_reason is not None:
+        response.finish_reason = _REASONS[piece.finish_reason]
+        response.usage.prompt_tokens = prompt_tokens
+        response.usage.completion_tokens = piece.completion_tokens
+        response.seed = request.choice_seed(piece.index)
+        if piece.stats is not None:
+            response.stats.CopyFrom(piece.stats)
+    return response
+
+
+class KeyInterceptor(grpc.aio.ServerInterceptor):
+    """Asks for `authorization: Bearer KEY` in the metadata, but for health and reflection."""
+
+    def __init__(self, keys: KeyRing) -> None:
+        self._keys = keys
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[Any], Awaitable[Any]],
+        handler_call_details: Any,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith(_OPEN_PREFIXES):
+            return handler
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        try:
+            self._keys.check(metadata.get("authorization"))
+        except NotAuthenticated as failure:
+            return _refusing(handler, failure)
+        return handler
+
+
+def _refusing(handler: Any, failure: NotAuthenticated) -> Any:
+    """A handler of the same kind that ends the call with `failure`."""
+
+    async def refuse(_: Any, context: Any) -> Any:
+        await status.abort(context, failure)
+
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(
+            refuse, handler.request_deserializer, handler.response_serializer
+        )
+    return grpc.unary_unary_rpc_method_handler(
+        refuse, handler.request_deserializer, handler.response_serializer
+    )

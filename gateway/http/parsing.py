@@ -1,0 +1,126 @@
+"""From a checked body to a GenerationRequest."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.http.schemas import ChatRequest, CompletionRequest
+from gateway.request import GenerationRequest
+from gateway.tokenizer import Tokenizer
+from slipstream.core.errors import InvalidParameter
+from slipstream.core.params import SamplingParams
+from slipstream.wire.codec import random_seed
+
+# What OpenAI's legacy completions generate where max_tokens is not given.
+_COMPLETION_DEFAULT_TOKENS = 16
+
+
+async def chat_generation(request: ChatRequest, tokenizer: Tokenizer) -> GenerationRequest:
+    """Raises InvalidRequest."""
+    messages = [message.for_template() for message in request.messages]
+    prompt = await tokenizer.encode_chat(messages)
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidParameter("top_logprobs needs logprobs to be true", param="top_logprobs")
+    most, legacy = request.max_completion_tokens, request.max_tokens
+    if most is not None and legacy is not None and most != legacy:
+        raise InvalidParameter(
+            f"max_tokens ({legacy}) and max_completion_tokens ({most}) contradict each other",
+            param="max_completion_tokens",
+        )
+    max_tokens = most if most is not None else legacy
+    return GenerationRequest(
+        request_id=f"chatcmpl-{uuid.uuid4().hex}",
+        prompts=(prompt,),
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        **_common(request),
+    )
+
+
+async def completion_generation(
+    request: CompletionRequest, tokenizer: Tokenizer
+) -> GenerationRequest:
+    """Raises InvalidRequest."""
+    prompts = await _prompts(request.prompt, tokenizer)
+    return GenerationRequest(
+        request_id=f"cmpl-{uuid.uuid4().hex}",
+        prompts=prompts,
+        max_tokens=request.max_tokens,
+        default_max_tokens=_COMPLETION_DEFAULT_TOKENS,
+        logprobs=request.logprobs,
+        **_common(request),
+    )
+
+
+async def _prompts(
+    prompt: str | list[str] | list[int] | list[list[int]], tokenizer: Tokenizer
+) -> tuple[tuple[int, ...], ...]:
+    entries: list[Any] = [prompt] if isinstance(prompt, str) else list(prompt)
+    if entries and isinstance(entries[0], int):
+        entries = [entries]
+    if not entries:
+        raise InvalidParameter(
+            "the prompt is empty; it must hold at least one token", param="prompt"
+        )
+    return tuple(
+        [
+            await tokenizer.encode(entry, add_special_tokens=True)
+            if isinstance(entry, str)
+            else tuple(entry)
+            for entry in entries
+        ]
+    )
+
+
+def _common(request: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    stop = request.stop
+    return {
+        "sampling": _sampling(request),
+        "stop_token_ids": frozenset(request.stop_token_ids or ()),
+        "ignore_eos": bool(request.ignore_eos),
+        "stop_strings": (stop,) if isinstance(stop, str) else tuple(stop or ()),
+        "n": 1 if request.n is None else request.n,
+        "speculative": request.speculative,
+    }
+
+
+def _sampling(request: ChatRequest | CompletionRequest) -> SamplingParams:
+    given = {
+        name: value
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+        )
+        if (value := getattr(request, name)) is not None
+    }
+    return SamplingParams(
+        **given,
+        top_k=_top_k(request.top_k),
+        logit_bias=_logit_bias(request.logit_bias or {}),
+        seed=random_seed() if request.seed is None else request.seed,
+    )
+
+
+def _top_k(value: int | None) -> int:
+    if value is None or value == -1:
+        return 0
+    # No vocabulary has this many tokens: a larger value keeps all of them, as this one does.
+    return min(value, 2**31 - 1)
+
+
+def _logit_bias(given: Mapping[str, float]) -> dict[int, float]:
+    bias: dict[int, float] = {}
+    for key, value in given.items():
+        if not (key.isascii() and key.isdecimal() and len(key) <= 9):
+            raise InvalidParameter(
+                f"logit_bias must map token ids to numbers, got {key[:40]!r}", param="logit_bias"
+            )
+        bias[int(key)] = value
+    return bias

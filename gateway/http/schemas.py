@@ -1,0 +1,96 @@
+"""Request bodies of the OpenAI API, as far as they are served; anything else is refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+_Role = Literal["system", "developer", "user", "assistant"]
+
+
+class _Strict(BaseModel):
+    # Strict: "5" is not a number and true is not 1.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TextPart(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+def _drop_nulls(message: Any) -> Any:
+    """Clients send answers back as they got them, with fields that are null or empty."""
+    if not isinstance(message, dict):
+        return message
+    return {
+        key: value for key, value in message.items() if key == "content" or value not in (None, [])
+    }
+
+
+class Message(_Strict):
+    """One turn of a chat. `content` is text, or parts of text that are joined by line breaks."""
+
+    role: _Role
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def for_template(self) -> dict[str, str]:
+        """As chat templates expect it. `developer` is OpenAI's newer word for `system`."""
+        content = self.content
+        text = content if isinstance(content, str) else "\n".join(part.text for part in content)
+        role = "system" if self.role == "developer" else self.role
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": role, "content": text, **named}
+
+
+class StreamOptions(_Strict):
+    include_usage: bool | None = None
+
+
+class _Common(_Strict):
+    """What both endpoints take. A null means the default."""
+
+    model: str
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = Field(None, description="most tokens to keep; 0 or -1 is off")
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = Field(None, description="token id to bias")
+    n: int | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    speculative: bool | None = Field(
+        None, description="false decodes plainly; the tokens are the same either way"
+    )
+
+    @model_validator(mode="after")
+    def _options_need_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream to be true")
+        return self
+
+
+class ChatRequest(_Common):
+    """POST /v1/chat/completions."""
+
+    messages: list[Annotated[Message, BeforeValidator(_drop_nulls)]] = Field(min_length=1)
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+
+class CompletionRequest(_Common):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = None

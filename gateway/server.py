@@ -1,0 +1,139 @@
+"""The process: both front doors and the link to the verifier in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import uvicorn
+
+from gateway.generation import GenerationService
+from gateway.grpc_service import SERVICE, GatewayServicer, KeyInterceptor
+from gateway.http.app import build
+from gateway.keys import KeyRing
+from gateway.metrics import Metrics
+from gateway.settings import Settings
+from gateway.tokenizer import Tokenizer
+from gateway.verifier import VerifierLink
+from slipstream.core.errors import ConfigurationError
+from slipstream.wire.proto import gateway_pb2_grpc
+from slipstream.wire.transport import Server
+
+_START_SECONDS = 10.0
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A started gateway: its HTTP and gRPC ports, and the task that ends if HTTP does."""
+
+    http_port: int
+    grpc_port: int
+    serving: asyncio.Task[None]
+
+
+class _Uvicorn(uvicorn.Server):
+    """Signals are the process's business: it stops both doors in order."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listen(settings: Settings) -> socket.socket:
+    host, port = settings.http_address
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, proto)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as failure:
+        reason = failure.strerror or str(failure)
+        raise ConfigurationError(
+            f"cannot listen on {settings.http} (--http): {reason}"
+        ) from failure
+    listener.setblocking(False)
+    return listener
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Running]:
+    """A gateway that serves while the block runs, and stops cleanly after it.
+
+    Raises:
+        ConfigurationError: a port is taken, the key file or the model folder is unusable.
+    """
+    tokenizer = Tokenizer(settings.model)
+    keys = None if settings.api_keys is None else KeyRing(settings.api_keys)
+    link = VerifierLink(settings.verifier, settings.first_token_timeout, settings.idle_timeout)
+    service = GenerationService(settings.model_name, tokenizer, link, Metrics())
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(link.close)
+        listener = stack.enter_context(contextlib.closing(_listen(settings)))
+        grpc_server = Server(
+            settings.grpc, [SERVICE], [] if keys is None else [KeyInterceptor(keys)]
+        )
+        gateway_pb2_grpc.add_GatewayServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            GatewayServicer(service), grpc_server.grpc
+        )
+        grpc_port = await grpc_server.start()
+        stack.push_async_callback(grpc_server.stop, settings.stop_grace)
+        link.start()
+        config = uvicorn.Config(
+            build(service, keys, settings.max_body_bytes, settings.send_timeout),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=max(1, round(settings.stop_grace)),
+            lifespan="off",
+        )
+        http_server = _Uvicorn(config)
+        task = asyncio.create_task(http_server.serve(sockets=[listener]), name="http")
+        stack.push_async_callback(_stop_http, http_server, task)
+        await _started(http_server, task)
+        await grpc_server.set_serving(True)
+        if keys is None:
+            log.info("no --api-keys: open to the users of this machine only")
+        yield Running(listener.getsockname()[1], grpc_port, task)
+
+
+async def _started(server: uvicorn.Server, task: asyncio.Task[None]) -> None:
+    async with asyncio.timeout(_START_SECONDS):
+        while not server.started:
+            if task.done():
+                raise ConfigurationError("the HTTP server did not start")
+            await asyncio.sleep(0.01)
+
+
+async def _stop_http(server: uvicorn.Server, task: asyncio.Task[None]) -> None:
+    server.should_exit = True
+    await task
+
+
+async def run(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT. Raises ConfigurationError as `serving` does."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with serving(settings) as running:
+        log.info(
+            "serving %s: HTTP on port %d, gRPC on port %d",
+            settings.model_name,
+            running.http_port,
+            running.grpc_port,
+        )
+        waiting = asyncio.create_task(stop.wait())
+        await asyncio.wait({waiting, running.serving}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        log.info("stopping")

@@ -1,0 +1,108 @@
+"""Settings: command line, then environment (SLIPSTREAM_GATEWAY_...), then defaults."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from slipstream.core.errors import ConfigurationError
+
+
+class Settings(BaseSettings):
+    """The front door of Slipstream: OpenAI-compatible HTTP and gRPC."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SLIPSTREAM_GATEWAY_",
+        cli_prog_name="python -m gateway",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        frozen=True,
+        extra="forbid",
+    )
+
+    model: Path = Field(description="model folder; its tokenizer and chat template are used")
+    verifier: str = Field("127.0.0.1:50051", description="host:port of the verifier")
+    http: str = Field("127.0.0.1:8000", description="host:port to serve HTTP on")
+    grpc: str = Field("127.0.0.1:50050", description="host:port to serve gRPC on")
+    api_keys: Path | None = Field(
+        None, description="file of API keys (python -m gateway.keys); without it, loopback only"
+    )
+    served_model_name: str | None = Field(
+        None, description="name that clients use; default: the folder's name"
+    )
+    max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="largest request body")
+    first_token_timeout: float = Field(
+        600.0, gt=0, description="seconds that a request may wait for its first token"
+    )
+    idle_timeout: float = Field(
+        120.0, gt=0, description="seconds between two messages of the verifier in one stream"
+    )
+    send_timeout: float = Field(
+        120.0, gt=0, description="seconds that a client may leave a stream unread"
+    )
+    stop_grace: float = Field(
+        10.0, ge=0, description="seconds that requests in progress get when the gateway stops"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
+
+    @property
+    def model_name(self) -> str:
+        return self.served_model_name or self.model.resolve().name
+
+    @property
+    def http_address(self) -> tuple[str, int]:
+        return split_address(self.http, "--http")
+
+    def check(self) -> None:
+        """Raises ConfigurationError for addresses that are malformed, or open without keys."""
+        split_address(self.verifier, "--verifier")
+        for option, address in (("--http", self.http), ("--grpc", self.grpc)):
+            host, _ = split_address(address, option)
+            if self.api_keys is None and not _is_loopback(host):
+                raise ConfigurationError(
+                    f"{option} {address} is open to other machines: give --api-keys FILE"
+                    " (made by `python -m gateway.keys add NAME FILE`), or use 127.0.0.1"
+                )
+
+
+def split_address(address: str, option: str) -> tuple[str, int]:
+    """`host:port` as its parts; brackets around an IPv6 host are taken off.
+
+    Raises:
+        ConfigurationError: it is not of that form.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigurationError(f"{option} must be host:port, got {address!r}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load(arguments: Sequence[str]) -> Settings:
+    """Settings from a command line without the program's name, and the environment.
+
+    Raises:
+        ConfigurationError: names the setting and what is wrong with it.
+    """
+    try:
+        settings = Settings(_cli_parse_args=list(arguments))  # type: ignore[call-arg]
+    except ValidationError as failure:
+        first = failure.errors()[0]
+        option = "--" + ".".join(str(part) for part in first["loc"]).replace("_", "-")
+        raise ConfigurationError(f"{option}: {first['msg']}") from failure
+    settings.check()
+    return settings

@@ -1,0 +1,57 @@
+"""What speculation did for a request: summed over its continuations, in vLLM's shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.continuation import Piece
+from slipstream.wire.proto import types_pb2
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts of one request; `add` takes the last piece of each continuation."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    stats: list[types_pb2.SpeculationStats] = field(default_factory=list)
+
+    def add(self, piece: Piece) -> None:
+        self.completion_tokens += piece.completion_tokens
+        if piece.stats is not None:
+            self.stats.append(piece.stats)
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's `usage`."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+    def metrics(self) -> dict[str, Any]:
+        """vLLM's block. Ratios are null where nothing was drafted.
+
+        mean_acceptance_length = (accepted + steps) / steps: each verification step gives its
+        accepted drafts and one token of the verifier's own.
+        """
+        steps = sum(stats.num_spec_steps for stats in self.stats)
+        drafted = sum(stats.num_draft_tokens for stats in self.stats)
+        accepted = sum(stats.num_accepted_tokens for stats in self.stats)
+        return {
+            "speculative_decoding": {
+                "mean_acceptance_length": (accepted + steps) / steps if steps else None,
+                "draft_acceptance_rate": accepted / drafted if drafted else None,
+                "acceptance_histogram": self._histogram(),
+                "num_spec_steps": steps,
+            }
+        }
+
+    def _histogram(self) -> list[int]:
+        width = max((len(stats.acceptance_histogram) for stats in self.stats), default=0)
+        histogram = [0] * width
+        for stats in self.stats:
+            for accepted, steps in enumerate(stats.acceptance_histogram):
+                histogram[accepted] += steps
+        return histogram

@@ -1,0 +1,101 @@
+"""The model's tokenizer, from its folder: text to ids, chats to ids, ids to text."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as HfTokenizer
+
+from gateway.chat_template import ChatTemplate, choose
+from gateway.detokenizer import Detokenizer, Vocabulary
+from slipstream.core.errors import CheckpointError, InvalidRequest
+
+# Longer texts are tokenized in a thread, so that other streams go on (the library drops the GIL).
+_INLINE_CHARACTERS = 4096
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as failure:
+        raise CheckpointError(f"{path} is not valid JSON: {failure}") from failure
+    return content if isinstance(content, dict) else {}
+
+
+def _special_tokens(*configs: Mapping[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for config in configs:
+        for key, value in config.items():
+            content = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(content, str):
+                found.setdefault(key, content)
+    return found
+
+
+class Tokenizer:
+    """Immutable after loading; shared by all requests.
+
+    Args:
+        folder: a model folder with `tokenizer.json`; `tokenizer_config.json` and
+            `chat_template.jinja` are used where they are.
+
+    Raises:
+        CheckpointError: a file is missing or broken; the message names it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            reason = "has no tokenizer.json" if folder.is_dir() else "is not a folder"
+            raise CheckpointError(f"cannot load the tokenizer: {folder} {reason}")
+        try:
+            self._tokenizer = HfTokenizer.from_file(str(path))
+        # The library raises bare Exception for a file that it cannot read.
+        except Exception as failure:
+            raise CheckpointError(f"cannot load {path}: {failure}") from failure
+        # Some files carry the truncation of their training: a prompt is never cut silently.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        config = _read_json(folder / "tokenizer_config.json")
+        special = _special_tokens(config, _read_json(folder / "special_tokens_map.json"))
+        jinja = folder / "chat_template.jinja"
+        source = (
+            jinja.read_text("utf-8") if jinja.is_file() else choose(config.get("chat_template"))
+        )
+        self._template = None if source is None else ChatTemplate(source, special)
+        self._vocabulary = Vocabulary(self._tokenizer)
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        """Token ids of `text`, with the model's own begin tokens if `add_special_tokens`."""
+        if len(text) <= _INLINE_CHARACTERS:
+            return self._encode(text, add_special_tokens)
+        return await asyncio.to_thread(self._encode, text, add_special_tokens)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """Token ids of a chat that waits for the assistant. Its template writes special tokens.
+
+        Raises:
+            InvalidRequest: the model has no chat template, or it refuses the messages.
+        """
+        if self._template is None:
+            raise InvalidRequest(
+                "this model has no chat template; use /v1/completions or a plain prompt"
+            )
+        return await self.encode(self._template.render(messages), add_special_tokens=False)
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh one, for one continuation."""
+        return self._vocabulary.detokenizer()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token adds inside a text; special tokens as they are written."""
+        return self._vocabulary.token_bytes(token_id)

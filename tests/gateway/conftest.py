@@ -1,0 +1,189 @@
+"""A tiny model folder, a scripted verifier, and a real gateway on free ports."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from gateway import tokenizer as gateway_tokenizer
+from gateway.server import serving
+from gateway.settings import Settings
+from slipstream.wire.fakes import FakeVerifier
+from slipstream.wire.proto import verifier_pb2
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog. Hello, world! Stop here and there.",
+    "user assistant system answer question 0123456789 naïve café 日本語 😀 emoji",
+] * 4
+
+
+def byte_level_tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_tokens([AddedToken("<think> ü", special=False)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    return tokenizer
+
+
+def byte_fallback_tokenizer(strip: bool = True) -> Tokenizer:
+    """As SentencePiece models are converted: Llama 2 strips the leading space, Gemma does not."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += ["▁", "a", "b", "▁a", "▁the", "▁▁", "é", "日", "<0x", "x▁y"]
+    tokenizer = Tokenizer(
+        models.BPE({piece: place for place, piece in enumerate(pieces)}, [], byte_fallback=True)
+    )
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if strip else steps)
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    return tokenizer
+
+
+def metaspace_tokenizer() -> Tokenizer:
+    pieces = ["<unk>", "<s>", "▁", "a", "b", "▁a", "▁the", "▁▁", "é", "<0x41>"]
+    tokenizer = Tokenizer(models.BPE({piece: place for place, piece in enumerate(pieces)}, []))
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(["<s>"])
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def hf_tokenizers() -> dict[str, Tokenizer]:
+    return {
+        "byte-level": byte_level_tokenizer(),
+        "llama": byte_fallback_tokenizer(),
+        "gemma": byte_fallback_tokenizer(strip=False),
+        "metaspace": metaspace_tokenizer(),
+    }
+
+
+@pytest.fixture(scope="session")
+def model_folder(
+    tmp_path_factory: pytest.TempPathFactory, hf_tokenizers: dict[str, Tokenizer]
+) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny-chat"
+    folder.mkdir()
+    hf_tokenizers["byte-level"].save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_folder: Path) -> gateway_tokenizer.Tokenizer:
+    return gateway_tokenizer.Tokenizer(model_folder)
+
+
+@pytest.fixture(scope="session")
+def ids(hf_tokenizers: dict[str, Tokenizer]) -> Callable[[str], list[int]]:
+    """Token ids of a text, without special tokens."""
+    hf = hf_tokenizers["byte-level"]
+    return lambda text: hf.encode(text, add_special_tokens=False).ids
+
+
+@pytest.fixture(scope="session")
+def decode(hf_tokenizers: dict[str, Tokenizer]) -> Callable[[list[int]], str]:
+    """Text of token ids, special tokens left out."""
+    return hf_tokenizers["byte-level"].decode
+
+
+EOS = 2
+
+
+@dataclass
+class Rig:
+    """One gateway with its fake verifier."""
+
+    fake: FakeVerifier
+    http: httpx.AsyncClient
+    url: str
+    grpc_address: str
+    running: Any
+
+    async def chat(self, text: str = "hi", **fields: Any) -> httpx.Response:
+        messages = [{"role": "user", "content": text}]
+        body = {"model": "tiny-chat", "messages": messages, **fields}
+        return await self.http.post("/v1/chat/completions", json=body)
+
+    async def complete(self, prompt: Any = "hi", **fields: Any) -> httpx.Response:
+        body = {"model": "tiny-chat", "prompt": prompt, **fields}
+        return await self.http.post("/v1/completions", json=body)
+
+
+async def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(name="eventually")
+def _eventually() -> Callable[..., Any]:
+    return eventually
+
+
+@pytest.fixture
+def make_rig(model_folder: Path) -> Callable[..., contextlib.AbstractAsyncContextManager[Rig]]:
+    """A context manager that starts a verifier with these tokens, and a gateway before it."""
+
+    @contextlib.asynccontextmanager
+    async def rig(tokens: Any = (5, 6, 7), **settings: Any) -> AsyncIterator[Rig]:
+        model = verifier_pb2.GetModelResponse(
+            model_id="fake",
+            fingerprint="f",
+            context_length=256,
+            vocab_size=512,
+            eos_token_ids=[EOS],
+        )
+        async with FakeVerifier(tokens, model) as fake:
+            chosen = Settings(
+                model=model_folder,
+                verifier=fake.address,
+                http="127.0.0.1:0",
+                grpc="127.0.0.1:0",
+                stop_grace=0.2,
+                **settings,
+            )
+            async with serving(chosen) as running:
+                url = f"http://127.0.0.1:{running.http_port}"
+                async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as http:
+                    await _until_ready(http)
+                    address = f"127.0.0.1:{running.grpc_port}"
+                    yield Rig(fake, http, url, address, running)
+
+    return rig
+
+
+async def _until_ready(http: httpx.AsyncClient) -> None:
+    async with asyncio.timeout(10):
+        while (await http.get("/ready")).status_code != 200:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def rig(make_rig: Callable[..., Any]) -> AsyncIterator[Rig]:
+    async with make_rig() as made:
+        yield made
