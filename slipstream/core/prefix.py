@@ -44,6 +44,13 @@ class PrefixChain:
             data = links[-1] + token.to_bytes(4, "little")
             links.append(blake2b(data, digest_size=HASH_BYTES).digest())
 
+    def extended(self, tokens: Iterable[int]) -> PrefixChain:
+        """A chain for this sequence followed by `tokens`; this one stays as it is."""
+        chain = PrefixChain.__new__(PrefixChain)
+        chain._links = self._links.copy()
+        chain.extend(tokens)
+        return chain
+
     def truncate(self, length: int) -> None:
         assert 0 <= length <= len(self)
         del self._links[length + 1 :]

@@ -113,9 +113,7 @@ def _attend_one(
     else:
         scores = torch.matmul(folded, keys.transpose(2, 3)) * scaling
         scores = torch.tanh(scores / softcap) * softcap
-        if mask is not None:
-            scores = scores + mask
-        out = torch.matmul(scores.softmax(-1, dtype=torch.float32).to(query.dtype), values)
+        out = torch.matmul((scores + mask).softmax(-1, dtype=torch.float32).to(query.dtype), values)
     out = out.view(kv_heads, group, queries, dim).permute(2, 0, 1, 3)
     return out[:rows].reshape(rows, heads, dim)
 

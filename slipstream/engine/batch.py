@@ -45,26 +45,22 @@ class SegmentRows:
     padded: int
     # Query rows including padding, which repeat the last one (strict shapes only).
     num_queries: int
-    masks: dict[tuple[int | None, int], torch.Tensor | None] = field(default_factory=dict)
+    masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None, repeat: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """Additive visibility [repeat * num_queries, padded] or None where all is visible.
+    def mask(self, window: int | None, repeat: int, dtype: torch.dtype) -> torch.Tensor:
+        """Additive visibility, [repeat * num_queries, padded].
 
         Row r stands for query r % num_queries. A query sees keys at its own position and
-        before, within `window` positions where there is a sliding window.
+        before, within `window` positions where there is a sliding window. There is a mask even
+        where it hides nothing: kernels round differently without one.
         """
         key = (window, repeat)
         if key not in self.masks:
             self.masks[key] = self._make_mask(window, repeat, dtype)
         return self.masks[key]
 
-    def _make_mask(
-        self, window: int | None, repeat: int, dtype: torch.dtype
-    ) -> torch.Tensor | None:
+    def _make_mask(self, window: int | None, repeat: int, dtype: torch.dtype) -> torch.Tensor:
         positions = self.positions
-        last = self.padded - 1
-        if self.num_queries == 1 and self.position == last and (window or last + 1) > last:
-            return None
         keys = torch.arange(self.padded, device=positions.device)
         if self.num_queries > positions.numel():
             pad = positions[-1:].expand(self.num_queries - positions.numel())
@@ -74,7 +70,7 @@ class SegmentRows:
             hidden |= keys <= positions[:, None] - window
         mask = torch.zeros(hidden.shape, dtype=dtype, device=positions.device)
         mask.masked_fill_(hidden, float("-inf"))
-        return mask.repeat(repeat, 1) if self.num_queries > 1 else mask
+        return mask.repeat(repeat, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +81,7 @@ class Batch:
         input_ids, position_ids: int64 [1, rows].
         slots: int64 [rows], where each row's key and value go.
         segments: the rows of each sequence. Rows in none of them are padding.
-        logit_rows: int64 [wanted].
+        logit_rows: int64 [num_logits or more]; those behind num_logits only pad.
     """
 
     input_ids: torch.Tensor
@@ -93,6 +89,7 @@ class Batch:
     slots: torch.Tensor
     segments: tuple[SegmentRows, ...]
     logit_rows: torch.Tensor
+    num_logits: int
 
 
 def _pad_up(value: int, multiple: int) -> int:
@@ -133,6 +130,9 @@ def pack(
         )
         slots.append(segment.table.slots[segment.position : segment.kv_length])
         wanted.extend(range(end - segment.num_logits, end))
+    num_logits = len(wanted)
+    if wanted:
+        wanted.extend(wanted[-1:] * (min_rows - num_logits))
     if padding:
         slots.append(torch.full((padding,), SCRATCH_SLOT, device=device))
     return Batch(
@@ -141,4 +141,5 @@ def pack(
         slots=torch.cat(slots),
         segments=tuple(rows),
         logit_rows=torch.tensor(wanted, dtype=torch.int64, device=device),
+        num_logits=num_logits,
     )

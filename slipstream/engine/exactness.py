@@ -20,7 +20,10 @@ from slipstream.engine.runner import ModelRunner
 
 # Strict forward passes that decode or verify have at most this many rows.
 MAX_STRICT_ROWS = 32
-_CANDIDATES = ((1, 1), (4, 1), (8, 1), (16, 1), (16, 4), (16, 8), (32, 8), (32, 16), (32, 32))
+_CANDIDATES = (
+    *((1, 1), (4, 1), (4, 4), (8, 1), (8, 4), (8, 8)),
+    *((16, 1), (16, 4), (16, 8), (32, 8), (32, 16), (32, 32)),
+)
 _CONTEXT = 75
 _TAIL = 12
 

@@ -77,7 +77,7 @@ class ModelRunner:
             logits_to_keep=batch.logit_rows,
             **{CONTEXT: context},
         )
-        logits: torch.Tensor = output.logits[0]
+        logits: torch.Tensor = output.logits[0, : batch.num_logits]
         if logits.is_cuda:
             torch.cuda.synchronize(logits.device)
         self.model_seconds += time.perf_counter() - started

@@ -5,21 +5,12 @@ from __future__ import annotations
 import secrets
 
 from slipstream.core.params import SamplingParams, StopConditions
-from slipstream.core.prefix import Prefix
 from slipstream.wire.proto import types_pb2
 
 
 def random_seed() -> int:
     """A seed for a request that brings none. Below 2**53, so that JSON carries it exactly."""
     return secrets.randbelow(2**53)
-
-
-def prefix_to_proto(prefix: Prefix) -> types_pb2.Prefix:
-    return types_pb2.Prefix(length=prefix.length, hash=prefix.hash)
-
-
-def prefix_from_proto(message: types_pb2.Prefix) -> Prefix:
-    return Prefix(message.length, message.hash)
 
 
 def sampling_to_proto(params: SamplingParams) -> types_pb2.SamplingParams:

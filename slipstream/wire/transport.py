@@ -55,11 +55,28 @@ class Server:
         self.address = address
         self.grpc = grpc.aio.server(options=_SERVER_OPTIONS, interceptors=list(interceptors))
         self._services = list(services)
+        self._port = 0
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         reflection.enable_server_reflection(
             [*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc
         )
+
+    def bind(self) -> int:
+        """Takes the port, before anything slow. Returns it.
+
+        Raises:
+            ConfigurationError: the address cannot be bound.
+        """
+        if self._port == 0:
+            try:
+                self._port = self.grpc.add_insecure_port(self.address)
+            except RuntimeError as failure:
+                raise ConfigurationError(
+                    f"cannot listen on {self.address}: the port is in use or the address is not "
+                    "ours"
+                ) from failure
+        return self._port
 
     async def start(self) -> int:
         """Binds and serves; health stays NOT_SERVING until `set_serving`. Returns the port.
@@ -67,13 +84,8 @@ class Server:
         Raises:
             ConfigurationError: the address cannot be bound.
         """
+        port = self.bind()
         await self.set_serving(False)
-        try:
-            port = self.grpc.add_insecure_port(self.address)
-        except RuntimeError as failure:
-            raise ConfigurationError(
-                f"cannot listen on {self.address}: the port is in use or the address is not ours"
-            ) from failure
         await self.grpc.start()
         return port
 

@@ -1,0 +1,62 @@
+"""`python -m drafter_service`: exit code 0 after a clean stop, 2 on a configuration error."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+from drafter_service.engine import DrafterEngine
+from drafter_service.servicer import DrafterServicer
+from drafter_service.settings import Settings
+from slipstream.core.layer_plan import LayerPlan
+from slipstream.engine.checkpoint import automatic_plan, load_model, read_config
+from slipstream.engine.placement import place, resolve_device
+from slipstream.engine.runner import ModelRunner
+from slipstream.wire.process import run_service
+from slipstream.wire.proto import drafter_pb2_grpc
+from slipstream.wire.transport import Server
+
+log = logging.getLogger(__name__)
+SERVICE = "slipstream.v1.DrafterService"
+
+
+def _make_runner(settings: Settings) -> ModelRunner:
+    if settings.layer_plan == "auto":
+        plan = automatic_plan(settings.model, read_config(settings.model))
+    else:
+        plan = LayerPlan.load(Path(settings.layer_plan))
+    loaded = load_model(
+        settings.model, dtype=settings.dtype, device=resolve_device(settings.device), plan=plan
+    )
+    runner = ModelRunner(loaded, int(settings.kv_cache_gib * 2**30))
+    log.info(
+        "%s, %s on %s, %.0f MB of weights, %d KV blocks",
+        settings.model.name, plan.describe(), loaded.device, loaded.weight_bytes / 1e6,
+        runner.pool.num_blocks,
+    )  # fmt: skip
+    return runner
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Binds, loads, serves until `stop`, ends cleanly."""
+    place(settings.cpus, settings.threads, resolve_device(settings.device))
+    server = Server(settings.listen, [SERVICE])
+    server.bind()
+    runner = await asyncio.to_thread(_make_runner, settings)
+    servicer = DrafterServicer()
+    engine = DrafterEngine(runner, servicer.send, max_sequences=settings.max_sequences)
+    servicer.attach(engine)
+    engine.start()
+    drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, server.grpc)
+    await server.start()
+    await server.set_serving(True)
+    log.info("serving on %s", settings.listen)
+    await stop.wait()
+    await server.stop(settings.stop_grace)
+    await asyncio.to_thread(engine.stop)
+
+
+if __name__ == "__main__":
+    sys.exit(run_service("drafter", Settings, serve, sys.argv[1:]))

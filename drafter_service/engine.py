@@ -1,0 +1,250 @@
+"""The drafter's engine: runs ahead of every open sequence, and rolls back when contradicted."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from slipstream.core.draft import Close, Command, Commit, Open, Proposal, Refusal
+from slipstream.core.errors import SlipstreamError
+from slipstream.engine.batch import Segment
+from slipstream.engine.draws import Draws
+from slipstream.engine.runner import ModelRunner
+from slipstream.engine.sequence import Sequence
+
+log = logging.getLogger(__name__)
+_IDLE_WAIT_SECONDS = 1.0
+_PREFILL_CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A sequence of one of the verifiers, by the number of its connection."""
+
+    connection: int
+    sequence_id: int
+
+
+class Draft:
+    """An open sequence: what was committed, and how far the drafter has run ahead of it."""
+
+    def __init__(self, key: Key, command: Open, salt: str) -> None:
+        self.key = key
+        self.sequence = Sequence(command.tokens, command.num_prompt, command.params, salt)
+        self.committed = len(command.tokens)
+        self.window = command.window
+        self.max_length = command.max_length
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another draft is wanted. The token at max_length - 1 is the verifier's own."""
+        ahead = len(self.sequence) - self.committed
+        return ahead < self.window and len(self.sequence) < self.max_length - 1
+
+    def commit(self, command: Commit) -> int | None:
+        """Takes over what the verifier decided; drafts that agree stay.
+
+        Returns:
+            How many drafts were rolled back; None where the commit continues another prefix.
+        """
+        sequence, start = self.sequence, command.prefix.length
+        if start != self.committed or not sequence.chain.names(command.prefix):
+            return None
+        ahead = sequence.tokens[start:]
+        agree = 0
+        for mine, decided in zip(ahead, command.tokens, strict=False):
+            if mine != decided:
+                break
+            agree += 1
+        lost = 0
+        if agree < len(command.tokens):
+            lost = len(ahead) - agree
+            sequence.rollback(start + agree)
+            for token in command.tokens[agree:]:
+                sequence.append(token)
+        self.committed = start + len(command.tokens)
+        return lost
+
+
+@dataclass(slots=True)
+class DraftCounters:
+    """Totals since the start. Written by the engine's thread, read by anyone."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    drafted_tokens: int = 0
+    rolled_back_tokens: int = 0
+    # Moving average of steps that advance one sequence by one token.
+    single_step_seconds: float = 0.0
+
+
+class DrafterEngine:
+    """Drafts for all open sequences, on a thread of its own. Never waited for, never waits.
+
+    Args:
+        send: takes a connection's number, proposals and refusals, on the engine's thread.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        send: Callable[[int, list[Proposal], list[Refusal]], None],
+        *,
+        max_sequences: int = 128,
+    ) -> None:
+        self.runner = runner
+        self.counters = DraftCounters()
+        self._send = send
+        self._max_sequences = max_sequences
+        self._drafts: dict[Key, Draft] = {}
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    # ---- from any thread -------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def num_open(self) -> int:
+        return len(self._drafts)
+
+    def obey(self, connection: int, commands: list[Command]) -> None:
+        """Commands of one verifier, in order."""
+        self._post(lambda: [self._execute(connection, command) for command in commands])
+
+    def disconnect(self, connection: int) -> None:
+        """A verifier is gone: frees what was open for it."""
+        self._post(lambda: self._drop_connection(connection))
+
+    def _post(self, action: Callable[[], object]) -> None:
+        self._inbox.append(lambda: (action(), None)[1])
+        self._wake.set()
+
+    # ---- the engine's thread ---------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            if not self.step():
+                self._wake.wait(_IDLE_WAIT_SECONDS)
+
+    def step(self) -> bool:
+        """One step: obey, advance every sequence that has room by one token, propose."""
+        while self._inbox:
+            self._inbox.popleft()()
+        ready = [d for d in self._drafts.values() if d.has_room and self._has_memory(d)]
+        if not ready:
+            return False
+        started = time.perf_counter()
+        segments = [self._segment(draft) for draft in ready]
+        try:
+            draws = Draws(self.runner.forward(segments))
+        except Exception as failure:
+            log.exception("a drafting step failed")
+            self._refuse(ready, f"the drafter's forward pass failed: {failure}")
+            return True
+        self._extend(ready, segments, draws)
+        self._count(segments, time.perf_counter() - started)
+        return True
+
+    def _segment(self, draft: Draft) -> Segment:
+        sequence = draft.sequence
+        assert sequence.table is not None
+        end = min(sequence.computed + _PREFILL_CHUNK, len(sequence))
+        tokens = sequence.tokens[sequence.computed : end]
+        return Segment(tokens, sequence.computed, sequence.table, int(end == len(sequence)))
+
+    def _extend(self, ready: list[Draft], segments: list[Segment], draws: Draws) -> None:
+        proposals: dict[int, list[Proposal]] = {}
+        row = 0
+        for draft, segment in zip(ready, segments, strict=True):
+            sequence = draft.sequence
+            sequence.computed = segment.kv_length
+            if not segment.num_logits:
+                continue
+            try:
+                token = draws.token(row, sequence)
+            except SlipstreamError as failure:
+                self._refuse([draft], failure.message)
+                continue
+            finally:
+                row += 1
+            prefix = sequence.chain.at(len(sequence))
+            sequence.append(token)
+            self.counters.drafted_tokens += 1
+            proposal = Proposal(draft.key.sequence_id, prefix, (token,))
+            proposals.setdefault(draft.key.connection, []).append(proposal)
+        for connection, batch in proposals.items():
+            self._send(connection, batch, [])
+
+    def _has_memory(self, draft: Draft) -> bool:
+        """Whether the sequence has its place in the pool; takes one where there is room."""
+        if draft.sequence.table is None:
+            draft.sequence.table = self.runner.pool.allocate(draft.max_length)
+        return draft.sequence.table is not None
+
+    def _count(self, segments: list[Segment], seconds: float) -> None:
+        counters = self.counters
+        counters.steps += 1
+        counters.step_seconds += seconds
+        if len(segments) == 1 and len(segments[0].tokens) == 1:
+            before = counters.single_step_seconds or seconds
+            counters.single_step_seconds = 0.95 * before + 0.05 * seconds
+
+    def _execute(self, connection: int, command: Command) -> None:
+        key = Key(connection, command.sequence_id)
+        if isinstance(command, Open):
+            self._open(key, command)
+        elif key in self._drafts and isinstance(command, Close):
+            self._drop(key)
+        elif key in self._drafts and isinstance(command, Commit):
+            lost = self._drafts[key].commit(command)
+            if lost is None:
+                self._refuse([self._drafts[key]], "a commit continues a prefix that is not here")
+            else:
+                self.counters.rolled_back_tokens += lost
+
+    def _open(self, key: Key, command: Open) -> None:
+        draft = Draft(key, command, self.runner.loaded.fingerprint)
+        pool = self.runner.pool
+        reason = ""
+        if len(self._drafts) >= self._max_sequences:
+            reason = f"the drafter has {self._max_sequences} sequences open already"
+        elif pool.blocks_for(command.max_length) > pool.num_blocks:
+            reason = f"{command.max_length} tokens never fit the drafter's KV pool"
+        if key in self._drafts:
+            self._drop(key)
+        if reason:
+            self._send(key.connection, [], [Refusal(key.sequence_id, reason)])
+        else:
+            self._drafts[key] = draft
+
+    def _refuse(self, drafts: list[Draft], reason: str) -> None:
+        for draft in drafts:
+            self._drop(draft.key)
+            self._send(draft.key.connection, [], [Refusal(draft.key.sequence_id, reason)])
+
+    def _drop(self, key: Key) -> None:
+        draft = self._drafts.pop(key)
+        if draft.sequence.table is not None:
+            self.runner.pool.release(draft.sequence.table)
+
+    def _drop_connection(self, connection: int) -> None:
+        for key in [key for key in self._drafts if key.connection == connection]:
+            self._drop(key)

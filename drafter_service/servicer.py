@@ -1,0 +1,117 @@
+"""The drafter's gRPC face: one stream for each verifier."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import uuid
+from collections.abc import AsyncIterator
+
+import grpc
+
+from drafter_service.engine import DrafterEngine
+from slipstream.core.draft import Proposal, Refusal
+from slipstream.core.errors import InvalidRequest, ModelMismatch
+from slipstream.wire.draft_codec import command_from_proto, response_to_proto
+from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
+from slipstream.wire.status import streaming, unary
+
+log = logging.getLogger(__name__)
+
+
+class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
+    """Routes commands to the engine and proposals back to the verifier they are for."""
+
+    def __init__(self) -> None:
+        self._engine: DrafterEngine
+        self._numbers = itertools.count(1)
+        self._outboxes: dict[int, asyncio.Queue[drafter_pb2.DraftResponse]] = {}
+        self._incarnation = uuid.uuid4().hex
+        self._loop = asyncio.get_running_loop()
+
+    def attach(self, engine: DrafterEngine) -> None:
+        self._engine = engine
+
+    def send(self, connection: int, proposals: list[Proposal], refusals: list[Refusal]) -> None:
+        """Called on the engine's thread."""
+        seconds = self._engine.counters.single_step_seconds
+        message = response_to_proto(proposals, refusals, seconds)
+        self._loop.call_soon_threadsafe(self._enqueue, connection, message)
+
+    def _enqueue(self, connection: int, message: drafter_pb2.DraftResponse) -> None:
+        outbox = self._outboxes.get(connection)
+        if outbox is not None:
+            outbox.put_nowait(message)
+
+    @streaming
+    async def Draft(
+        self,
+        request_iterator: AsyncIterator[drafter_pb2.DraftRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> AsyncIterator[drafter_pb2.DraftResponse]:
+        await self._greet(request_iterator)
+        connection = next(self._numbers)
+        outbox: asyncio.Queue[drafter_pb2.DraftResponse] = asyncio.Queue()
+        self._outboxes[connection] = outbox
+        log.info("verifier %s connected", context.peer())
+        reader = asyncio.create_task(self._read(connection, request_iterator))
+        try:
+            yield drafter_pb2.DraftResponse(hello=self._own_hello())
+            while True:
+                getter = asyncio.ensure_future(outbox.get())
+                await asyncio.wait({getter, reader}, return_when=asyncio.FIRST_COMPLETED)
+                if not getter.done():
+                    getter.cancel()
+                    reader.result()
+                    return
+                yield getter.result()
+        finally:
+            reader.cancel()
+            del self._outboxes[connection]
+            self._engine.disconnect(connection)
+            log.info("verifier %s left", context.peer())
+
+    async def _greet(self, requests: AsyncIterator[drafter_pb2.DraftRequest]) -> None:
+        """Reads the verifier's Hello. Raises InvalidRequest or ModelMismatch."""
+        first = await anext(aiter(requests), None)
+        if first is None or not first.commands or not first.commands[0].HasField("hello"):
+            raise InvalidRequest("the first command of a draft stream must be a hello")
+        theirs, own = first.commands[0].hello, self._own_hello()
+        if theirs.model_fingerprint != own.model_fingerprint:
+            raise ModelMismatch(
+                f"the drafter serves model {own.model_fingerprint[:12]}, the verifier "
+                f"{theirs.model_fingerprint[:12]}; start both with the same model"
+            )
+
+    def _own_hello(self) -> drafter_pb2.Hello:
+        loaded = self._engine.runner.loaded
+        return drafter_pb2.Hello(
+            model_fingerprint=loaded.fingerprint,
+            vocab_size=loaded.config.vocab_size,
+            incarnation=self._incarnation,
+        )
+
+    async def _read(
+        self, connection: int, requests: AsyncIterator[drafter_pb2.DraftRequest]
+    ) -> None:
+        async for request in requests:
+            self._engine.obey(connection, [command_from_proto(c) for c in request.commands])
+
+    @unary
+    async def GetDrafter(
+        self, request: drafter_pb2.GetDrafterRequest, context: grpc.aio.ServicerContext
+    ) -> drafter_pb2.GetDrafterResponse:
+        engine = self._engine
+        loaded, counters = engine.runner.loaded, engine.counters
+        return drafter_pb2.GetDrafterResponse(
+            model_fingerprint=loaded.fingerprint,
+            layer_plan=loaded.plan.describe(),
+            open_sequences=engine.num_open,
+            steps=counters.steps,
+            drafted_tokens=counters.drafted_tokens,
+            rolled_back_tokens=counters.rolled_back_tokens,
+            step_seconds=counters.single_step_seconds,
+            kv_blocks_used=engine.runner.pool.num_used,
+            weight_bytes=loaded.weight_bytes,
+        )

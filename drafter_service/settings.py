@@ -1,0 +1,18 @@
+"""Settings of the drafter: command line, then SLIPSTREAM_DRAFTER_..., then defaults."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from slipstream.wire.process import ModelServiceSettings, settings_config
+
+
+class Settings(ModelServiceSettings):
+    """The drafter: a cheaper copy of the model that runs ahead."""
+
+    model_config = settings_config("drafter")
+
+    listen: str = Field("127.0.0.1:50052", description="host:port to serve gRPC on")
+    layer_plan: str = Field(
+        "auto", description="file of a layer plan; auto: all layers at 4 or 8 bits"
+    )

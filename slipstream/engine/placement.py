@@ -1,0 +1,54 @@
+"""Where a model service computes: cores, threads, and how threads of Python share one."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+
+from slipstream.core.errors import ConfigurationError
+
+# The engine's thread comes back from a kernel and wants the interpreter at once; the default
+# lets the thread that serves the network keep it for 5 ms, a large part of a step.
+_SWITCH_SECONDS = 0.0005
+
+
+def place(cpus: str, threads: int, device: str) -> None:
+    """Pins the process and sizes torch's thread pool. Call before any tensor work.
+
+    Args:
+        cpus: comma-separated core numbers, empty for no pinning.
+        threads: torch threads; 0 means one for each core that the process may use.
+        device: a torch device, checked to be there.
+
+    Raises:
+        ConfigurationError: a core or the device does not exist.
+    """
+    if cpus:
+        try:
+            wanted = {int(core) for core in cpus.split(",")}
+        except ValueError as failure:
+            raise ConfigurationError(
+                f"--cpus takes core numbers separated by commas, got {cpus!r}"
+            ) from failure
+        if not hasattr(os, "sched_setaffinity"):
+            raise ConfigurationError("--cpus is not supported on this system; leave it out")
+        try:
+            os.sched_setaffinity(0, wanted)
+        except OSError as failure:
+            raise ConfigurationError(f"cannot run on cores {cpus}: {failure}") from failure
+    available = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    torch.set_num_threads(threads or available)
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigurationError("--device cuda: this machine or this torch has no CUDA device")
+
+
+def resolve_device(device: str) -> str:
+    """`auto` becomes cuda where there is one, else cpu."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,99 @@
+"""Translation between draft messages and the values of slipstream.core.draft."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from slipstream.core.draft import Close, Command, Commit, Open, Proposal, Refusal
+from slipstream.core.errors import InvalidRequest
+from slipstream.core.prefix import Prefix
+from slipstream.wire.codec import sampling_from_proto, sampling_to_proto
+from slipstream.wire.proto import drafter_pb2, types_pb2
+
+
+def _prefix(prefix: Prefix) -> types_pb2.Prefix:
+    return types_pb2.Prefix(length=prefix.length, hash=prefix.hash)
+
+
+def command_to_proto(command: Command) -> drafter_pb2.DraftCommand:
+    if isinstance(command, Commit):
+        return drafter_pb2.DraftCommand(
+            commit=drafter_pb2.Commit(
+                sequence_id=command.sequence_id,
+                prefix=_prefix(command.prefix),
+                token_ids=command.tokens,
+            )
+        )
+    if isinstance(command, Close):
+        return drafter_pb2.DraftCommand(
+            close=drafter_pb2.CloseSequence(sequence_id=command.sequence_id)
+        )
+    return drafter_pb2.DraftCommand(
+        open=drafter_pb2.OpenSequence(
+            sequence_id=command.sequence_id,
+            token_ids=command.tokens,
+            num_prompt_tokens=command.num_prompt,
+            sampling=sampling_to_proto(command.params),
+            window=command.window,
+            max_length=command.max_length,
+        )
+    )
+
+
+def command_from_proto(message: drafter_pb2.DraftCommand) -> Command:
+    """Raises InvalidRequest, also where the command is a Hello, which is not for the engine."""
+    kind = message.WhichOneof("command")
+    if kind == "commit":
+        commit = message.commit
+        prefix = Prefix(commit.prefix.length, commit.prefix.hash)
+        return Commit(commit.sequence_id, prefix, tuple(commit.token_ids))
+    if kind == "close":
+        return Close(message.close.sequence_id)
+    if kind != "open":
+        raise InvalidRequest(f"a draft command must be open, commit or close, got {kind}")
+    opening = message.open
+    tokens = tuple(opening.token_ids)
+    if not 0 < opening.num_prompt_tokens <= len(tokens) < opening.max_length:
+        raise InvalidRequest(
+            f"sequence {opening.sequence_id} has {len(tokens)} tokens, {opening.num_prompt_tokens} "
+            f"of them prompt, and a maximum of {opening.max_length}: they do not fit together"
+        )
+    return Open(
+        opening.sequence_id,
+        tokens,
+        opening.num_prompt_tokens,
+        sampling_from_proto(opening.sampling),
+        opening.window,
+        opening.max_length,
+    )
+
+
+def response_to_proto(
+    proposals: Iterable[Proposal], refusals: Iterable[Refusal], step_seconds: float
+) -> drafter_pb2.DraftResponse:
+    return drafter_pb2.DraftResponse(
+        proposals=[
+            drafter_pb2.Proposal(
+                sequence_id=p.sequence_id, prefix=_prefix(p.prefix), token_ids=p.tokens
+            )
+            for p in proposals
+        ],
+        refused=[
+            drafter_pb2.SequenceRefused(sequence_id=r.sequence_id, reason=r.reason)
+            for r in refusals
+        ],
+        draft_step_seconds=step_seconds,
+    )
+
+
+def proposals_from_proto(message: drafter_pb2.DraftResponse) -> list[Proposal]:
+    """Chains only: a proposal with parents is a tree, which this version does not verify."""
+    return [
+        Proposal(p.sequence_id, Prefix(p.prefix.length, p.prefix.hash), tuple(p.token_ids))
+        for p in message.proposals
+        if not p.parents
+    ]
+
+
+def refusals_from_proto(message: drafter_pb2.DraftResponse) -> list[Refusal]:
+    return [Refusal(r.sequence_id, r.reason) for r in message.refused]

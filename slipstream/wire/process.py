@@ -1,0 +1,98 @@
+"""How every service reads its settings, logs, starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from slipstream.core.errors import ConfigurationError
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+def settings_config(role: str) -> SettingsConfigDict:
+    """Command line first, then the environment, then defaults."""
+    return SettingsConfigDict(
+        env_prefix=f"SLIPSTREAM_{role.upper()}_",
+        cli_prog_name=f"python -m {role}_service",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+    )
+
+
+class ModelServiceSettings(BaseSettings):
+    """What verifier and drafter have in common."""
+
+    model: Path = Field(description="folder with config.json, safetensors and tokenizer")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="of the weights")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int = Field(0, ge=0, description="torch threads; 0: one for each core allowed")
+    cpus: str = Field("", description="cores to run on, as 0 or 0,1; empty: all")
+    kv_cache_gib: float = Field(2.0, gt=0, description="size of the KV pool in GiB")
+    max_sequences: int = Field(128, ge=1, description="most sequences at once")
+    stop_grace: float = Field(5.0, ge=0, description="seconds that calls get when it stops")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
+
+
+def read_settings(kind: type[S], arguments: Sequence[str]) -> S:
+    """Settings from a command line without the program's name, and the environment.
+
+    Raises:
+        ConfigurationError: names the setting and what is wrong with it.
+    """
+    try:
+        return kind(_cli_parse_args=list(arguments))  # type: ignore[call-arg]
+    except ValidationError as failure:
+        first = failure.errors()[0]
+        option = "--" + ".".join(str(part) for part in first["loc"]).replace("_", "-")
+        raise ConfigurationError(f"{option}: {first['msg']}") from failure
+
+
+def run_service(
+    role: str,
+    kind: type[S],
+    serve: Callable[[S, asyncio.Event], Awaitable[None]],
+    arguments: Sequence[str],
+) -> int:
+    """Runs a service until SIGTERM or SIGINT.
+
+    Args:
+        serve: takes the settings and an event; serves until it is set, then stops cleanly.
+
+    Returns:
+        The exit code: 0 after a clean stop, 2 after one clear line on stderr where a setting, a
+        file or a port is unusable.
+    """
+    try:
+        settings = read_settings(kind, arguments)
+        logging.basicConfig(
+            level=str(getattr(settings, "log_level", "info")).upper(),
+            format=f"%(asctime)s {role} %(levelname)s %(message)s",
+            stream=sys.stderr,
+        )
+        asyncio.run(_until_signalled(settings, serve))
+    except ConfigurationError as failure:
+        sys.stderr.write(f"{role}: error: {failure.message}\n")
+        return 2
+    return 0
+
+
+async def _until_signalled(
+    settings: S, serve: Callable[[S, asyncio.Event], Awaitable[None]]
+) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await serve(settings, stop)

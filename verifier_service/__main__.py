@@ -1,0 +1,88 @@
+"""`python -m verifier_service`: exit code 0 after a clean stop, 2 on a configuration error."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+
+from slipstream.core.draft import Command
+from slipstream.engine.checkpoint import load_model
+from slipstream.engine.exactness import fastest_min_rows, strict_shapes
+from slipstream.engine.placement import place, resolve_device
+from slipstream.engine.runner import ModelRunner
+from slipstream.wire.process import run_service
+from slipstream.wire.proto import verifier_pb2_grpc
+from slipstream.wire.transport import Server
+from verifier_service.drafter_link import DrafterLink
+from verifier_service.engine import VerifierEngine
+from verifier_service.plan import Limits
+from verifier_service.servicer import Identity, VerifierServicer
+from verifier_service.settings import Settings
+
+log = logging.getLogger(__name__)
+SERVICE = "slipstream.v1.VerifierService"
+
+
+def _make_runner(settings: Settings) -> ModelRunner:
+    loaded = load_model(
+        settings.model, dtype=settings.dtype, device=resolve_device(settings.device)
+    )
+    runner = ModelRunner(loaded, int(settings.kv_cache_gib * 2**30))
+    strict = settings.exactness == "strict"
+    shapes = strict_shapes(runner) if strict else fastest_min_rows(runner)
+    log.info(
+        "%s, %s on %s, %.0f MB of weights, %d KV blocks, exactness %s with %s",
+        settings.model.name, loaded.dtype, loaded.device, loaded.weight_bytes / 1e6,
+        runner.pool.num_blocks, settings.exactness, shapes,
+    )  # fmt: skip
+    return runner
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Binds, loads, serves until `stop`, ends cleanly."""
+    place(settings.cpus, settings.threads, resolve_device(settings.device))
+    server = Server(settings.listen, [SERVICE])
+    # The port first: a model takes seconds to load, a port in use is known at once.
+    server.bind()
+    runner = await asyncio.to_thread(_make_runner, settings)
+    loaded = runner.loaded
+    link: DrafterLink | None = None
+    if settings.drafter != "off":
+        link = DrafterLink(settings.drafter, loaded.fingerprint, loaded.config.vocab_size)
+
+    def send(connection: int, commands: list[Command]) -> None:
+        assert link is not None, "only a link announces a drafter"
+        link.send(connection, commands)
+
+    engine = VerifierEngine(
+        runner,
+        send,
+        limits=Limits(
+            prefill_chunk=settings.prefill_chunk, strict=settings.exactness == "strict"
+        ),
+        window=settings.window,
+        max_running=settings.max_sequences,
+        max_waiting=settings.max_queue,
+    )
+    engine.start()
+    name = settings.served_model_name or settings.model.resolve().name
+    identity = Identity(name, settings.exactness, settings.speculative)
+    servicer = VerifierServicer(engine, identity, link)
+    verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
+    await server.start()
+    linking = None if link is None else asyncio.create_task(link.run(engine))
+    await server.set_serving(True)
+    log.info("serving on %s", settings.listen)
+    await stop.wait()
+    await server.stop(settings.stop_grace)
+    if linking is not None:
+        linking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await linking
+    await asyncio.to_thread(engine.stop)
+
+
+if __name__ == "__main__":
+    sys.exit(run_service("verifier", Settings, serve, sys.argv[1:]))

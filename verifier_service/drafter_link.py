@@ -1,0 +1,122 @@
+"""The verifier's stream to its drafter: connects, says who it is, and comes back after a loss."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import uuid
+
+import grpc
+
+from slipstream.core.draft import Command
+from slipstream.core.errors import SlipstreamError
+from slipstream.wire.draft_codec import (
+    command_to_proto,
+    proposals_from_proto,
+    refusals_from_proto,
+)
+from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
+from slipstream.wire.status import error_of
+from slipstream.wire.transport import channel
+from verifier_service.engine import VerifierEngine
+
+log = logging.getLogger(__name__)
+_HELLO_TIMEOUT_SECONDS = 10.0
+_FIRST_BACKOFF_SECONDS = 0.2
+_MOST_BACKOFF_SECONDS = 2.0
+
+
+class DrafterLink:
+    """Keeps one stream open to a drafter. Lives on the event loop; `send` is for any thread.
+
+    Args:
+        address: host:port of the drafter.
+
+    Attributes:
+        connected: whether a drafter has accepted us.
+        detail: why there is none, where there is none.
+        connections: how many times one has.
+        draft_step_seconds: what the drafter last said of its own speed.
+    """
+
+    def __init__(self, address: str, fingerprint: str, vocab_size: int) -> None:
+        self.connected = False
+        self.detail = "not connected yet"
+        self.connections = 0
+        self.draft_step_seconds = 0.0
+        self._address = address
+        self._hello = drafter_pb2.Hello(
+            model_fingerprint=fingerprint, vocab_size=vocab_size, incarnation=uuid.uuid4().hex
+        )
+        self._numbers = itertools.count(1)
+        self._number = 0
+        self._outbox: asyncio.Queue[drafter_pb2.DraftRequest] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    def send(self, connection: int, commands: list[Command]) -> None:
+        """Sends commands in order, if `connection` is still the current one."""
+        request = drafter_pb2.DraftRequest(commands=[command_to_proto(c) for c in commands])
+        self._loop.call_soon_threadsafe(self._enqueue, connection, request)
+
+    def _enqueue(self, connection: int, request: drafter_pb2.DraftRequest) -> None:
+        if connection == self._number:
+            self._outbox.put_nowait(request)
+
+    async def run(self, engine: VerifierEngine) -> None:
+        """Connects again and again until cancelled."""
+        backoff = _FIRST_BACKOFF_SECONDS
+        while True:
+            try:
+                async with channel(self._address) as link:
+                    await self._serve(link, engine)
+                failure = "the drafter ended the stream"
+            except grpc.aio.AioRpcError as error:
+                failure = error_of(error).message
+            except (TimeoutError, SlipstreamError) as error:
+                failure = str(error) or "the drafter did not answer in time"
+            if self.connected:
+                backoff = _FIRST_BACKOFF_SECONDS
+                engine.drafter_down(self._number)
+                log.warning("drafter %s lost: %s; decoding goes on without", self._address, failure)
+            elif failure != self.detail:
+                log.warning("no drafter at %s: %s", self._address, failure)
+            self.connected, self.detail = False, failure
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, _MOST_BACKOFF_SECONDS)
+
+    async def _serve(self, link: grpc.aio.Channel, engine: VerifierEngine) -> None:
+        self._outbox = asyncio.Queue()
+        stream = drafter_pb2_grpc.DrafterServiceStub(link).Draft()
+        hello = drafter_pb2.DraftCommand(hello=self._hello)
+        async with asyncio.timeout(_HELLO_TIMEOUT_SECONDS):
+            await stream.write(drafter_pb2.DraftRequest(commands=[hello]))
+            first = await stream.read()
+        if first is grpc.aio.EOF:
+            raise grpc.aio.AioRpcError(
+                await stream.code(),
+                await stream.initial_metadata(),
+                await stream.trailing_metadata(),
+                await stream.details(),
+            )
+        self._number = next(self._numbers)
+        self.connected, self.detail = True, ""
+        self.connections += 1
+        log.info("drafter %s connected", self._address)
+        engine.drafter_up(self._number)
+        writer = asyncio.create_task(self._write(stream))
+        try:
+            async for response in stream:
+                self.draft_step_seconds = response.draft_step_seconds
+                engine.deliver(
+                    self._number, proposals_from_proto(response), refusals_from_proto(response)
+                )
+        finally:
+            writer.cancel()
+            stream.cancel()
+
+    async def _write(self, stream: grpc.aio.StreamStreamCall) -> None:
+        """Sends what the engine decided. Never waits for a proposal, so the two cannot deadlock."""
+        while True:
+            request = await self._outbox.get()
+            await stream.write(request)

@@ -1,0 +1,345 @@
+"""The verifier's engine: the loop that decides every token."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from slipstream.core.draft import Close, Command, Proposal, Refusal
+from slipstream.core.errors import (
+    ContextTooLong,
+    InternalError,
+    InvalidParameter,
+    Overloaded,
+    SlipstreamError,
+)
+from slipstream.core.sampling import log_probabilities
+from slipstream.engine.draws import Draws
+from slipstream.engine.runner import ModelRunner
+from verifier_service.generation import (
+    CommittedToken,
+    Finish,
+    Generation,
+    GenerationRequest,
+    Progress,
+)
+from verifier_service.plan import Limits, Work, plan_step
+
+log = logging.getLogger(__name__)
+_IDLE_WAIT_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """Totals since the start. Written by the engine's thread, read by anyone."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    plain_steps: int = 0
+    plain_step_seconds: float = 0.0
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    stale_draft_tokens: int = 0
+
+
+class VerifierEngine:
+    """Serves generations with one model, step by step, on a thread of its own.
+
+    Submit, cancel and deliver from any thread; they only fill the inbox, which the engine
+    empties once a step. What it decides goes out through each request's listener, and to the
+    drafter through `send_commands`, both called on the engine's thread.
+
+    Args:
+        send_commands: takes a drafter connection's number and its commands, in order.
+        window: how far beyond the last commit a drafter may run.
+        max_running: most sequences in a step; `max_waiting`: most that queue for a place.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        send_commands: Callable[[int, list[Command]], None],
+        *,
+        limits: Limits,
+        window: int = 8,
+        max_running: int = 128,
+        max_waiting: int = 1024,
+    ) -> None:
+        self.runner = runner
+        self.counters = EngineCounters()
+        self.limits = limits
+        self._send_commands = send_commands
+        self._window = window
+        self._max_running = max_running
+        self._max_waiting = max_waiting
+        self._waiting: deque[Generation] = deque()
+        self._running: deque[Generation] = deque()
+        self._by_number: dict[int, Generation] = {}
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._next_number = 1
+        self._drafter: int | None = None
+        self._commands: list[Command] = []
+        self._prefilled_last = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    # ---- from any thread -------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Ends the thread; what still runs is told that it was cancelled."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, request: GenerationRequest) -> Callable[[], None]:
+        """Queues a request; calling the result cancels it within a step.
+
+        Raises:
+            InvalidParameter, ContextTooLong: it can never be served.
+            Overloaded: it does not fit, or too many are waiting.
+        """
+        generation = self._admit(request)
+        self._post(lambda: self._enqueue(generation))
+        return lambda: self._post(lambda: self._cancel(generation))
+
+    def deliver(self, drafter: int, proposals: list[Proposal], refusals: list[Refusal]) -> None:
+        """Drafts that arrived from a drafter connection."""
+        self._post(lambda: self._take(drafter, proposals, refusals))
+
+    def drafter_up(self, drafter: int) -> None:
+        """A drafter is there: live sequences are opened on it."""
+        self._post(lambda: self._set_drafter(drafter))
+
+    def drafter_down(self, drafter: int) -> None:
+        """A drafter is gone: decoding goes on without."""
+        self._post(lambda: self._set_drafter(None) if self._drafter == drafter else None)
+
+    def _post(self, action: Callable[[], None]) -> None:
+        self._inbox.append(action)
+        self._wake.set()
+
+    def _admit(self, request: GenerationRequest) -> Generation:
+        loaded = self.runner.loaded
+        vocab, context = loaded.config.vocab_size, loaded.context_length
+        if not request.prompt:
+            raise InvalidParameter("the prompt is empty; it needs at least one token", param="prompt")
+        beyond = next((t for t in request.prompt if not 0 <= t < vocab), None)
+        if beyond is not None:
+            raise InvalidParameter(
+                f"the prompt holds token id {beyond}; the vocabulary has {vocab} tokens",
+                param="prompt",
+            )
+        request.params.check_vocabulary(vocab)
+        max_length = len(request.prompt) + request.stop.max_tokens
+        if max_length > context:
+            raise ContextTooLong(
+                f"the context window is {context} tokens; the prompt has {len(request.prompt)} and "
+                f"max_tokens asks for {request.stop.max_tokens} more",
+                param="max_tokens",
+            )
+        pool = self.runner.pool
+        if pool.blocks_for(max_length) > pool.num_blocks:
+            raise Overloaded(
+                f"{max_length} tokens never fit the KV pool of {pool.num_blocks} blocks; "
+                "ask for fewer tokens or start the verifier with a larger --kv-cache-gib"
+            )
+        if len(self._waiting) >= self._max_waiting:
+            raise Overloaded(f"{len(self._waiting)} requests are waiting already; try again later")
+        ends = request.stop.stop_token_ids
+        if not request.stop.ignore_eos:
+            ends = ends | loaded.eos_token_ids
+        number, self._next_number = self._next_number, self._next_number + 1
+        return Generation(number, request, loaded.fingerprint, ends, max_length)
+
+    # ---- the engine's thread ---------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            if not self.step():
+                self._wake.wait(_IDLE_WAIT_SECONDS)
+        for generation in [*self._running, *self._waiting]:
+            self._end(generation, Progress(finish=Finish.CANCELLED, counts=generation.counts))
+
+    def step(self) -> bool:
+        """One step: read the inbox, plan, run the model, decide, tell. False: nothing to do."""
+        self._read_inbox()
+        self._start_waiting()
+        work = plan_step(self._running, self.limits, not self._prefilled_last)
+        if not work:
+            self._flush_commands()
+            return False
+        # Openings go out before the forward pass, so that the drafter starts beside it.
+        self._flush_commands()
+        started = time.perf_counter()
+        try:
+            draws = Draws(self.runner.forward([item.segment for item in work]))
+        except Exception as failure:
+            self._fail(work, failure)
+            return True
+        self._decide(work, draws)
+        self._flush_commands()
+        self._count(work, time.perf_counter() - started)
+        return True
+
+    def _read_inbox(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()
+
+    def _start_waiting(self) -> None:
+        """Gives places and KV room to those who wait, in order; the first that lacks room waits."""
+        while self._waiting and len(self._running) < self._max_running:
+            generation = self._waiting[0]
+            table = self.runner.pool.allocate(generation.max_length)
+            if table is None:
+                return
+            self._waiting.popleft()
+            generation.sequence.table = table
+            self._running.append(generation)
+            self.counters.prompt_tokens += len(generation.request.prompt)
+            self._open(generation)
+
+    def _decide(self, work: list[Work], draws: Draws) -> None:
+        row = 0
+        for item in work:
+            try:
+                self._decide_one(item, draws, row)
+            except SlipstreamError as failure:
+                self._end(item.generation, Progress(error=failure))
+            except Exception as failure:
+                log.exception("request %s failed", item.generation.request.request_id)
+                self._end(item.generation, Progress(error=InternalError(str(failure))))
+            row += item.segment.num_logits
+
+    def _decide_one(self, item: Work, draws: Draws, row: int) -> None:
+        """The verdict on one sequence: draws the rule's own tokens until a draft differs.
+
+        Row i holds the logits after draft i - 1. Each is looked at only if every draft before it
+        was what the rule itself draws, so penalties see the true history, and nothing is
+        committed after a token that ends the generation.
+        """
+        generation, sequence, drafts = item.generation, item.generation.sequence, item.drafts
+        sequence.computed = item.segment.kv_length - len(drafts)
+        if item.segment.num_logits == 0:
+            return
+        committed: list[CommittedToken] = []
+        accepted = 0
+        for i in range(len(drafts) + 1):
+            token = draws.token(row + i, sequence)
+            committed.append(self._with_logprobs(generation, draws, row + i, token))
+            generation.append(token)
+            matches = i < len(drafts) and drafts[i] == token
+            accepted += matches
+            if generation.finish or not matches:
+                break
+        sequence.computed = len(sequence) - 1
+        generation.settle(len(committed))
+        generation.counts.record(len(drafts), accepted)
+        self.counters.accepted_tokens += accepted
+        self.counters.generated_tokens += len(committed)
+        progress = Progress(tuple(committed), generation.finish, counts=generation.counts)
+        if generation.finish:
+            self._end(generation, progress)
+            return
+        if generation.opened:
+            self._commands.append(generation.commit_command(len(committed)))
+        generation.request.listener(progress)
+
+    def _with_logprobs(
+        self, generation: Generation, draws: Draws, row: int, token: int
+    ) -> CommittedToken:
+        if generation.request.logprobs is None:
+            return CommittedToken(token)
+        logprob, top = log_probabilities(draws.row(row), token, generation.request.logprobs)
+        return CommittedToken(token, logprob, tuple(top))
+
+    def _count(self, work: list[Work], seconds: float) -> None:
+        counters, drafted = self.counters, sum(len(item.drafts) for item in work)
+        counters.steps += 1
+        counters.step_seconds += seconds
+        counters.draft_tokens += drafted
+        self._prefilled_last = len(work[-1].segment.tokens) - len(work[-1].drafts) > 1
+        if not drafted and len(work) == 1 and len(work[0].segment.tokens) == 1:
+            counters.plain_steps += 1
+            counters.plain_step_seconds += seconds
+
+    def _enqueue(self, generation: Generation) -> None:
+        self._by_number[generation.number] = generation
+        self._waiting.append(generation)
+
+    def _cancel(self, generation: Generation) -> None:
+        if generation.number in self._by_number:
+            self._end(generation, Progress(finish=Finish.CANCELLED, counts=generation.counts))
+
+    def _fail(self, work: list[Work], failure: Exception) -> None:
+        log.exception("a step failed", exc_info=failure)
+        error = InternalError(f"the forward pass failed: {type(failure).__name__}: {failure}")
+        for item in work:
+            self._end(item.generation, Progress(error=error))
+
+    def _end(self, generation: Generation, progress: Progress) -> None:
+        """Frees everything that a generation holds, then tells its listener the last word."""
+        del self._by_number[generation.number]
+        if generation.sequence.table is None:
+            self._waiting.remove(generation)
+        else:
+            self._running.remove(generation)
+            self.runner.pool.release(generation.sequence.table)
+        self.counters.stale_draft_tokens += generation.stale_drafts
+        if generation.opened:
+            self._commands.append(Close(generation.number))
+        generation.request.listener(progress)
+
+    # ---- the drafter, as the engine's thread sees it ---------------------------------------
+
+    def _set_drafter(self, drafter: int | None) -> None:
+        self._drafter = drafter
+        self._commands.clear()
+        for generation in self._running:
+            generation.opened = False
+            self._open(generation)
+
+    def _open(self, generation: Generation) -> None:
+        if self._drafter is not None and generation.request.speculative:
+            generation.opened = True
+            self._commands.append(generation.open_command(self._window))
+
+    def _take(self, drafter: int, proposals: list[Proposal], refusals: list[Refusal]) -> None:
+        if drafter != self._drafter:
+            return
+        for proposal in proposals:
+            generation = self._by_number.get(proposal.sequence_id)
+            if generation is not None and generation.opened:
+                generation.propose(proposal)
+        for refusal in refusals:
+            generation = self._by_number.get(refusal.sequence_id)
+            if generation is not None:
+                log.info("no drafts for %s: %s", generation.request.request_id, refusal.reason)
+                generation.opened = False
+
+    def _flush_commands(self) -> None:
+        if self._commands and self._drafter is not None:
+            self._send_commands(self._drafter, self._commands)
+        self._commands = []

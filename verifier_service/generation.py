@@ -1,0 +1,177 @@
+"""One generation on the verifier: a sequence, what ends it, and the drafts that wait for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from slipstream.core.draft import Commit, Open, Proposal
+from slipstream.core.errors import SlipstreamError
+from slipstream.core.params import SamplingParams, StopConditions
+from slipstream.core.prefix import PrefixChain
+from slipstream.engine.sequence import Sequence
+
+
+class Finish(Enum):
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedToken:
+    """A decided token; log probabilities only where asked for."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class SpeculationCounts:
+    """What speculation did; histogram[i] counts the drafted steps that accepted i tokens."""
+
+    steps: int = 0
+    spec_steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    histogram: list[int] = field(default_factory=list)
+
+    def record(self, drafted: int, accepted: int) -> None:
+        self.steps += 1
+        if drafted:
+            self.spec_steps += 1
+            self.drafted += drafted
+            self.accepted += accepted
+            self.histogram.extend([0] * (accepted + 1 - len(self.histogram)))
+            self.histogram[accepted] += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What one step did for one generation. The last one has `finish` or `error`."""
+
+    tokens: tuple[CommittedToken, ...] = ()
+    finish: Finish | None = None
+    error: SlipstreamError | None = None
+    counts: SpeculationCounts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A validated request. `listener` is called on the engine's thread and must not block."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    stop: StopConditions
+    speculative: bool
+    logprobs: int | None
+    listener: Callable[[Progress], None]
+
+
+class Generation:
+    """A request being served. Only the engine's thread touches it.
+
+    Args:
+        number: names the sequence to the drafter.
+        end_tokens: tokens that end this generation.
+        max_length: most tokens of the sequence, prompt included.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        request: GenerationRequest,
+        salt: str,
+        end_tokens: frozenset[int],
+        max_length: int,
+    ) -> None:
+        self.number = number
+        self.request = request
+        self.sequence = Sequence(request.prompt, len(request.prompt), request.params, salt)
+        self.max_length = max_length
+        self.finish: Finish | None = None
+        self.counts = SpeculationCounts()
+        self.opened = False
+        self.stale_drafts = 0
+        self._end_tokens = end_tokens
+        self._salt = salt
+        self._pending: list[int] = []
+        # Names of the committed sequence extended by the pending drafts.
+        self._pending_chain: PrefixChain | None = None
+
+    def propose(self, proposal: Proposal) -> None:
+        """Takes the tokens of a proposal that continues what is committed and pending.
+
+        A proposal for another prefix is dropped: late, duplicated and reordered ones do no harm.
+        """
+        tokens, length = proposal.tokens, len(self.sequence)
+        start = proposal.prefix.length
+        if start < length:
+            # It was sent before the last commit was heard; what was committed since must agree.
+            overlap = self.sequence.tokens[start:length]
+            known = tuple(overlap[: len(tokens)])
+            if not self.sequence.chain.names(proposal.prefix) or tokens[: len(known)] != known:
+                self.stale_drafts += len(tokens)
+                return
+            tokens = tokens[len(known) :]
+            if self._pending or not tokens:
+                return
+        elif start == length and self.sequence.chain.names(proposal.prefix):
+            self._pending.clear()
+        elif not self._continues_pending(proposal):
+            self.stale_drafts += len(tokens)
+            return
+        else:
+            del self._pending[start - length :]
+        self._pending.extend(tokens)
+        self._pending_chain = None
+
+    def _continues_pending(self, proposal: Proposal) -> bool:
+        length = len(self.sequence)
+        if not length < proposal.prefix.length <= length + len(self._pending):
+            return False
+        chain = self._pending_chain
+        if chain is None:
+            chain = self.sequence.chain.extended(self._pending)
+            self._pending_chain = chain
+        return chain.names(proposal.prefix)
+
+    def drafts(self, most: int) -> tuple[int, ...]:
+        """The drafts for the next step: at most `most`, and none that could not be accepted."""
+        room = self.max_length - len(self.sequence) - 1
+        return tuple(self._pending[: max(0, min(most, room))])
+
+    def append(self, token: int) -> None:
+        """Commits a token and notices whether it is the last."""
+        self.sequence.append(token)
+        if token in self._end_tokens:
+            self.finish = Finish.STOP
+        elif len(self.sequence) >= self.max_length:
+            self.finish = Finish.LENGTH
+
+    def settle(self, committed: int) -> None:
+        """After a step that committed `committed` tokens: keeps the drafts that still continue."""
+        new = self.sequence.tokens[-committed:]
+        agrees = self._pending[:committed] == new
+        self._pending = self._pending[committed:] if agrees else []
+        self._pending_chain = None
+
+    def open_command(self, window: int) -> Open:
+        sequence = self.sequence
+        return Open(
+            self.number,
+            tuple(sequence.tokens),
+            sequence.num_prompt,
+            sequence.params,
+            window,
+            self.max_length,
+        )
+
+    def commit_command(self, committed: int) -> Commit:
+        before = len(self.sequence) - committed
+        return Commit(
+            self.number, self.sequence.chain.at(before), tuple(self.sequence.tokens[before:])
+        )

@@ -1,0 +1,176 @@
+"""The verifier's gRPC face: requests in, committed tokens out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+
+from slipstream.core.errors import Unavailable
+from slipstream.core.params import MAX_LOGPROBS
+from slipstream.core.errors import InvalidParameter
+from slipstream.wire.codec import sampling_from_proto, stop_from_proto
+from slipstream.wire.proto import types_pb2, verifier_pb2, verifier_pb2_grpc
+from slipstream.wire.status import streaming, unary
+from verifier_service.drafter_link import DrafterLink
+from verifier_service.engine import VerifierEngine
+from verifier_service.generation import (
+    CommittedToken,
+    Finish,
+    GenerationRequest,
+    Progress,
+    SpeculationCounts,
+)
+
+_FINISH = {
+    Finish.STOP: types_pb2.FINISH_REASON_STOP,
+    Finish.LENGTH: types_pb2.FINISH_REASON_LENGTH,
+    Finish.CANCELLED: types_pb2.FINISH_REASON_CANCELLED,
+}
+# The engine ticks at least once a second while it has work; silence for longer than this, with a
+# dead thread, means that nothing will come any more.
+_CHECK_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What GetModel says beside what the engine knows."""
+
+    name: str
+    exactness: str
+    speculative: bool
+
+
+class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
+    """Translates between gRPC and the engine."""
+
+    def __init__(
+        self, engine: VerifierEngine, identity: Identity, link: DrafterLink | None
+    ) -> None:
+        self._engine = engine
+        self._identity = identity
+        self._link = link
+
+    @streaming
+    async def Generate(
+        self, request: verifier_pb2.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[verifier_pb2.GenerateResponse]:
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Progress] = asyncio.Queue()
+
+        def listen(progress: Progress) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, progress)
+
+        parsed = self._parse(request, listen)
+        cancel = self._engine.submit(parsed)
+        try:
+            while True:
+                progress = await self._next(queue)
+                if progress.error is not None:
+                    raise progress.error
+                yield _to_proto(progress, parsed.params.seed)
+                if progress.finish is not None:
+                    return
+        finally:
+            # Also where the client went away: freeing a generation that ended does nothing.
+            cancel()
+
+    async def _next(self, queue: asyncio.Queue[Progress]) -> Progress:
+        while True:
+            try:
+                async with asyncio.timeout(_CHECK_SECONDS):
+                    return await queue.get()
+            except TimeoutError:
+                if not self._engine.alive:
+                    raise Unavailable("the verifier's engine has stopped") from None
+
+    def _parse(self, request: verifier_pb2.GenerateRequest, listener: object) -> GenerationRequest:
+        speculative = self._identity.speculative
+        if request.HasField("speculative"):
+            speculative = request.speculative
+        logprobs = request.logprobs if request.HasField("logprobs") else None
+        if logprobs is not None and logprobs > MAX_LOGPROBS:
+            raise InvalidParameter(
+                f"logprobs must be at most {MAX_LOGPROBS}, got {logprobs}", param="logprobs"
+            )
+        return GenerationRequest(
+            request_id=request.request_id,
+            prompt=tuple(request.prompt_token_ids),
+            params=sampling_from_proto(request.sampling),
+            stop=stop_from_proto(request.stop),
+            speculative=speculative,
+            logprobs=logprobs,
+            listener=listener,  # type: ignore[arg-type]
+        )
+
+    @unary
+    async def GetModel(
+        self, request: verifier_pb2.GetModelRequest, context: grpc.aio.ServicerContext
+    ) -> verifier_pb2.GetModelResponse:
+        loaded = self._engine.runner.loaded
+        return verifier_pb2.GetModelResponse(
+            model_id=self._identity.name,
+            fingerprint=loaded.fingerprint,
+            context_length=loaded.context_length,
+            vocab_size=loaded.config.vocab_size,
+            eos_token_ids=sorted(loaded.eos_token_ids),
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            device=str(loaded.device),
+            exactness=self._identity.exactness,
+        )
+
+    @unary
+    async def GetStatus(
+        self, request: verifier_pb2.GetStatusRequest, context: grpc.aio.ServicerContext
+    ) -> verifier_pb2.GetStatusResponse:
+        engine, link = self._engine, self._link
+        counters, pool = engine.counters, engine.runner.pool
+        return verifier_pb2.GetStatusResponse(
+            drafter_connected=link is not None and link.connected,
+            drafter_detail="no drafter configured" if link is None else link.detail,
+            requests_running=engine.num_running,
+            requests_waiting=engine.num_waiting,
+            kv_cache_usage=pool.num_used / pool.num_blocks,
+            steps=counters.steps,
+            step_seconds=counters.step_seconds,
+            model_seconds=engine.runner.model_seconds,
+            generated_tokens=counters.generated_tokens,
+            prompt_tokens=counters.prompt_tokens,
+            draft_tokens=counters.draft_tokens,
+            accepted_tokens=counters.accepted_tokens,
+            stale_draft_tokens=counters.stale_draft_tokens,
+            plain_step_seconds=counters.plain_step_seconds / max(1, counters.plain_steps),
+            draft_step_seconds=0.0 if link is None else link.draft_step_seconds,
+            drafter_connections=0 if link is None else link.connections,
+            kv_blocks_used=pool.num_used,
+            open_sequences=engine.num_running,
+        )
+
+
+def _to_proto(progress: Progress, seed: int) -> verifier_pb2.GenerateResponse:
+    response = verifier_pb2.GenerateResponse(tokens=[_token(token) for token in progress.tokens])
+    if progress.finish is not None:
+        response.finish_reason = _FINISH[progress.finish]
+        response.seed = seed
+        if progress.counts is not None:
+            response.stats.CopyFrom(_stats(progress.counts))
+    return response
+
+
+def _token(token: CommittedToken) -> types_pb2.Token:
+    if token.logprob is None:
+        return types_pb2.Token(id=token.id)
+    top = [types_pb2.TopLogprob(token_id=i, logprob=value) for i, value in token.top]
+    return types_pb2.Token(id=token.id, logprob=token.logprob, top_logprobs=top)
+
+
+def _stats(counts: SpeculationCounts) -> types_pb2.SpeculationStats:
+    return types_pb2.SpeculationStats(
+        num_spec_steps=counts.spec_steps,
+        num_steps=counts.steps,
+        num_draft_tokens=counts.drafted,
+        num_accepted_tokens=counts.accepted,
+        acceptance_histogram=counts.histogram,
+    )

@@ -1,0 +1,26 @@
+"""Settings of the verifier: command line, then SLIPSTREAM_VERIFIER_..., then defaults."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from slipstream.wire.process import ModelServiceSettings, settings_config
+
+
+class Settings(ModelServiceSettings):
+    """The verifier: holds the full model and decides every token."""
+
+    model_config = settings_config("verifier")
+
+    listen: str = Field("127.0.0.1:50051", description="host:port to serve gRPC on")
+    drafter: str = Field("off", description="host:port of the drafter, or off")
+    served_model_name: str = Field("", description="name to report; empty: the folder's name")
+    exactness: Literal["fast", "strict"] = Field(
+        "fast", description="strict: bitwise the same tokens in any batch, measured at start"
+    )
+    max_queue: int = Field(1024, ge=1, description="most requests that wait for a place")
+    window: int = Field(8, ge=1, le=64, description="drafts ahead of the last commit")
+    prefill_chunk: int = Field(256, ge=16, description="most prompt tokens of a step")
+    speculative: bool = Field(True, description="speculate where a request does not say")
