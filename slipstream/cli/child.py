@@ -1,0 +1,121 @@
+"""One supervised child process: its log lines, its end, its death with ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from slipstream.core.errors import ConfigurationError
+
+Say = Callable[[str], None]
+_PR_SET_PDEATHSIG = 1
+_TAIL_LINES = 20
+_CHUNK = 65536
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _die_with(parent: int) -> None:
+    """Runs in the child before its program: it gets SIGKILL when the parent dies (Linux only)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # The parent may have died before the line above.
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+class Child:
+    """A running process of its own session; what it prints goes to `say`, line by line.
+
+    Attributes:
+        name: prefix of its lines.
+        started: `time.monotonic()` of its start.
+        tail: the last lines that it printed.
+    """
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, say: Say) -> None:
+        self.name = name
+        self.process = process
+        self.started = time.monotonic()
+        self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._say = say
+        self._pump = asyncio.create_task(self._lines())
+
+    @classmethod
+    async def start(cls, name: str, command: Sequence[str], say: Say) -> Child:
+        """Raises ConfigurationError where the program cannot be run at all."""
+        parent = os.getpid()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                # Ctrl-C at the terminal reaches us alone: we end the children in order.
+                start_new_session=True,
+                preexec_fn=lambda: _die_with(parent),
+            )
+        except OSError as failure:
+            raise ConfigurationError(f"cannot start the {name}: {failure}") from failure
+        return cls(name, process, say)
+
+    @property
+    def ended(self) -> bool:
+        return self.process.returncode is not None
+
+    async def wait(self) -> str:
+        """Returns when it has ended, with how: `ended with exit code 2`, `was ended by SIGKILL`."""
+        code = await self.process.wait()
+        # Its last lines are still on their way; a grandchild may hold the pipe open for ever.
+        await asyncio.wait([self._pump], timeout=1.0)
+        if code >= 0:
+            return f"ended with exit code {code}"
+        with contextlib.suppress(ValueError):
+            return f"was ended by {signal.Signals(-code).name}"
+        return f"was ended by signal {-code}"
+
+    async def stop(self, grace: float, hurry: asyncio.Event) -> bool:
+        """SIGTERM, then SIGKILL to its whole group after `grace` seconds or when `hurry` is set.
+
+        Returns whether it ended by itself.
+        """
+        waits = [asyncio.ensure_future(self.process.wait()), asyncio.ensure_future(hurry.wait())]
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+        await asyncio.wait(waits, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        in_time = self.ended
+        self.kill()
+        waits[1].cancel()
+        await asyncio.wait([waits[0], self._pump], timeout=5.0)
+        self._pump.cancel()
+        return in_time
+
+    def kill(self) -> None:
+        """SIGKILL to what is left of its process group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    async def _lines(self) -> None:
+        stream = self.process.stdout
+        assert stream is not None
+        rest = b""
+        while chunk := await stream.read(_CHUNK):
+            *lines, rest = (rest + chunk).split(b"\n")
+            if len(rest) > _CHUNK:
+                lines, rest = [*lines, rest], b""
+            for line in lines:
+                self._line(line)
+        if rest:
+            self._line(rest)
+
+    def _line(self, raw: bytes) -> None:
+        line = raw.decode("utf-8", errors="replace").rstrip()
+        if line:
+            self.tail.append(line)
+            self._say(f"[{self.name}] {line}")

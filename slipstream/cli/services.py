@@ -1,0 +1,123 @@
+"""The three processes of one machine: their command lines and who computes on which core."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from slipstream.cli.supervisor import Service
+from slipstream.wire.transport import is_serving
+
+# Options of a service's command line; None means that the service's own default holds.
+Options = dict[str, object | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `slipstream up` was asked for, with addresses and model folder settled.
+
+    Attributes:
+        model: folder of the model.
+        name: the model's name for clients.
+        http, grpc, verifier: addresses as host:port.
+        drafter: the drafter's address; None to serve without one.
+        verifier_cpus, drafter_cpus: cores to compute on, empty to leave that to the system.
+        common: options of both model services, by name without dashes.
+        verifier_options, drafter_options, gateway_options: options of one service.
+    """
+
+    model: Path
+    name: str
+    http: str
+    grpc: str
+    verifier: str
+    drafter: str | None
+    verifier_cpus: tuple[int, ...]
+    drafter_cpus: tuple[int, ...]
+    common: Options
+    verifier_options: Options
+    drafter_options: Options
+    gateway_options: Options
+
+
+def split_cores(cores: Sequence[int], drafter: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Cores of the verifier and of the drafter: the first and the second half.
+
+    Without a drafter the verifier has all. With a single core both are left unpinned (empty).
+    """
+    if not drafter:
+        return tuple(cores), ()
+    if len(cores) < 2:
+        return (), ()
+    half = (len(cores) + 1) // 2
+    return tuple(cores[:half]), tuple(cores[half:])
+
+
+def usable_cores() -> tuple[int, ...]:
+    """The cores that this process may run on; empty where the system does not tell."""
+    if sys.platform != "linux":
+        return ()
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def services(plan: Plan) -> list[Service]:
+    """In starting order; they are stopped in reverse: gateway, verifier, drafter."""
+    found = []
+    if plan.drafter is not None:
+        options = {"model": plan.model, "listen": plan.drafter, **_compute(plan.drafter_cpus)}
+        found.append(
+            _service(
+                "drafter",
+                "drafter_service",
+                plan.drafter,
+                options,
+                plan.common,
+                plan.drafter_options,
+            )
+        )
+    options = {
+        "model": plan.model,
+        "listen": plan.verifier,
+        "drafter": plan.drafter or "off",
+        "served-model-name": plan.name,
+        **_compute(plan.verifier_cpus),
+    }
+    found.append(
+        _service(
+            "verifier",
+            "verifier_service",
+            plan.verifier,
+            options,
+            plan.common,
+            plan.verifier_options,
+        )
+    )
+    options = {
+        "model": plan.model,
+        "verifier": plan.verifier,
+        "http": plan.http,
+        "grpc": plan.grpc,
+        "served-model-name": plan.name,
+    }
+    found.append(_service("gateway", "gateway", plan.grpc, options, plan.gateway_options))
+    return found
+
+
+def _compute(cpus: tuple[int, ...]) -> Options:
+    """One thread for each core; without a list of cores the service decides."""
+    if not cpus:
+        return {}
+    return {"cpus": ",".join(map(str, cpus)), "threads": len(cpus)}
+
+
+def _service(name: str, module: str, address: str, *options: Options) -> Service:
+    command = [sys.executable, "-m", module]
+    for group in options:
+        for option, value in group.items():
+            if value is not None:
+                command += [f"--{option}", str(value)]
+    return Service(name, tuple(command), partial(is_serving, address))

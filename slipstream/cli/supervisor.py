@@ -1,0 +1,150 @@
+"""Keeps a few processes running together: started, watched, restarted, stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from slipstream.cli.child import Child, Say
+from slipstream.core.errors import ConfigurationError, DeadlineExceeded, InternalError
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One process to keep: its command, and how to ask whether it serves."""
+
+    name: str
+    command: tuple[str, ...]
+    is_ready: Callable[[], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Times in seconds.
+
+    Attributes:
+        ready: how long all services together may take to serve.
+        poll: between two questions whether a service serves.
+        grace: how long a service may take to stop before it is killed.
+        quick: an end sooner than this after the start is a quick death.
+        backoff: wait before the first restart; doubles with each quick death in a row.
+        max_backoff: the longest such wait.
+        quick_deaths: give up after so many in a row.
+    """
+
+    ready: float = 600.0
+    poll: float = 0.25
+    grace: float = 15.0
+    quick: float = 30.0
+    backoff: float = 0.5
+    max_backoff: float = 10.0
+    quick_deaths: int = 5
+
+
+class Supervisor:
+    """Runs services until told to stop. Owns its child processes: none outlives `run`."""
+
+    def __init__(self, services: Sequence[Service], say: Say, policy: Policy | None = None) -> None:
+        self._services = list(services)
+        self._say = say
+        self._policy = policy or Policy()
+        self._children: dict[str, Child] = {}
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    def stop(self) -> None:
+        """Asks for an orderly stop; asked a second time, it kills what is left at once."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Starts all services, calls `on_ready` once all serve, returns after `stop`.
+
+        Services are stopped in the reverse of their order.
+
+        Raises:
+            ConfigurationError: a service ended before all were ready; its last lines are in it.
+            DeadlineExceeded: they were not all ready in time.
+            InternalError: a service died again and again.
+        """
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            for service in self._services:
+                await self._start(service)
+            stopping = asyncio.create_task(self._wait_for_stop())
+            starting = asyncio.create_task(self._until_ready())
+            tasks = [stopping, starting]
+            await _first(tasks)
+            if self._stop.is_set():
+                return
+            on_ready()
+            tasks = [stopping, *(asyncio.create_task(self._keep(s)) for s in self._services)]
+            await _first(tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._stop_all()
+
+    async def _wait_for_stop(self) -> None:
+        await self._stop.wait()
+
+    async def _start(self, service: Service) -> Child:
+        child = await Child.start(service.name, service.command, self._say)
+        self._children[service.name] = child
+        return child
+
+    async def _until_ready(self) -> None:
+        deadline = time.monotonic() + self._policy.ready
+        waiting = list(self._services)
+        while waiting:
+            for child in self._children.values():
+                if child.ended:
+                    raise ConfigurationError(_last_words(child, await child.wait()))
+            if time.monotonic() > deadline:
+                names = ", ".join(service.name for service in waiting)
+                raise DeadlineExceeded(f"not ready after {self._policy.ready:.0f} s: {names}")
+            answers = await asyncio.gather(*(service.is_ready() for service in waiting))
+            waiting = [s for s, ready in zip(waiting, answers, strict=True) if not ready]
+            if waiting:
+                await asyncio.sleep(self._policy.poll)
+
+    async def _keep(self, service: Service) -> None:
+        """Restarts the service whenever it ends; returns only by raising InternalError."""
+        policy = self._policy
+        quick = 0
+        while True:
+            child = self._children[service.name]
+            how = await child.wait()
+            # Workers that it left behind would hold its port.
+            child.kill()
+            quick = quick + 1 if time.monotonic() - child.started < policy.quick else 0
+            if quick >= policy.quick_deaths:
+                raise InternalError(
+                    f"giving up after {quick} quick deaths: {_last_words(child, how)}"
+                )
+            pause = min(policy.backoff * 2 ** max(0, quick - 1), policy.max_backoff)
+            self._say(f"the {service.name} {how}; starting it again in {pause:g} s")
+            await asyncio.sleep(pause)
+            await self._start(service)
+
+    async def _stop_all(self) -> None:
+        for service in reversed(self._services):
+            child = self._children.get(service.name)
+            if child is not None and not await child.stop(self._policy.grace, self._hurry):
+                self._say(f"the {service.name} did not stop in time and was killed")
+
+
+async def _first(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Returns when one of the tasks has ended; raises what it raised."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+
+
+def _last_words(child: Child, how: str) -> str:
+    tail = [line for line in child.tail if line.strip()][-5:]
+    return f"the {child.name} {how}" + "".join(f"\n  {line}" for line in tail)

@@ -1,0 +1,184 @@
+"""`slipstream up`: a model, three processes, one line when they are ready."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from slipstream.cli.addresses import claim
+from slipstream.cli.services import Plan, services, split_cores, usable_cores
+from slipstream.cli.supervisor import Policy, Supervisor
+from slipstream.core.errors import ConfigurationError
+from slipstream.models import resolve, served_name
+from slipstream.models.progress import progress_on
+
+
+class Switch(StrEnum):
+    on = "on"
+    off = "off"
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Exactness(StrEnum):
+    fast = "fast"
+    strict = "strict"
+
+
+class LogLevel(StrEnum):
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+def up(
+    model: Annotated[
+        str, typer.Option(help="`default`, a folder, a .gguf file or a hub name owner/name.")
+    ] = "default",
+    drafter: Annotated[Switch, typer.Option(help="Serve with speculation or without.")] = Switch.on,
+    layer_plan: Annotated[
+        str | None, typer.Option(help="The drafter's layer plan: a file, or `auto`.")
+    ] = None,
+    http: Annotated[str, typer.Option(help="Address of the HTTP API.")] = "127.0.0.1:8000",
+    grpc: Annotated[str, typer.Option(help="Address of the gRPC API.")] = "127.0.0.1:50050",
+    verifier_listen: Annotated[
+        str, typer.Option(help="Address of the verifier; port 0 takes a free one.")
+    ] = "127.0.0.1:50051",
+    drafter_listen: Annotated[
+        str, typer.Option(help="Address of the drafter; port 0 takes a free one.")
+    ] = "127.0.0.1:50052",
+    served_model_name: Annotated[
+        str | None, typer.Option(help="Name by which clients ask for the model.")
+    ] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="File of API keys; without it loopback only.")
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Precision of the verifier.")] = None,
+    device: Annotated[Device | None, typer.Option(help="Where both models compute.")] = None,
+    exactness: Annotated[
+        Exactness | None, typer.Option(help="strict: bitwise equality in bfloat16 too.")
+    ] = None,
+    verifier_cpus: Annotated[
+        str | None, typer.Option(help="Cores of the verifier, as 0,1 (default: the first half).")
+    ] = None,
+    drafter_cpus: Annotated[
+        str | None, typer.Option(help="Cores of the drafter (default: the second half).")
+    ] = None,
+    kv_cache_gib: Annotated[
+        float | None, typer.Option(min=0.001, help="Size of each KV pool in GiB.")
+    ] = None,
+    max_sequences: Annotated[
+        int | None, typer.Option(min=1, help="Most sequences computed at once.")
+    ] = None,
+    max_queue: Annotated[int | None, typer.Option(min=0, help="Most requests waiting.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check the prepared model's hashes before starting.")
+    ] = False,
+    start_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds until all must be ready.")
+    ] = 600.0,
+    log_level: Annotated[LogLevel, typer.Option(help="Of all three processes.")] = LogLevel.warning,
+) -> None:
+    """Serve a model: verifier, drafter and gateway as three processes, until Ctrl-C."""
+    # Python ends at once on SIGTERM; this way downloads and conversions clean up behind them.
+    signal.signal(signal.SIGTERM, _leave)
+    wanted = {"--http": http, "--grpc": grpc, "--verifier-listen": verifier_listen}
+    if drafter is Switch.on:
+        wanted["--drafter-listen"] = drafter_listen
+    addresses = claim(wanted)
+    folder = resolve(model, progress=progress_on(), verify=verify)
+    first, second = split_cores(usable_cores(), drafter is Switch.on)
+    plan = Plan(
+        model=folder,
+        name=served_model_name or served_name(model),
+        http=addresses["--http"],
+        grpc=addresses["--grpc"],
+        verifier=addresses["--verifier-listen"],
+        drafter=addresses.get("--drafter-listen"),
+        verifier_cpus=_cores("--verifier-cpus", verifier_cpus, first),
+        drafter_cpus=_cores("--drafter-cpus", drafter_cpus, second),
+        common={
+            "device": _value(device),
+            "kv-cache-gib": kv_cache_gib,
+            "log-level": log_level.value,
+        },
+        verifier_options={
+            "dtype": _value(dtype),
+            "exactness": _value(exactness),
+            "max-sequences": max_sequences,
+            "max-queue": max_queue,
+        },
+        drafter_options={"layer-plan": layer_plan, "dtype": _value(dtype)},
+        gateway_options={"api-keys": api_keys, "log-level": log_level.value},
+    )
+    _say(f"Starting {plan.name}")
+    asyncio.run(serve(plan, Policy(ready=start_timeout), keys=api_keys is not None))
+
+
+async def serve(plan: Plan, policy: Policy, *, keys: bool) -> None:
+    """Runs the plan's services until SIGINT, SIGTERM or SIGHUP. Raises what Supervisor.run does."""
+    supervisor = Supervisor(services(plan), _say, policy)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, supervisor.stop)
+    await supervisor.run(lambda: typer.echo(ready_line(plan, keys=keys)))
+    _say("Stopped")
+
+
+def ready_line(plan: Plan, *, keys: bool) -> str:
+    """What is served where, and a command to paste that shows it."""
+    body = {
+        "model": plan.name,
+        "messages": [{"role": "user", "content": "What is a slipstream?"}],
+    }
+    key = ' -H "Authorization: Bearer $SLIPSTREAM_API_KEY"' if keys else ""
+    with_drafter = "with" if plan.drafter else "without"
+    return (
+        f"Ready: {plan.name} {with_drafter} drafter. Try: "
+        f"curl http://{plan.http}/v1/chat/completions{key} "
+        f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    )
+
+
+def _cores(option: str, given: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
+    if given is None:
+        return default
+    try:
+        cores = tuple(int(core) for core in given.split(","))
+    except ValueError:
+        raise ConfigurationError(f"{option} must be core numbers as 0,1, got {given!r}") from None
+    missing = sorted(set(cores) - set(usable_cores()))
+    if missing:
+        raise ConfigurationError(f"{option}: there is no core {missing[0]} for this process")
+    return cores
+
+
+def _value(choice: StrEnum | None) -> object | None:
+    return None if choice is None else choice.value
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _leave(number: int, frame: Any) -> NoReturn:  # noqa: ARG001 the signature of a signal handler
+    sys.exit(128 + number)
