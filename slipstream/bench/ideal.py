@@ -1,0 +1,93 @@
+"""What overlapped drafting and verification could give at best, to judge the measured speed by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_WINDOW = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Ideal:
+    """The best window and the throughput relative to plain decoding that it gives."""
+
+    window: int
+    speedup: float
+
+
+def pearl_speedup(
+    acceptance: float, speed_ratio: float, window: int, *, communication: float = 0.0
+) -> float:
+    """Ideal throughput of PEARL relative to plain decoding (Liu et al., arXiv 2408.11850).
+
+    With a the acceptance, g the window, c the speed ratio and d the communication:
+
+        E = g a^g + sum over 0 <= n < g of a^n (1-a) (n+1)      tokens of a post-verify round
+        p = a / (a + 1 - a^g)                                   share of post-verify rounds
+        speedup = (1 - p + p E) c / (max(g, c) + d)
+
+    Args:
+        acceptance: probability that one draft token is accepted, given that those before it
+            were; in [0, 1].
+        speed_ratio: time of a verify step over that of a draft step, above 0.
+        window: tokens drafted in a round, at least 1.
+        communication: exposed communication of a round, in draft steps.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    if not 0.0 <= acceptance <= 1.0:
+        raise ValueError(f"acceptance must be in [0, 1], got {acceptance}")
+    if not speed_ratio > 0.0 or window < 1 or communication < 0.0:
+        raise ValueError(
+            "speed_ratio must be above 0, window at least 1 and communication at least 0, got "
+            f"{speed_ratio}, {window} and {communication}"
+        )
+    if acceptance == 0.0:
+        post_share = 0.0
+    else:
+        post_share = acceptance / (acceptance + 1.0 - acceptance**window)
+    post_tokens = window * acceptance**window + sum(
+        acceptance**n * (1.0 - acceptance) * (n + 1) for n in range(window)
+    )
+    tokens = 1.0 - post_share + post_share * post_tokens
+    return tokens * speed_ratio / (max(window, speed_ratio) + communication)
+
+
+def best_ideal(acceptance: float, speed_ratio: float) -> Ideal:
+    """The window of 1 to MAX_WINDOW with the highest speedup. Raises ValueError as above."""
+    return max(
+        (
+            Ideal(window, pearl_speedup(acceptance, speed_ratio, window))
+            for window in range(1, MAX_WINDOW + 1)
+        ),
+        key=lambda ideal: ideal.speedup,
+    )
+
+
+def token_acceptance(accepted: int, drafted: int, runs: int) -> float:
+    """Per-token acceptance probability behind a measured acceptance rate.
+
+    Tokens drafted after a mismatch count as rejected in accepted/drafted, whatever they are. A
+    run of k draft tokens, each accepted with probability a given those before, has
+    a + a^2 + ... + a^k accepted tokens in the mean; this solves for a, with k the mean length
+    drafted/runs, by bisection.
+
+    Args:
+        accepted, drafted: tokens over all runs, 0 <= accepted <= drafted.
+        runs: verify steps with at least one draft token, 1 <= runs <= drafted.
+
+    Raises:
+        ValueError: the counts cannot be.
+    """
+    if not (0 <= accepted <= drafted and 1 <= runs <= drafted):
+        raise ValueError(f"impossible counts: {accepted=}, {drafted=}, {runs=}")
+    if accepted == drafted:
+        return 1.0
+    length, wanted = drafted / runs, accepted / runs
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        expected = middle * (1.0 - middle**length) / (1.0 - middle)
+        low, high = (middle, high) if expected < wanted else (low, middle)
+    return (low + high) / 2
