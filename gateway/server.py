@@ -84,7 +84,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
         grpc_server = Server(
             settings.grpc, [SERVICE], [] if keys is None else [KeyInterceptor(keys)]
         )
-        gateway_pb2_grpc.add_GatewayServiceServicer_to_server(  # type: ignore[no-untyped-call]
+        gateway_pb2_grpc.add_GatewayServiceServicer_to_server(
             GatewayServicer(service), grpc_server.grpc
         )
         grpc_port = await grpc_server.start()

@@ -57,7 +57,7 @@ class VerifierLink:
         self._first_token_timeout = first_token_timeout
         self._idle_timeout = idle_timeout
         self._channel = channel(address)
-        self._stub = verifier_pb2_grpc.VerifierServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub = verifier_pb2_grpc.VerifierServiceStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
         self._model: ServedModel | None = None
         self._watcher: asyncio.Task[None] | None = None

@@ -84,7 +84,7 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
     async def start(self, address: str = "127.0.0.1:0") -> str:
         """Serves; returns the address."""
         server = Server(address, [_SERVICE])
-        verifier_pb2_grpc.add_VerifierServiceServicer_to_server(self, server.grpc)  # type: ignore[no-untyped-call]
+        verifier_pb2_grpc.add_VerifierServiceServicer_to_server(self, server.grpc)
         port = await server.start()
         await server.set_serving(True)
         self._server = server

@@ -124,6 +124,11 @@ class Rig:
     grpc_address: str
     running: Any
 
+    async def until_ready(self) -> None:
+        async with asyncio.timeout(10):
+            while (await self.http.get("/ready")).status_code != 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
     async def chat(self, text: str = "hi", **fields: Any) -> httpx.Response:
         messages = [{"role": "user", "content": text}]
         body = {"model": "tiny-chat", "messages": messages, **fields}
@@ -150,37 +155,34 @@ def make_rig(model_folder: Path) -> Callable[..., contextlib.AbstractAsyncContex
     """A context manager that starts a verifier with these tokens, and a gateway before it."""
 
     @contextlib.asynccontextmanager
-    async def rig(tokens: Any = (5, 6, 7), **settings: Any) -> AsyncIterator[Rig]:
+    async def rig(
+        tokens: Any = (5, 6, 7), context_length: int = 256, **settings: Any
+    ) -> AsyncIterator[Rig]:
         model = verifier_pb2.GetModelResponse(
             model_id="fake",
             fingerprint="f",
-            context_length=256,
+            context_length=context_length,
             vocab_size=512,
             eos_token_ids=[EOS],
         )
         async with FakeVerifier(tokens, model) as fake:
-            chosen = Settings(
-                model=model_folder,
-                verifier=fake.address,
-                http="127.0.0.1:0",
-                grpc="127.0.0.1:0",
-                stop_grace=0.2,
-                **settings,
-            )
+            fields = {
+                "model": model_folder,
+                "verifier": fake.address,
+                "http": "127.0.0.1:0",
+                "grpc": "127.0.0.1:0",
+                "stop_grace": 0.2,
+            }
+            chosen = Settings(**(fields | settings))
             async with serving(chosen) as running:
                 url = f"http://127.0.0.1:{running.http_port}"
                 async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as http:
-                    await _until_ready(http)
                     address = f"127.0.0.1:{running.grpc_port}"
-                    yield Rig(fake, http, url, address, running)
+                    made = Rig(fake, http, url, address, running)
+                    await made.until_ready()
+                    yield made
 
     return rig
-
-
-async def _until_ready(http: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(10):
-        while (await http.get("/ready")).status_code != 200:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
 
 
 @pytest.fixture

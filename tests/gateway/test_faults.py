@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from slipstream.core.errors import InvalidParameter, Overloaded
+from slipstream.wire.fakes import FakeBehaviour
+
+
+async def test_disconnect_in_mid_stream(rig, eventually):
+    """A client that leaves a stream cancels every verifier call at once; others go on."""
+    rig.fake.behaviour = FakeBehaviour([50] * 9, hang_after=4)
+    other = asyncio.create_task(rig.complete("x", seed=9))
+    body = {"model": "tiny-chat", "prompt": "x", "n": 3, "stream": True}
+    async with rig.http.stream("POST", "/v1/completions", json=body) as response:
+        await anext(response.aiter_bytes())
+        await eventually(lambda: rig.fake.running == 4)
+    await eventually(lambda: len(rig.fake.cancelled) == 3, seconds=2)
+    assert rig.fake.running == 1
+    other.cancel()
+    await eventually(lambda: rig.fake.running == 0, seconds=2)
+    metrics = (await rig.http.get("/metrics")).text
+    assert 'slipstream:request_success_total{finished_reason="abort"} 2.0' in metrics
+    assert "slipstream:num_requests_running 0.0" in metrics
+
+
+async def test_disconnect_before_an_answer(rig, eventually):
+    """A client that leaves before the answer, streaming or not, cancels the verifier's work."""
+    rig.fake.behaviour = FakeBehaviour([5, 6], hang_after=0)
+    for stream in (False, True):
+        request = asyncio.create_task(rig.complete("x", stream=stream))
+        await eventually(lambda: rig.fake.running == 1)
+        request.cancel()
+        await eventually(lambda: rig.fake.running == 0, seconds=2)
+    assert len(rig.fake.cancelled) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (Overloaded("queue is full"), 429, "overloaded"),
+        (InvalidParameter("top_k is odd", param="top_k"), 400, "invalid_parameter"),
+    ],
+)
+async def test_verifier_errors(rig, error, status, code):
+    """An error of the verifier before the first token is an HTTP status, streaming or not."""
+    rig.fake.behaviour = FakeBehaviour([5, 6], error=error)
+    for stream in (False, True):
+        response = await rig.complete("x", stream=stream)
+        assert response.status_code == status
+        told = response.json()["error"]
+        assert (told["message"], told["code"], told["param"]) == (error.message, code, error.param)
+        assert ("retry-after" in response.headers) == (status == 429)
+
+
+async def test_one_failing_choice_ends_the_request(rig, eventually):
+    """With n > 1 the failure of one stream is the request's, and the others are cancelled."""
+
+    def tokens(prompt, params, i):
+        if params.seed == 1:
+            raise Overloaded("no room")
+        return 5
+
+    rig.fake.behaviour = FakeBehaviour(tokens, delay=0.02)
+    response = await rig.complete("x", n=3, seed=0, max_tokens=100)
+    assert response.status_code == 429
+    await eventually(lambda: rig.fake.running == 0)
+
+
+async def test_verifier_lost_in_mid_stream(rig, ids):
+    """A verifier that dies in mid-stream ends the stream with an error event, without [DONE]."""
+    rig.fake.behaviour = FakeBehaviour(ids("Hello, world!"), hang_after=3)
+    body = {"model": "tiny-chat", "prompt": "x", "stream": True}
+    async with rig.http.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.aiter_lines()
+        await anext(lines)
+        await rig.fake.stop()
+        rest = [line async for line in lines if line]
+    error = json.loads(rest[-1].removeprefix("data: "))["error"]
+    assert error["code"] == "unavailable"
+    # From now on requests are refused at once, and readiness says why.
+    async with asyncio.timeout(1):
+        refused = await rig.complete("x")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
+    assert refused.headers["retry-after"]
+    ready = await rig.http.get("/ready")
+    assert ready.status_code == 503
+    assert "verifier" in ready.json()["missing"][0]
+    assert (await rig.http.get("/health")).status_code == 200
+
+
+async def test_verifier_comes_back(rig, eventually):
+    """The gateway finds a restarted verifier by itself."""
+    address = rig.fake.address
+    await rig.fake.stop()
+    assert (await rig.complete("x")).status_code == 503
+    await rig.fake.start(address)
+    await rig.until_ready()
+    assert (await rig.complete("x")).status_code == 200
+
+
+async def test_ready_asks_the_health_check(rig):
+    """A verifier that says NOT_SERVING is not ready; the drafter is information only."""
+    ready = (await rig.http.get("/ready")).json()
+    assert ready == {
+        "ready": True,
+        "missing": [],
+        "drafter": {"connected": False, "detail": "a fake has no drafter"},
+    }
+    await rig.fake.set_serving(False)
+    assert (await rig.http.get("/ready")).status_code == 503
+
+
+async def test_deadlines(make_rig, ids, eventually):
+    """A verifier that sends nothing runs into the deadline, before and after the first token."""
+    limits = {"first_token_timeout": 0.2, "idle_timeout": 0.2}
+    async with make_rig(FakeBehaviour(ids("Hello"), hang_after=0), **limits) as rig:
+        late = await rig.complete("x")
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        rig.fake.behaviour = FakeBehaviour(ids("Hello"), hang_after=1)
+        last = (await rig.complete("x", stream=True)).text.strip().split("\n\n")[-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+        await eventually(lambda: rig.fake.running == 0)
+
+
+async def test_a_slow_reader_is_cut(make_rig, eventually):
+    """A client that does not read its stream is dropped, and its work with it."""
+    behaviour = FakeBehaviour(lambda *_: 50, chunks=(1,))
+    async with make_rig(behaviour, context_length=100_000, send_timeout=0.3) as rig:
+        _, writer = await asyncio.open_connection("127.0.0.1", rig.running.http_port, limit=1)
+        body = json.dumps(
+            {"model": "tiny-chat", "prompt": "x", "stream": True, "max_tokens": 60_000}
+        ).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await eventually(lambda: rig.fake.running == 1)
+        await eventually(lambda: rig.fake.running == 0, seconds=20)
+        assert rig.fake.cancelled
+        writer.close()
+
+
+async def test_many_at_once(rig, ids):
+    """A hundred concurrent requests, some bad and some abandoned, all end with their own text."""
+    words = ["Hello", "world", "Stop", "fox", "dog"]
+    texts = [ids(word) for word in words]
+
+    def tokens(prompt, params, i):
+        script = texts[params.seed % 5]
+        return script[i] if i < len(script) else 2
+
+    rig.fake.behaviour = FakeBehaviour(tokens, delay=0.01)
+
+    async def one(number: int) -> None:
+        if number % 10 == 3:
+            assert (await rig.complete("x", temperature=-1)).status_code == 400
+        elif number % 10 == 7:
+            with pytest.raises(httpx.TimeoutException):
+                await rig.http.post(
+                    "/v1/completions",
+                    json={"model": "tiny-chat", "prompt": "x", "n": 2},
+                    timeout=httpx.Timeout(5, read=0.005),
+                )
+        else:
+            answer = await rig.complete("x", seed=number)
+            assert answer.json()["choices"][0]["text"] == words[number % 5]
+
+    await asyncio.gather(*(one(number) for number in range(100)))
