@@ -34,7 +34,9 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP) ## Serve the default model on http://127.0.0.1:8000 (ARGS="--model ...")
 	@exec $(BIN)/slipstream up $(ARGS)
 
+# The model is fetched first: no single test should have its time limit spent by a download.
 test: $(STAMP) ## Run all tests (ARGS="-k name" for some)
+	@$(BIN)/slipstream fetch >/dev/null
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP) proto-check ## ruff, mypy, import-linter, and whether generated code is up to date

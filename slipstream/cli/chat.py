@@ -79,7 +79,7 @@ def _show(client: ChatClient, console: Console, body: dict[str, Any], answer: An
         except KeyboardInterrupt:
             stopped = "stopped; "
     console.print()
-    console.print(f"[{stopped}{answer.summary()}]", style="dim", markup=False)
+    console.print(f"[{stopped}{answer.summary()}]", style="dim", markup=False, soft_wrap=True)
 
 
 def _ask(console: Console) -> str | None:

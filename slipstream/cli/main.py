@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from slipstream.cli.chat import chat
+from slipstream.cli.fetch import fetch
 from slipstream.cli.up import up
 from slipstream.core.errors import ConfigurationError, InvalidRequest, SlipstreamError
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(up)
 app.command()(chat)
+app.command()(fetch)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slipstream.cli import up as command
+from slipstream.cli.addresses import claim
+from slipstream.cli.services import Plan, services, split_cores, usable_cores
+from slipstream.core.errors import ConfigurationError
+
+
+def plan(**changes) -> Plan:
+    fields = {
+        "model": Path("/models/m"),
+        "name": "m's name",
+        "http": "127.0.0.1:8000",
+        "grpc": "127.0.0.1:50050",
+        "verifier": "127.0.0.1:50051",
+        "drafter": "127.0.0.1:50052",
+        "verifier_cpus": (0, 1),
+        "drafter_cpus": (2,),
+        "common": {"device": None, "log-level": "warning"},
+        "verifier_options": {"max-sequences": 4},
+        "drafter_options": {"layer-plan": None},
+        "gateway_options": {"api-keys": Path("keys")},
+    }
+    return Plan(**{**fields, **changes})
+
+
+def options(arguments: tuple[str, ...]) -> dict[str, str]:
+    pairs = arguments[3:]
+    assert all(name.startswith("--") for name in pairs[::2])
+    return dict(zip(pairs[::2], pairs[1::2], strict=True))
+
+
+def test_command_lines_of_the_three_services() -> None:
+    """Each service gets what it was given and nothing for what was left to its default."""
+    drafter, verifier, gateway = services(plan())
+    assert [s.command[:3] for s in (drafter, verifier, gateway)] == [
+        (sys.executable, "-m", module)
+        for module in ("drafter_service", "verifier_service", "gateway")
+    ]
+    assert options(drafter.command) == {
+        "--model": "/models/m",
+        "--listen": "127.0.0.1:50052",
+        "--cpus": "2",
+        "--threads": "1",
+        "--log-level": "warning",
+    }
+    assert options(verifier.command) == {
+        "--model": "/models/m",
+        "--listen": "127.0.0.1:50051",
+        "--drafter": "127.0.0.1:50052",
+        "--served-model-name": "m's name",
+        "--cpus": "0,1",
+        "--threads": "2",
+        "--log-level": "warning",
+        "--max-sequences": "4",
+    }
+    assert options(gateway.command) == {
+        "--model": "/models/m",
+        "--verifier": "127.0.0.1:50051",
+        "--http": "127.0.0.1:8000",
+        "--grpc": "127.0.0.1:50050",
+        "--served-model-name": "m's name",
+        "--api-keys": "keys",
+    }
+
+
+def test_without_drafter_there_are_two_services() -> None:
+    """The verifier is told that there is no drafter, and none is started."""
+    verifier, gateway = services(plan(drafter=None))
+    assert (verifier.name, gateway.name) == ("verifier", "gateway")
+    assert options(verifier.command)["--drafter"] == "off"
+
+
+@pytest.mark.parametrize(
+    ("cores", "drafter", "expected"),
+    [
+        ((0, 1), True, ((0,), (1,))),
+        ((0, 1), False, ((0, 1), ())),
+        ((3,), True, ((), ())),
+        ((2, 3, 5), True, ((2, 3), (5,))),
+        ((), True, ((), ())),
+    ],
+)
+def test_cores_are_shared_out(cores, drafter, expected) -> None:
+    """Each model service has cores of its own where there are two or more."""
+    assert split_cores(cores, drafter) == expected
+
+
+def test_ready_line_can_be_pasted() -> None:
+    """The one line holds a curl command that a shell splits into a URL and valid JSON."""
+    line = command.ready_line(plan(name="m"), keys=True)
+    assert "\n" not in line
+    words = shlex.split(line.partition("Try: ")[2])
+    assert words[:2] == ["curl", "http://127.0.0.1:8000/v1/chat/completions"]
+    assert "Authorization: Bearer $SLIPSTREAM_API_KEY" in words
+    assert json.loads(words[-1])["model"] == "m"
+
+
+def test_port_in_use_names_port_and_option() -> None:
+    """An address that somebody listens on is refused with what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"port {port} .* in use.*--http"):
+            claim({"--http": f"127.0.0.1:{port}"})
+
+
+def test_two_options_with_one_port() -> None:
+    """The same port asked for twice is refused; port 0 gives each its own."""
+    free = claim({"--http": "127.0.0.1:0", "--grpc": "127.0.0.1:0"})
+    assert len(set(free.values())) == 2
+    with pytest.raises(ConfigurationError, match="--grpc"):
+        claim({"--http": free["--http"], "--grpc": free["--http"]})
+
+
+@pytest.mark.parametrize("address", ["8000", "host:", ":1", "a:b", "h:70000", "192.0.2.1:1"])
+def test_addresses_that_cannot_be(address: str) -> None:
+    """Malformed addresses and those of other machines are refused with the option's name."""
+    with pytest.raises(ConfigurationError, match="--http"):
+        claim({"--http": address})
+
+
+@pytest.mark.parametrize("given", ["x", "0,", "99999"])
+def test_cores_that_cannot_be(given: str) -> None:
+    """Core numbers are checked before anything is started."""
+    with pytest.raises(ConfigurationError, match="--verifier-cpus"):
+        command._cores("--verifier-cpus", given, ())
+    first = usable_cores()[0]
+    assert command._cores("--verifier-cpus", str(first), ()) == (first,)
+
+
+def slipstream(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "slipstream.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_errors_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    """What the user can repair is told in a line without a traceback, before anything starts."""
+    ports = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+    ports += ["--verifier-listen", "127.0.0.1:0", "--drafter-listen", "127.0.0.1:0"]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        used = f"127.0.0.1:{other.getsockname()[1]}"
+        cases = {
+            "no model folder": ["up", "--model", str(tmp_path), *ports],
+            "in use": ["up", "--model", str(tmp_path), *ports, "--http", used],
+            "there is no model": ["up", "--model", "./nowhere", *ports],
+            "there is no model '?'": ["fetch", "?"],
+        }
+        for message, arguments in cases.items():
+            ended = slipstream(*arguments)
+            assert ended.returncode == 2, ended.stderr
+            assert message in ended.stderr
+            assert len(ended.stderr.splitlines()) == 1, ended.stderr
+            assert ended.stdout == ""
+
+
+def test_version_and_help() -> None:
+    """The version is printed; bench passes --help on to its own command."""
+    assert slipstream("--version").stdout.startswith("slipstream ")
+    for name in ("up", "chat", "fetch", "bench"):
+        ended = slipstream(name, "--help")
+        assert ended.returncode == 0, ended.stderr
+        assert f"slipstream.cli {name}" in ended.stdout or f"slipstream {name}" in ended.stdout
