@@ -70,6 +70,7 @@ async def start_configurations(
     logs: Path,
     *,
     cpus: Sequence[int],
+    exactness: str,
     progress: Progress,
 ) -> list[Configuration]:
     """Starts what the rows need; all of it ends with `stack`.
@@ -84,14 +85,26 @@ async def start_configurations(
         progress("starting a verifier on one core")
         drafter_cpu = cpus[min(1, len(cpus) - 1)] if SPECULATIVE in rows else None
         verifier = await start_verifier(
-            stack, model, logs, name="one-core", cpus=cpus[:1], drafter_cpu=drafter_cpu
+            stack,
+            model,
+            logs,
+            name="one-core",
+            cpus=cpus[:1],
+            drafter_cpu=drafter_cpu,
+            exactness=exactness,
         )
         eos = await verifier.eos_token_ids()
         configurations |= {row: _ours(row, verifier) for row in (PLAIN, SPECULATIVE)}
     if PLAIN_ALL in rows:
         progress("starting a verifier on all cores")
         verifier = await start_verifier(
-            stack, model, logs, name="all-cores", cpus=cpus, drafter_cpu=None
+            stack,
+            model,
+            logs,
+            name="all-cores",
+            cpus=cpus,
+            drafter_cpu=None,
+            exactness=exactness,
         )
         eos = await verifier.eos_token_ids()
         configurations[PLAIN_ALL] = _ours(PLAIN_ALL, verifier)

@@ -20,7 +20,7 @@ from slipstream.bench.configurations import (
 )
 from slipstream.bench.machine import cores, cpu_seconds, describe_machine, load_average
 from slipstream.bench.questions import choose, encode, load_questions
-from slipstream.bench.records import ROWS, Prompt, Sample
+from slipstream.bench.records import EXACTNESS, ROWS, Prompt, Sample
 from slipstream.bench.report import document, write
 from slipstream.bench.summary import Summary, summarize
 from slipstream.core.errors import ConfigurationError
@@ -35,7 +35,7 @@ class BenchSettings:
     """What to run. `model` is a model folder, `limit` None for every question.
 
     Raises:
-        ConfigurationError: a number below 1.
+        ConfigurationError: a number below 1, an unknown row or exactness.
     """
 
     questions: Path
@@ -46,9 +46,12 @@ class BenchSettings:
     max_tokens: int = 128
     repeats: int = 3
     rows: tuple[str, ...] = ROWS
+    exactness: str = "fast"
 
     def __post_init__(self) -> None:
         check_rows(self.rows, ROWS)
+        if self.exactness not in EXACTNESS:
+            raise ConfigurationError(f"exactness must be among {', '.join(EXACTNESS)}")
         limit = 1 if self.limit is None else self.limit
         if min(self.max_tokens, self.repeats, limit) < 1:
             raise ConfigurationError("limit, max-tokens and repeats must be at least 1")
@@ -137,7 +140,13 @@ async def run(settings: BenchSettings, progress: Progress) -> tuple[list[RowResu
     async with AsyncExitStack() as stack:
         logs = settings.out.parent / f"{settings.out.stem}-logs"
         configurations = await start_configurations(
-            stack, rows, settings.model, logs, cpus=cpus, progress=progress
+            stack,
+            rows,
+            settings.model,
+            logs,
+            cpus=cpus,
+            exactness=settings.exactness,
+            progress=progress,
         )
         samples = await measure(
             configurations, prompts, settings.max_tokens, settings.repeats, progress
@@ -152,6 +161,7 @@ async def run(settings: BenchSettings, progress: Progress) -> tuple[list[RowResu
         "repeats": settings.repeats,
         "dtype": "bfloat16",
         "decoding": "greedy",
+        "exactness": settings.exactness,
         "load_average_before": load,
     }
     write(settings.out, document(results, summary, describe_machine(len(cpus)), about))

@@ -132,6 +132,7 @@ async def start_verifier(
     name: str,
     cpus: Sequence[int],
     drafter_cpu: int | None,
+    exactness: str,
 ) -> Verifier:
     """Starts a bf16 verifier on the given cores, with a drafter on `drafter_cpu` if not None.
 
@@ -146,7 +147,8 @@ async def start_verifier(
         processes.append(await stack.enter_async_context(child(f"{name}-drafter", command, logs)))
         await wait_until_serving(processes[-1], drafter_address, _START_SECONDS)
     address = free_address()
-    command = [*_service("verifier_service", address, cpus), *common, "--drafter", drafter_address]
+    command = [*_service("verifier_service", address, cpus), *common]
+    command += ["--drafter", drafter_address, "--exactness", exactness]
     processes.append(await stack.enter_async_context(child(f"{name}-verifier", command, logs)))
     await wait_until_serving(processes[-1], address, _START_SECONDS)
     link = await stack.enter_async_context(channel(address))

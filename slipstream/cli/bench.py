@@ -13,7 +13,6 @@ from slipstream.bench.questions import DEFAULT_QUESTIONS
 from slipstream.bench.records import ROWS
 from slipstream.bench.report import show
 from slipstream.bench.run import BenchSettings, run
-from slipstream.core.errors import ConfigurationError, SlipstreamError
 from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
 
@@ -33,6 +32,9 @@ def bench(
     rows: Annotated[
         str, typer.Option(help="Comma-separated rows to measure.", show_default=True)
     ] = ",".join(ROWS),
+    exactness: Annotated[
+        str, typer.Option(help="`fast` or `strict`: that of our verifiers.")
+    ] = "fast",
     out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("build/bench.json"),
 ) -> None:
     """Measures tokens per second, acceptance and step times; greedy, bf16, on this machine's CPU.
@@ -41,23 +43,24 @@ def bench(
     processes are left beside the JSON.
     """
     errors = Console(stderr=True)
+    settings = BenchSettings(
+        questions=questions,
+        model=resolve(model, progress=progress_on()),
+        model_name=served_name(model),
+        out=out,
+        limit=limit,
+        max_tokens=max_tokens,
+        repeats=repeats,
+        exactness=exactness,
+        rows=tuple(name for row in rows.split(",") if (name := row.strip())),
+    )
     try:
-        settings = BenchSettings(
-            questions=questions,
-            model=resolve(model, progress=progress_on()),
-            model_name=served_name(model),
-            out=out,
-            limit=limit,
-            max_tokens=max_tokens,
-            repeats=repeats,
-            rows=tuple(name for row in rows.split(",") if (name := row.strip())),
-        )
         results, summary = asyncio.run(
-            run(settings, lambda line: errors.print(line, markup=False, highlight=False))
+            run(
+                settings,
+                lambda line: errors.print(line, markup=False, highlight=False, soft_wrap=True),
+            )
         )
-    except SlipstreamError as failure:
-        errors.print(f"slipstream bench: {failure.message}", markup=False, highlight=False)
-        raise typer.Exit(2 if isinstance(failure, ConfigurationError) else 1) from failure
     except (KeyboardInterrupt, asyncio.CancelledError):
         errors.print("stopped; nothing was written")
         raise typer.Exit(130) from None

@@ -102,9 +102,11 @@ def test_processor_time_of_a_process():
     assert cpu_seconds(2**30) is None
 
 
-@pytest.mark.parametrize("field", [{"limit": 0}, {"repeats": 0}, {"max_tokens": 0}, {"rows": ()}])
+@pytest.mark.parametrize(
+    "field", [{"limit": 0}, {"repeats": 0}, {"max_tokens": 0}, {"rows": ()}, {"exactness": "some"}]
+)
 def test_settings_that_measure_nothing_are_refused(field):
-    """Numbers below 1 and an empty list of rows are configuration errors."""
+    """Numbers below 1, no rows and unknown words are configuration errors."""
     paths = {
         "questions": Path("q"),
         "model": Path("m"),
