@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import replace
 
 from gateway.continuation import Continuation, Piece
@@ -13,9 +15,11 @@ from gateway.request import GenerationRequest, check, stop_conditions
 from gateway.stop_strings import StopStrings
 from gateway.tokenizer import Tokenizer
 from gateway.verifier import ServedModel, VerifierLink
-from slipstream.core.errors import ModelNotFound
+from slipstream.core.errors import ModelNotFound, SlipstreamError
 from slipstream.wire.codec import sampling_to_proto, stop_to_proto
 from slipstream.wire.proto import verifier_pb2
+
+log = logging.getLogger(__name__)
 
 
 class GenerationService:
@@ -53,7 +57,7 @@ class GenerationService:
             Unavailable: there is no verifier, or it was lost on the way.
             SlipstreamError: any other that the verifier raised.
         """
-        with self.metrics.request(request.prompt_tokens) as watch:
+        with _logged(request), self.metrics.request(request.prompt_tokens) as watch:
             model = self.link.model()
             jobs = self._jobs(request, model)
             streams = [self._stream(index, job, request, model) for index, job in enumerate(jobs)]
@@ -104,6 +108,23 @@ class GenerationService:
                 if piece.finish_reason is not None:
                     return
         raise continuation.cut()
+
+
+@contextlib.contextmanager
+def _logged(request: GenerationRequest) -> Iterator[None]:
+    """One line for each request, when it is over."""
+    began = time.perf_counter()
+    outcome = "abandoned"
+    try:
+        yield
+        outcome = "done"
+    except SlipstreamError as failure:
+        outcome = f"refused or failed ({failure.code}: {failure.message})"
+        raise
+    finally:
+        seconds = time.perf_counter() - began
+        tokens = request.prompt_tokens
+        log.info("%s: %d prompt tokens, %s, %.3f s", request.request_id, tokens, outcome, seconds)
 
 
 async def _merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:

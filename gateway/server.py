@@ -99,7 +99,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
         )
         http_server = _Uvicorn(config)
         task = asyncio.create_task(http_server.serve(sockets=[listener]), name="http")
-        stack.push_async_callback(_stop_http, http_server, task)
+        stack.push_async_callback(_stop, http_server, task, grpc_server, settings.stop_grace)
         await _started(http_server, task)
         await grpc_server.set_serving(True)
         if keys is None:
@@ -115,9 +115,12 @@ async def _started(server: uvicorn.Server, task: asyncio.Task[None]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def _stop_http(server: uvicorn.Server, task: asyncio.Task[None]) -> None:
-    server.should_exit = True
-    await task
+async def _stop(
+    http: uvicorn.Server, task: asyncio.Task[None], grpc_server: Server, grace: float
+) -> None:
+    """Both doors at once, so that one grace period is enough."""
+    http.should_exit = True
+    await asyncio.gather(task, grpc_server.stop(grace))
 
 
 async def run(settings: Settings) -> None:

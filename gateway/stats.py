@@ -15,11 +15,14 @@ class Totals:
 
     prompt_tokens: int
     completion_tokens: int = 0
+    complete: bool = True
     stats: list[types_pb2.SpeculationStats] = field(default_factory=list)
 
     def add(self, piece: Piece) -> None:
         self.completion_tokens += piece.completion_tokens
-        if piece.stats is not None:
+        if piece.stats is None:
+            self.complete = False
+        else:
             self.stats.append(piece.stats)
 
     def usage(self) -> dict[str, Any]:
@@ -31,11 +34,14 @@ class Totals:
         }
 
     def metrics(self) -> dict[str, Any]:
-        """vLLM's block. Ratios are null where nothing was drafted.
+        """vLLM's block. Ratios are null where nothing was drafted, and the block itself where the
+        verifier did not tell: a stop string ends its stream before it can.
 
         mean_acceptance_length = (accepted + steps) / steps: each verification step gives its
         accepted drafts and one token of the verifier's own.
         """
+        if not self.complete:
+            return {"speculative_decoding": None}
         steps = sum(stats.num_spec_steps for stats in self.stats)
         drafted = sum(stats.num_draft_tokens for stats in self.stats)
         accepted = sum(stats.num_accepted_tokens for stats in self.stats)

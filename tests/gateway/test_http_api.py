@@ -143,6 +143,9 @@ async def test_stop_string(rig, ids, decode, chunks, eventually):
     assert "d! Sto" in decode(full[:counted])
     assert "d! Sto" not in decode(full[: counted - 1])
     await eventually(lambda: rig.fake.running == 0)
+    told = body["metrics"]["speculative_decoding"]
+    # Only a verifier that had ended by itself could say what speculation did.
+    assert (told is not None) == (chunks == (100,))
     if chunks != (100,):
         assert rig.fake.cancelled == [rig.fake.requests[0].request_id]
 
