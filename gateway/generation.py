@@ -101,13 +101,17 @@ class GenerationService:
             StopStrings(request.stop_strings),
             request.stop_token_ids | eos,
         )
+        finished = False
         async with contextlib.aclosing(self.link.generate(job)) as messages:
             async for message in messages:
                 piece = continuation.take(message)
                 yield piece
-                if piece.finish_reason is not None:
+                finished = piece.finish_reason is not None
+                if finished and not message.finish_reason:
+                    # A stop string: leaving the loop cancels the verifier's work.
                     return
-        raise continuation.cut()
+        if not finished:
+            raise continuation.cut()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from gateway.continuation import Piece
 from gateway.generation import GenerationService
 from gateway.keys import KeyRing
 from gateway.request import GenerationRequest
-from slipstream.core.errors import InvalidParameter, NotAuthenticated
+from slipstream.core.errors import BodyTooLarge, InvalidParameter, NotAuthenticated
 from slipstream.wire import status
 from slipstream.wire.codec import sampling_from_proto
 from slipstream.wire.proto import gateway_pb2, gateway_pb2_grpc, types_pb2
@@ -29,8 +29,9 @@ _REASONS = {
 class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     """Translates requests and pieces; decides nothing itself."""
 
-    def __init__(self, service: GenerationService) -> None:
+    def __init__(self, service: GenerationService, max_body_bytes: int) -> None:
         self._service = service
+        self._max_body_bytes = max_body_bytes
 
     @status.streaming
     async def Generate(  # noqa: N802
@@ -38,6 +39,10 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         request: gateway_pb2.GatewayServiceGenerateRequest,
         context: Any,  # noqa: ARG002
     ) -> AsyncIterator[gateway_pb2.GatewayServiceGenerateResponse]:
+        if request.ByteSize() > self._max_body_bytes:
+            raise BodyTooLarge(
+                f"the request is larger than the limit of {self._max_body_bytes} bytes"
+            )
         generation = await self._request(request)
         length = len(generation.prompts[0])
         async with contextlib.aclosing(self._service.run(generation)) as pieces:

@@ -48,9 +48,9 @@ class _Uvicorn(uvicorn.Server):
 def _listen(settings: Settings) -> socket.socket:
     host, port = settings.http_address
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # A name like localhost may stand for both families; clients are told 127.0.0.1.
+        family, kind, proto, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         listener = socket.socket(family, kind, proto)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -85,7 +85,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             settings.grpc, [SERVICE], [] if keys is None else [KeyInterceptor(keys)]
         )
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(
-            GatewayServicer(service), grpc_server.grpc
+            GatewayServicer(service, settings.max_body_bytes), grpc_server.grpc
         )
         grpc_port = await grpc_server.start()
         stack.push_async_callback(grpc_server.stop, settings.stop_grace)

@@ -11,7 +11,8 @@ from typing import Any
 from tokenizers import Tokenizer as HfTokenizer
 
 from gateway.chat_template import ChatTemplate, choose
-from gateway.detokenizer import Detokenizer, Vocabulary
+from gateway.detokenizer import Detokenizer, detokenizer_for
+from gateway.vocabulary import Vocabulary
 from slipstream.core.errors import CheckpointError, InvalidRequest
 
 # Longer texts are tokenized in a thread, so that other streams go on (the library drops the GIL).
@@ -94,7 +95,7 @@ class Tokenizer:
 
     def detokenizer(self) -> Detokenizer:
         """A fresh one, for one continuation."""
-        return self._vocabulary.detokenizer()
+        return detokenizer_for(self._vocabulary)
 
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds inside a text; special tokens as they are written."""

@@ -14,10 +14,11 @@ from gateway.generation import GenerationService
 from gateway.http import errors, openapi
 from gateway.http.auth import KeyMiddleware
 from gateway.http.body import parse, read_body
+from gateway.http.disconnect import unless_disconnected
 from gateway.http.parsing import chat_generation, completion_generation
 from gateway.http.schemas import ChatRequest, CompletionRequest
 from gateway.http.shapes import ChatShape, CompletionShape, Envelope, Shape
-from gateway.http.streaming import EventStream, first_piece, unless_disconnected, whole_body
+from gateway.http.streaming import EventStream, first_piece, whole_body
 from gateway.keys import KeyRing
 from gateway.request import GenerationRequest
 from gateway.stats import Totals

@@ -1,49 +1,25 @@
-"""Answers that end when the client does: bodies and server-sent events."""
+"""Answers, whole or as server-sent events."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.continuation import Piece
+from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import error_object
 from gateway.http.shapes import Envelope, Shape
 from gateway.stats import Totals
 from slipstream.core.errors import Cancelled, InternalError, SlipstreamError
 
-_T = TypeVar("_T")
 log = logging.getLogger(__name__)
-
-
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
-    """The result of `work`, which is cancelled at once when the client goes away.
-
-    Raises:
-        Cancelled: it did.
-    """
-    task = asyncio.create_task(work)
-    watch = asyncio.create_task(_disconnect(receive))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Cancelled("the client went away")
-        return task.result()
-    finally:
-        for pending in (task, watch):
-            pending.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def first_piece(pieces: AsyncGenerator[Piece, None]) -> Piece:

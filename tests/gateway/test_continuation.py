@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.continuation import Continuation
-from gateway.detokenizer import Vocabulary
+from gateway.detokenizer import detokenizer_for
 from gateway.stop_strings import StopStrings
+from gateway.vocabulary import Vocabulary
 from slipstream.core.errors import Unavailable
 from slipstream.wire.proto import types_pb2, verifier_pb2
 
@@ -56,7 +57,7 @@ def test_against_decoding_everything_again(kind, data, vocabularies):
     stops = data.draw(st.lists(text, max_size=3))
     sizes = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     expected = naive(vocabulary.tokenizer.decode, ids, stops)
-    continuation = Continuation(0, vocabulary.detokenizer(), StopStrings(stops), frozenset())
+    continuation = Continuation(0, detokenizer_for(vocabulary), StopStrings(stops), frozenset())
     shown = ""
     for message in messages(ids, sizes):
         piece = continuation.take(message)
@@ -70,7 +71,7 @@ def test_against_decoding_everything_again(kind, data, vocabularies):
 def test_a_verifier_that_gives_up(vocabularies):
     """A generation that the verifier cancelled by itself is an error, not an end."""
     vocabulary = vocabularies["llama"]
-    continuation = Continuation(0, vocabulary.detokenizer(), StopStrings([]), frozenset())
+    continuation = Continuation(0, detokenizer_for(vocabulary), StopStrings([]), frozenset())
     cancelled = types_pb2.FINISH_REASON_CANCELLED
     with pytest.raises(Unavailable, match="CANCELLED"):
         continuation.take(verifier_pb2.GenerateResponse(finish_reason=cancelled))

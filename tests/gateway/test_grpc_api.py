@@ -101,6 +101,15 @@ async def test_errors(rig, fields, kind, code):
         assert isinstance(error_of(raised.value), kind)
 
 
+async def test_body_limit(make_rig):
+    """The limit on bodies holds for gRPC too."""
+    async with make_rig(max_body_bytes=4096) as rig:
+        assert await generate(rig, text="x" * 100)
+        with pytest.raises(grpc.aio.AioRpcError, match="4096 bytes") as raised:
+            await generate(rig, text="x" * 5000)
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 async def test_cancel(rig, eventually):
     """Cancelling the call cancels the verifier's."""
     rig.fake.behaviour = FakeBehaviour([50] * 9, hang_after=2)

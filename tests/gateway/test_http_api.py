@@ -35,6 +35,7 @@ async def test_chat_body(rig, ids):
     assert body["usage"]["completion_tokens"] == count
     assert body["usage"]["prompt_tokens"] == len(rig.fake.requests[0].prompt_token_ids)
     assert body["seed"] == 7
+    assert rig.fake.cancelled == []
     block = body["metrics"]["speculative_decoding"]
     assert block["num_spec_steps"] == sum(block["acceptance_histogram"]) > 0
     assert block["draft_acceptance_rate"] == 1.0

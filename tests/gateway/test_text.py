@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.detokenizer import Vocabulary
+from gateway.detokenizer import detokenizer_for
 from gateway.stop_strings import StopStrings
+from gateway.vocabulary import Vocabulary
 
 KINDS = ["byte-level", "llama", "gemma", "metaspace"]
 
@@ -26,7 +27,7 @@ def test_deltas_are_the_decoded_text(kind, data, vocabularies):
     size = vocabulary.tokenizer.get_vocab_size()
     # Ids beyond the vocabulary too: models have padded embeddings.
     ids = data.draw(st.lists(st.integers(0, size + 1), max_size=40))
-    detokenizer = vocabulary.detokenizer()
+    detokenizer = detokenizer_for(vocabulary)
     text = "".join(detokenizer.push(token) for token in ids) + detokenizer.flush()
     assert text == vocabulary.tokenizer.decode(ids, skip_special_tokens=True)
 
@@ -43,7 +44,7 @@ def test_no_half_characters(kind, text, vocabularies):
         ids = [back[bytes([byte])] for byte in text.encode()]
     else:
         ids = [vocabulary.tokenizer.token_to_id(piece) for piece in pieces]
-    detokenizer = vocabulary.detokenizer()
+    detokenizer = detokenizer_for(vocabulary)
     seen = ""
     for token in ids:
         seen += detokenizer.push(token)
@@ -54,7 +55,7 @@ def test_no_half_characters(kind, text, vocabularies):
 
 def test_ascii_is_not_delayed(vocabularies, ids):
     """Plain text comes with its own token, not one later."""
-    detokenizer = vocabularies["byte-level"].detokenizer()
+    detokenizer = detokenizer_for(vocabularies["byte-level"])
     for token in ids("Hello, world"):
         assert detokenizer.push(token) == vocabularies["byte-level"].tokenizer.decode([token])
 
@@ -65,7 +66,7 @@ def test_cost_does_not_grow(kind, vocabularies):
     vocabulary = vocabularies[kind]
     ids = [token % vocabulary.tokenizer.get_vocab_size() for token in range(50_000)]
     ids[25_000:] = [0x80 + 3] * 25_000 if kind in {"llama", "gemma"} else ids[25_000:]
-    detokenizer = vocabulary.detokenizer()
+    detokenizer = detokenizer_for(vocabulary)
     began = time.process_time()
     for token in ids:
         detokenizer.push(token)
