@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 from slipstream.core.errors import ConfigurationError
 
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 recognised, not bound
+
 
 def parts(option: str, address: str) -> tuple[str, int]:
     """Host and port of `host:port`; an IPv6 host stands in brackets.
@@ -19,6 +21,12 @@ def parts(option: str, address: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigurationError(f"{option} must be host:port, got {address!r}")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def reachable(address: str) -> str:
+    """Where this machine reaches what listens on `address`: a wildcard host becomes loopback."""
+    host, _, port = address.rpartition(":")
+    return f"{_LOOPBACK.get(host, host)}:{port}"
 
 
 def claim(addresses: Mapping[str, str]) -> dict[str, str]:

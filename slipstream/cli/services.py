@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import httpx
+
+from slipstream.cli.addresses import reachable
 from slipstream.cli.supervisor import Service
 from slipstream.wire.transport import is_serving
 
 # Options of a service's command line; None means that the service's own default holds.
 Options = dict[str, object | None]
+Ask = Callable[[], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +107,27 @@ def services(plan: Plan) -> list[Service]:
         "grpc": plan.grpc,
         "served-model-name": plan.name,
     }
-    found.append(_service("gateway", "gateway", plan.grpc, options, plan.gateway_options))
+    gateway = _service("gateway", "gateway", plan.grpc, options, plan.gateway_options)
+    # Its health says that it runs; whether it has found its verifier is what /ready tells.
+    ready = partial(
+        _both, gateway.is_ready, partial(_answers, f"http://{reachable(plan.http)}/ready")
+    )
+    found.append(replace(gateway, is_ready=ready))
     return found
+
+
+async def _both(one: Ask, other: Ask) -> bool:
+    return await one() and await other()
+
+
+async def _answers(url: str) -> bool:
+    """Whether a GET is answered with status 200 within two seconds."""
+    try:
+        # What the environment says about proxies is not meant for our own processes.
+        async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
+            return (await client.get(url)).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 def _compute(cpus: tuple[int, ...]) -> Options:
@@ -120,4 +143,4 @@ def _service(name: str, module: str, address: str, *options: Options) -> Service
         for option, value in group.items():
             if value is not None:
                 command += [f"--{option}", str(value)]
-    return Service(name, tuple(command), partial(is_serving, address))
+    return Service(name, tuple(command), partial(is_serving, reachable(address)))

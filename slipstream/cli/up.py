@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from slipstream.cli.addresses import claim
+from slipstream.cli.addresses import claim, reachable
 from slipstream.cli.services import Plan, services, split_cores, usable_cores
 from slipstream.cli.supervisor import Policy, Supervisor
 from slipstream.core.errors import ConfigurationError
@@ -153,7 +153,7 @@ def ready_line(plan: Plan, *, keys: bool) -> str:
     with_drafter = "with" if plan.drafter else "without"
     return (
         f"Ready: {plan.name} {with_drafter} drafter. Try: "
-        f"curl http://{plan.http}/v1/chat/completions{key} "
+        f"curl http://{reachable(plan.http)}/v1/chat/completions{key} "
         f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
     )
 

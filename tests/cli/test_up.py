@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slipstream.cli import up as command
-from slipstream.cli.addresses import claim
+from slipstream.cli.addresses import claim, reachable
 from slipstream.cli.services import Plan, services, split_cores, usable_cores
 from slipstream.core.errors import ConfigurationError
 
@@ -103,6 +103,13 @@ def test_ready_line_can_be_pasted() -> None:
     assert words[:2] == ["curl", "http://127.0.0.1:8000/v1/chat/completions"]
     assert "Authorization: Bearer $SLIPSTREAM_API_KEY" in words
     assert json.loads(words[-1])["model"] == "m"
+
+
+def test_wildcard_addresses_are_reached_over_loopback() -> None:
+    """What listens on all addresses is asked, and shown, at one that can be connected to."""
+    assert "curl http://127.0.0.1:81/v1" in command.ready_line(plan(http="0.0.0.0:81"), keys=False)
+    assert reachable("[::]:1") == "[::1]:1"
+    assert reachable("[::5]:1") == "[::5]:1"
 
 
 def test_port_in_use_names_port_and_option() -> None:
