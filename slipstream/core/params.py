@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -17,8 +16,9 @@ _NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
 
 def _number(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    # NaN fails every comparison; an integer too large for a float compares all the same.
     in_range = low < value <= high if open_low else low <= value <= high
-    if not math.isfinite(value) or not in_range:
+    if not in_range:
         bracket = "(" if open_low else "["
         raise InvalidParameter(
             f"{name} must be a number in {bracket}{low:g}, {high:g}], got {value}", param=name
@@ -63,7 +63,9 @@ class SamplingParams:
         if self.top_k < 0:
             raise InvalidParameter(f"top_k must be 0 or more, got {self.top_k}", param="top_k")
         if not 0 <= self.seed <= MAX_SEED:
-            raise InvalidParameter(f"seed must be in [0, {MAX_SEED}], got {self.seed}", param="seed")
+            raise InvalidParameter(
+                f"seed must be in [0, {MAX_SEED}], got {self.seed}", param="seed"
+            )
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise InvalidParameter(
                 f"logit_bias may name at most {MAX_LOGIT_BIAS} tokens, got {len(self.logit_bias)}",

@@ -74,7 +74,8 @@ def _nucleus(
         if size == tokens.size or weights[head].sum() >= target:
             order = head[np.argsort(-weights[head], kind="stable")]
             before = np.cumsum(weights[order]) - weights[order]
-            return tokens[order[before < target]]
+            kept: NDArray[np.int64] = tokens[order[before < target]]
+            return kept
         size = min(size * 8, tokens.size)
 
 

@@ -27,7 +27,7 @@ async def abort(context: grpc.aio.ServicerContext, error: SlipstreamError) -> No
 
 def error_of(failure: grpc.aio.AioRpcError) -> SlipstreamError:
     """The error that the peer raised, or Unavailable, DeadlineExceeded... from the transport."""
-    trailers = {key: value for key, value in failure.trailing_metadata() or ()}
+    trailers = dict(failure.trailing_metadata() or ())
     code = failure.code().name
     error = from_grpc(code, failure.details() or code, str(trailers.get(_CODE_KEY, "")))
     param = trailers.get(_PARAM_KEY)
@@ -62,7 +62,9 @@ def streaming(handler: Callable[..., AsyncIterator[Any]]) -> Callable[..., Async
     """The same for a handler that streams its responses."""
 
     @functools.wraps(handler)
-    async def wrapped(self: Any, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+    async def wrapped(
+        self: Any, request: Any, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[Any]:
         try:
             async for response in handler(self, request, context):
                 yield response

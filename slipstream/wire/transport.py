@@ -109,7 +109,9 @@ async def is_serving(address: str, service: str = "", timeout: float = 1.0) -> b
     async with channel(address) as link:
         stub = health_pb2_grpc.HealthStub(link)
         try:
-            reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
+            reply = await stub.Check(
+                health_pb2.HealthCheckRequest(service=service), timeout=timeout
+            )
         except grpc.aio.AioRpcError:
             return False
     return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
