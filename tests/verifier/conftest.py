@@ -1,0 +1,37 @@
+"""One tiny engine for all tests of the verifier, exact whatever the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from slipstream.engine.checkpoint import load_model
+from slipstream.engine.exactness import strict_shapes
+from slipstream.engine.runner import ModelRunner
+from tests.verifier.rig import write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("small-llama"))
+
+
+@pytest.fixture(scope="session")
+def strict_runner(checkpoint: Path) -> Iterator[ModelRunner]:
+    """With padding under which equality is bitwise, so that no test hangs on a near-tie."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    runner = ModelRunner(load_model(checkpoint), kv_bytes=2**21)
+    strict_shapes(runner)
+    yield runner
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def runner(strict_runner: ModelRunner) -> Iterator[ModelRunner]:
+    """The same, given back empty by every test."""
+    yield strict_runner
+    assert strict_runner.pool.num_used == 0
