@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from slipstream.core.draft import Close, Command, Commit, Open, Proposal, Refusal
-from slipstream.core.errors import SlipstreamError
+from slipstream.core.errors import InvalidParameter
 from slipstream.engine.batch import Segment
 from slipstream.engine.draws import Draws
 from slipstream.engine.runner import ModelRunner
@@ -180,8 +180,9 @@ class DrafterEngine:
                 continue
             try:
                 token = draws.token(row, sequence)
-            except SlipstreamError as failure:
-                self._refuse([draft], failure.message)
+            except Exception as failure:
+                log.warning("sequence %s failed: %s", draft.key, failure)
+                self._refuse([draft], f"the drafter could not draw a token: {failure}")
                 continue
             finally:
                 row += 1
@@ -214,26 +215,41 @@ class DrafterEngine:
         elif key in self._drafts and isinstance(command, Close):
             self._drop(key)
         elif key in self._drafts and isinstance(command, Commit):
-            lost = self._drafts[key].commit(command)
-            if lost is None:
+            known = all(token < self.runner.loaded.config.vocab_size for token in command.tokens)
+            lost = self._drafts[key].commit(command) if known else None
+            if not known:
+                self._refuse([self._drafts[key]], "a commit holds a token beyond the vocabulary")
+            elif lost is None:
                 self._refuse([self._drafts[key]], "a commit continues a prefix that is not here")
             else:
                 self.counters.rolled_back_tokens += lost
 
     def _open(self, key: Key, command: Open) -> None:
-        draft = Draft(key, command, self.runner.loaded.fingerprint)
-        pool = self.runner.pool
-        reason = ""
-        if len(self._drafts) >= self._max_sequences:
-            reason = f"the drafter has {self._max_sequences} sequences open already"
-        elif pool.blocks_for(command.max_length) > pool.num_blocks:
-            reason = f"{command.max_length} tokens never fit the drafter's KV pool"
         if key in self._drafts:
             self._drop(key)
+        reason = self._unfit(command)
         if reason:
             self._send(key.connection, [], [Refusal(key.sequence_id, reason)])
         else:
-            self._drafts[key] = draft
+            self._drafts[key] = Draft(key, command, self.runner.loaded.fingerprint)
+
+    def _unfit(self, command: Open) -> str:
+        """Why a sequence cannot be drafted for; empty where it can.
+
+        A token that does not exist would fail the forward pass of all sequences at once.
+        """
+        pool, vocab = self.runner.pool, self.runner.loaded.config.vocab_size
+        if len(self._drafts) >= self._max_sequences:
+            return f"the drafter has {self._max_sequences} sequences open already"
+        if pool.blocks_for(command.max_length) > pool.num_blocks:
+            return f"{command.max_length} tokens never fit the drafter's KV pool"
+        if max(command.tokens) >= vocab:
+            return f"it holds token id {max(command.tokens)}; the vocabulary has {vocab} tokens"
+        try:
+            command.params.check_vocabulary(vocab)
+        except InvalidParameter as failure:
+            return failure.message
+        return ""
 
     def _refuse(self, drafts: list[Draft], reason: str) -> None:
         for draft in drafts:

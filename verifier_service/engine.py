@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -84,7 +85,8 @@ class VerifierEngine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._stopping = False
-        self._next_number = 1
+        # next() on it is atomic, so two threads that submit never share a number.
+        self._numbers = itertools.count(1)
         self._drafter: int | None = None
         self._commands: list[Command] = []
         self._prefilled_last = False
@@ -170,8 +172,7 @@ class VerifierEngine:
         ends = request.stop.stop_token_ids
         if not request.stop.ignore_eos:
             ends = ends | loaded.eos_token_ids
-        number, self._next_number = self._next_number, self._next_number + 1
-        return Generation(number, request, loaded.fingerprint, ends, max_length)
+        return Generation(next(self._numbers), request, loaded.fingerprint, ends, max_length)
 
     # ---- the engine's thread ---------------------------------------------------------------
 
@@ -310,7 +311,11 @@ class VerifierEngine:
         self.counters.stale_draft_tokens += generation.stale_drafts
         if generation.opened:
             self._commands.append(Close(generation.number))
-        generation.request.listener(progress)
+        try:
+            generation.request.listener(progress)
+        except Exception:
+            # Nobody is left to tell, and the others must not notice.
+            log.exception("the listener of %s failed", generation.request.request_id)
 
     # ---- the drafter, as the engine's thread sees it ---------------------------------------
 
@@ -329,9 +334,12 @@ class VerifierEngine:
     def _take(self, drafter: int, proposals: list[Proposal], refusals: list[Refusal]) -> None:
         if drafter != self._drafter:
             return
+        vocab = self.runner.loaded.config.vocab_size
         for proposal in proposals:
             generation = self._by_number.get(proposal.sequence_id)
-            if generation is not None and generation.opened:
+            # A token id that does not exist would fail the forward pass of all that share it.
+            known = all(0 <= token < vocab for token in proposal.tokens)
+            if known and generation is not None and generation.opened:
                 generation.propose(proposal)
         for refusal in refusals:
             generation = self._by_number.get(refusal.sequence_id)

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from slipstream.core.errors import ConfigurationError
+from slipstream.core.errors import ConfigurationError, SlipstreamError
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -83,7 +83,7 @@ def run_service(
             stream=sys.stderr,
         )
         asyncio.run(_until_signalled(settings, serve))
-    except ConfigurationError as failure:
+    except SlipstreamError as failure:
         sys.stderr.write(f"{role}: error: {failure.message}\n")
         return 2
     return 0
