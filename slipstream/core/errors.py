@@ -134,7 +134,7 @@ def _leaves(root: type[SlipstreamError]) -> list[type[SlipstreamError]]:
 
 def from_grpc(status: str, message: str, code: str = "") -> SlipstreamError:
     """The error that a peer raised, from its status name, message and (best) its code word."""
-    for kind in _leaves(SlipstreamError):
+    for kind in _leaves(SlipstreamError)[1:]:
         if code and kind.code == code:
             return kind(message)
     for kind in _leaves(SlipstreamError)[1:]:

@@ -70,8 +70,15 @@ class LayerPlan:
         """Raises ConfigurationError where the file is missing or is not a layer plan."""
         try:
             data = json.loads(path.read_text())
-            data["skip_attention"] = frozenset(data.get("skip_attention", ()))
-            data["skip_mlp"] = frozenset(data.get("skip_mlp", ()))
+            if not isinstance(data, dict):
+                raise TypeError("it is not a JSON object")
+            for name in ("skip_attention", "skip_mlp"):
+                layers = data.get(name, [])
+                if any(type(layer) is not int or layer < 0 for layer in layers):
+                    raise TypeError(f"{name} must list layer numbers, got {layers}")
+                data[name] = frozenset(layers)
+            if not isinstance(data.get("model_fingerprint", ""), str):
+                raise TypeError("model_fingerprint must be a string")
             return cls(**data)
         except (OSError, ValueError, TypeError, KeyError) as failure:
             raise ConfigurationError(f"cannot read layer plan {path}: {failure}") from failure

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX2 = np.uint64(0x94D049BB133111EB)
-_S30, _S27, _S31, _S11 = (np.uint64(s) for s in (30, 27, 31, 11))
+_S30, _S27, _S31, _S12 = (np.uint64(s) for s in (30, 27, 31, 12))
 
-# uniform() lies in [2**-54, 1 - 2**-54], so gumbel() lies in (-3.7, 37.5).
+# uniform() lies in [2**-53, 1 - 2**-53], so gumbel() lies in (-3.7, 36.8).
 MIN_GUMBEL = -3.7
-MAX_GUMBEL = 37.5
+MAX_GUMBEL = 36.8
 
 
 def _bits(seed: int, position: int, token_ids: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -34,7 +34,8 @@ def _bits(seed: int, position: int, token_ids: NDArray[np.int64]) -> NDArray[np.
 
 def uniform(seed: int, position: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """Uniform numbers in the open interval (0, 1), one for each token id, shape [n]."""
-    return ((_bits(seed, position, token_ids) >> _S11).astype(np.float64) + 0.5) * 2.0**-53
+    # 52 bits: with 53, adding the half would round, and the largest value would become 1.
+    return ((_bits(seed, position, token_ids) >> _S12).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def gumbel(seed: int, position: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
