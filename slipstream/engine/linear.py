@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from slipstream.core.layer_plan import Precision
+from slipstream.engine import kernels
 
 INT4_GROUP = 32
-# The int4 kernel unpacks weights for every row: from here on int8 is faster (docs/performance.md).
-_INT4_MOST_ROWS = 4
+# The int4 kernel unpacks the weights again for every few rows: from here on it is faster to
+# expand them once and multiply in bfloat16 (docs/performance.md).
+_INT4_MOST_ROWS = 32
 
 
 @functools.cache
@@ -69,14 +71,22 @@ class Int8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self._on_cpu:
             return F.linear(x, self._weight.to(x.dtype) * self._scale[:, None].to(x.dtype), self._bias)
-        rows = x.reshape(-1, self.in_features).float()
-        scale = rows.abs().amax(1, keepdim=True).clamp_min_(1e-12).mul_(1 / 127)
-        quantized = rows.div_(scale).add_(128.5).to(torch.uint8)
-        out: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+        rows = x.reshape(-1, self.in_features)
+        # A vector takes the kernel longer than a small matrix does.
+        count = max(rows.shape[0], 4)
+        quantized = torch.full((count, self.in_features), 128, dtype=torch.uint8)
+        scales = torch.empty(rows.shape[0])
+        rows = rows.to(torch.bfloat16).contiguous()
+        kernels.quantize_rows(
+            rows.data_ptr(), quantized.data_ptr(), scales.data_ptr(), *rows.shape
+        )
+        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             quantized, 1.0, 128, self._weight, self._scale, self._zeros, None,
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
-        out = out.mul_(scale).to(x.dtype).view(*x.shape[:-1], self.out_features)
+        out = torch.empty((rows.shape[0], self.out_features), dtype=torch.bfloat16)
+        kernels.scale_rows(product.data_ptr(), scales.data_ptr(), out.data_ptr(), *out.shape)
+        out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
         return out if self._bias is None else out + self._bias
 
 
@@ -101,7 +111,7 @@ def int4_error(weight: torch.Tensor) -> float:
 
 
 class Int4Linear(nn.Module):
-    """Weights int4 in groups, activations bfloat16, for few rows; int8 for many."""
+    """Weights int4 in groups, activations bfloat16."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -111,20 +121,28 @@ class Int4Linear(nn.Module):
         pairs = torch.stack((scale, low + 8 * scale), dim=-1).transpose(0, 1)
         self._scales = pairs.contiguous().to(torch.bfloat16)
         self._weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
+        self._halves = (q[:, ::2] | q[:, 1::2] << 4).to(torch.uint8)
         self._bias = bias
-        self._many = Int8Linear(weight, bias)
-        self.bytes = weight.numel() // 2 + self._scales.numel() * 2
+        self.bytes = weight.numel() + self._scales.numel() * 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, self.in_features)
-        if rows.shape[0] > _INT4_MOST_ROWS:
-            out: torch.Tensor = self._many(x)
-            return out
-        out = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows.to(torch.bfloat16), self._weight, INT4_GROUP, self._scales
-        )
+        rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
+        if rows.shape[0] <= _INT4_MOST_ROWS:
+            out = torch.ops.aten._weight_int4pack_mm_for_cpu(
+                rows, self._weight, INT4_GROUP, self._scales
+            )
+        else:
+            out = F.linear(rows, self._expanded())
         out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
         return out if self._bias is None else out + self._bias
+
+    def _expanded(self) -> torch.Tensor:
+        weight = torch.empty((self.out_features, self.in_features), dtype=torch.bfloat16)
+        kernels.expand_int4(
+            self._halves.data_ptr(), self._scales.data_ptr(), weight.data_ptr(),
+            self.out_features, self.in_features, INT4_GROUP,
+        )  # fmt: skip
+        return weight
 
     @staticmethod
     def fits(weight: torch.Tensor) -> bool:
@@ -152,6 +170,19 @@ def make_linear(
     linear.weight = nn.Parameter(weight, requires_grad=False)
     linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return linear
+
+
+def joined(linears: list[nn.Linear], precision: Precision) -> nn.Module:
+    """Several layers with the same input as one; all have a bias or none has."""
+    weight = torch.cat([linear.weight.data for linear in linears])
+    biases = [linear.bias.data for linear in linears if linear.bias is not None]
+    assert len(biases) in {0, len(linears)}, "some of the joined layers have a bias"
+    return make_linear(weight, torch.cat(biases) if biases else None, precision)
+
+
+def converted(linear: nn.Linear, precision: Precision) -> nn.Module:
+    bias = None if linear.bias is None else linear.bias.data
+    return make_linear(linear.weight.data, bias, precision)
 
 
 def weight_bytes(model: nn.Module) -> int:

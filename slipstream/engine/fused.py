@@ -1,0 +1,162 @@
+"""Fused layers: the common decoder block in as few calls as it takes.
+
+On a CPU in bfloat16 the stretches between the products run as compiled kernels, elsewhere as
+tensor operations; both compute the same thing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from slipstream.core.layer_plan import Precision
+from slipstream.engine import kernels
+from slipstream.engine.attention import CONTEXT, ForwardContext, attend
+from slipstream.engine.linear import converted, joined
+
+# Up to this many rows the compiled attention is the faster one; it is also the largest block in
+# which the products of a decoding step keep their bits (exactness.MAX_STRICT_ROWS).
+KERNEL_ROWS = 32
+
+
+def compiled(weight: torch.Tensor) -> bool:
+    """Whether the compiled kernels serve a layer with this weight."""
+    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+
+
+class FusedNorm(nn.Module):
+    """RMSNorm (arXiv 1910.07467) in one call."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.weight: torch.Tensor = norm.weight  # type: ignore[assignment]
+        self._size = self.weight.numel()
+        self._eps: float = norm.variance_epsilon  # type: ignore[assignment]
+        self._compiled = compiled(self.weight)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self._compiled:
+            return F.rms_norm(hidden_states, (self._size,), self.weight, self._eps)
+        x = hidden_states.contiguous()
+        out = torch.empty_like(x)
+        rows = x.numel() // self._size
+        kernels.rms_norm(
+            x.data_ptr(), self.weight.data_ptr(), out.data_ptr(), rows, self._size, self._eps
+        )
+        return out
+
+
+class FusedMlp(nn.Module):
+    """Gated MLP with gate and up in one product."""
+
+    def __init__(self, mlp: Any, precision: Precision) -> None:
+        super().__init__()
+        self._size = mlp.gate_proj.out_features
+        # SiLU by name of its class: the library has several spellings of it.
+        self._compiled = compiled(mlp.gate_proj.weight) and "SiLU" in type(mlp.act_fn).__name__
+        self._gate_up = joined([mlp.gate_proj, mlp.up_proj], precision)
+        self._down = converted(mlp.down_proj, precision)
+        self._act = mlp.act_fn
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        both = self._gate_up(hidden_states)
+        if self._compiled:
+            mixed = both.new_empty((*both.shape[:-1], self._size))
+            rows = mixed.numel() // self._size
+            kernels.silu_mul(both.data_ptr(), mixed.data_ptr(), rows, self._size)
+        else:
+            gate, up = both.chunk(2, dim=-1)
+            mixed = self._act(gate) * up
+        out: torch.Tensor = self._down(mixed)
+        return out
+
+
+class FusedAttention(nn.Module):
+    """Rotary attention with q, k and v in one product and one rotation."""
+
+    def __init__(self, attention: Any, precision: Precision) -> None:
+        super().__init__()
+        self.layer_idx: int = attention.layer_idx
+        self._dim: int = attention.head_dim
+        self._heads = attention.q_proj.out_features // self._dim
+        self._kv_heads = attention.k_proj.out_features // self._dim
+        self._scaling: float = attention.scaling
+        self._window: int | None = getattr(attention, "sliding_window", None)
+        if self._window is None and type(attention).__name__ == "MistralAttention":
+            self._window = attention.config.sliding_window
+        self._kernel = (
+            kernels.attention(self._heads, self._kv_heads, self._dim)
+            if compiled(attention.q_proj.weight)
+            else None
+        )
+        self._qkv = joined([attention.q_proj, attention.k_proj, attention.v_proj], precision)
+        self._out = converted(attention.o_proj, precision)
+        self._q_norm = getattr(attention, "q_norm", None)
+        self._k_norm = getattr(attention, "k_norm", None)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        context: ForwardContext = kwargs[CONTEXT]
+        rows, rotated = hidden_states.shape[1], self._heads + self._kv_heads
+        qkv = self._qkv(hidden_states).view(rows, rotated + self._kv_heads, self._dim)
+        if self._q_norm is not None and self._k_norm is not None:
+            qkv[:, : self._heads] = self._q_norm(qkv[:, : self._heads])
+            qkv[:, self._heads : rotated] = self._k_norm(qkv[:, self._heads : rotated])
+        cos, sin = _rope_tables(context, position_embeddings)
+        if self._kernel is not None and rows <= KERNEL_ROWS:
+            out = self._attend_compiled(context, qkv, cos, sin)
+        else:
+            half = self._dim // 2
+            qk = qkv[:, :rotated]
+            swapped = torch.cat((qk[..., half:], qk[..., :half]), dim=-1)
+            qk = qk * cos[:, None] + swapped * sin[:, None]
+            query, key, value = qk[:, : self._heads], qk[:, self._heads :], qkv[:, rotated:]
+            out = attend(
+                context, self.layer_idx, query, key, value, self._scaling, self._window
+            )
+        return self._out(out.reshape(1, rows, -1)), None
+
+    def _attend_compiled(
+        self, context: ForwardContext, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
+        """qkv: [rows, heads + 2 * kv_heads, dim]; returns [rows, heads, dim]."""
+        index = context.kv_index[self.layer_idx]
+        keys = context.pool.keys[index].data_ptr()
+        values = context.pool.values[index].data_ptr()
+        # Rows that only pad belong to no segment; zeros keep them finite.
+        out = qkv.new_zeros((qkv.shape[0], self._heads, self._dim))
+        at = (qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr())
+        step = (2 * qkv[0].numel(), 2 * self._dim, 2 * self._dim, 2 * self._heads * self._dim)
+        for segment in context.batch.segments:
+            first = segment.rows.start
+            qkv_at, cos_at, sin_at, out_at = (
+                base + first * size for base, size in zip(at, step, strict=True)
+            )
+            assert self._kernel is not None
+            self._kernel(
+                qkv_at, cos_at, sin_at, keys, values, segment.table.slots.data_ptr(), out_at,
+                segment.rows.stop - first, segment.position, self._window or 0, self._scaling,
+            )  # fmt: skip
+        return out
+
+
+def _rope_tables(
+    context: ForwardContext, position_embeddings: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sign-folded sin, [rows, head_dim], made once per forward pass.
+
+    rotate_half(x) * sin equals swap_halves(x) * (sin with its first half negated).
+    """
+    cos, sin = position_embeddings
+    if context.rope is None or context.rope[0] is not cos:
+        signed = sin[0].clone()
+        signed[:, : signed.shape[-1] // 2].neg_()
+        context.rope = (cos, cos[0].contiguous(), signed)
+    return context.rope[1], context.rope[2]
