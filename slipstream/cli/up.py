@@ -129,7 +129,7 @@ def up(
         drafter_options={"layer-plan": layer_plan, "dtype": _value(dtype)},
         gateway_options={"api-keys": api_keys, "log-level": log_level.value},
     )
-    _say(f"Starting {plan.name}")
+    _say(f"Starting {plan.name}" + ("" if api_keys else " (no --api-keys: for this machine only)"))
     asyncio.run(serve(plan, Policy(ready=start_timeout), keys=api_keys is not None))
 
 

@@ -28,7 +28,7 @@ if "fail" in behaviour:
 if "slow" not in behaviour:
     (folder / f"{name}.ready").touch()
 for _ in range(600):
-    if "brief" in behaviour:
+    if "brief" in behaviour and (folder / "go").exists():
         sys.exit(3)
     time.sleep(0.1)
 """
