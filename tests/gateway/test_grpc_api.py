@@ -117,7 +117,7 @@ async def test_cancel(rig, eventually):
         call = gateway_pb2_grpc.GatewayServiceStub(link).Generate(Request(text="x", n=2))
         await call.read()
         call.cancel()
-        await eventually(lambda: len(rig.fake.cancelled) == 2, seconds=2)
+        await eventually(lambda: len(rig.fake.cancelled) == 2)
 
 
 async def test_keys_health_reflection(make_rig, tmp_path):
