@@ -126,14 +126,14 @@ class DrafterEngine:
 
     def obey(self, connection: int, commands: list[Command]) -> None:
         """Commands of one verifier, in order."""
-        self._post(lambda: [self._execute(connection, command) for command in commands])
+        self._post(lambda: self._execute(connection, commands))
 
     def disconnect(self, connection: int) -> None:
         """A verifier is gone: frees what was open for it."""
         self._post(lambda: self._drop_connection(connection))
 
-    def _post(self, action: Callable[[], object]) -> None:
-        self._inbox.append(lambda: (action(), None)[1])
+    def _post(self, action: Callable[[], None]) -> None:
+        self._inbox.append(action)
         self._wake.set()
 
     # ---- the engine's thread ---------------------------------------------------------------
@@ -208,21 +208,26 @@ class DrafterEngine:
             before = counters.single_step_seconds or seconds
             counters.single_step_seconds = 0.95 * before + 0.05 * seconds
 
-    def _execute(self, connection: int, command: Command) -> None:
-        key = Key(connection, command.sequence_id)
-        if isinstance(command, Open):
-            self._open(key, command)
-        elif key in self._drafts and isinstance(command, Close):
-            self._drop(key)
-        elif key in self._drafts and isinstance(command, Commit):
-            known = all(token < self.runner.loaded.config.vocab_size for token in command.tokens)
-            lost = self._drafts[key].commit(command) if known else None
-            if not known:
-                self._refuse([self._drafts[key]], "a commit holds a token beyond the vocabulary")
-            elif lost is None:
-                self._refuse([self._drafts[key]], "a commit continues a prefix that is not here")
-            else:
-                self.counters.rolled_back_tokens += lost
+    def _execute(self, connection: int, commands: list[Command]) -> None:
+        for command in commands:
+            key = Key(connection, command.sequence_id)
+            if isinstance(command, Open):
+                self._open(key, command)
+            elif key in self._drafts and isinstance(command, Close):
+                self._drop(key)
+            elif key in self._drafts and isinstance(command, Commit):
+                self._commit(self._drafts[key], command)
+
+    def _commit(self, draft: Draft, command: Commit) -> None:
+        vocab = self.runner.loaded.config.vocab_size
+        if any(token >= vocab for token in command.tokens):
+            self._refuse([draft], "a commit holds a token beyond the vocabulary")
+            return
+        lost = draft.commit(command)
+        if lost is None:
+            self._refuse([draft], "a commit continues a prefix that is not here")
+        else:
+            self.counters.rolled_back_tokens += lost
 
     def _open(self, key: Key, command: Open) -> None:
         if key in self._drafts:

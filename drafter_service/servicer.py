@@ -12,12 +12,13 @@ import grpc
 
 from drafter_service.engine import DrafterEngine
 from slipstream.core.draft import Proposal, Refusal
-from slipstream.core.errors import InvalidRequest, ModelMismatch
+from slipstream.core.errors import DeadlineExceeded, InvalidRequest, ModelMismatch
 from slipstream.wire.draft_codec import command_from_proto, response_to_proto
 from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
 from slipstream.wire.status import streaming, unary
 
 log = logging.getLogger(__name__)
+_HELLO_TIMEOUT_SECONDS = 10.0
 
 
 class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
@@ -73,12 +74,17 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             log.info("verifier %s left", context.peer())
 
     async def _greet(self, requests: AsyncIterator[drafter_pb2.DraftRequest]) -> None:
-        """Reads the verifier's Hello. Raises InvalidRequest or ModelMismatch."""
-        first = await anext(aiter(requests), None)
+        """Reads the verifier's Hello. Raises InvalidRequest, ModelMismatch or DeadlineExceeded."""
+        try:
+            async with asyncio.timeout(_HELLO_TIMEOUT_SECONDS):
+                first = await anext(aiter(requests), None)
+        except TimeoutError:
+            raise DeadlineExceeded("a draft stream began without a hello") from None
         if first is None or not first.commands or not first.commands[0].HasField("hello"):
             raise InvalidRequest("the first command of a draft stream must be a hello")
         theirs, own = first.commands[0].hello, self._own_hello()
         if theirs.model_fingerprint != own.model_fingerprint:
+            log.warning("a verifier with another model was refused")
             raise ModelMismatch(
                 f"the drafter serves model {own.model_fingerprint[:12]}, the verifier "
                 f"{theirs.model_fingerprint[:12]}; start both with the same model"

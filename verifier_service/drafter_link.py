@@ -10,7 +10,7 @@ import uuid
 import grpc
 
 from slipstream.core.draft import Command
-from slipstream.core.errors import SlipstreamError
+from slipstream.core.errors import SlipstreamError, Unavailable
 from slipstream.wire.draft_codec import (
     command_to_proto,
     proposals_from_proto,
@@ -75,12 +75,17 @@ class DrafterLink:
                 failure = error_of(error).message
             except (TimeoutError, SlipstreamError) as error:
                 failure = str(error) or "the drafter did not answer in time"
+            except Exception as error:
+                log.exception("the link to the drafter failed")
+                failure = f"internal error: {error}"
             if self.connected:
                 backoff = _FIRST_BACKOFF_SECONDS
                 engine.drafter_down(self._number)
                 log.warning("drafter %s lost: %s; decoding goes on without", self._address, failure)
             elif failure != self.detail:
                 log.warning("no drafter at %s: %s", self._address, failure)
+            # What the engine still sends for the lost stream must not reach the next one.
+            self._number = 0
             self.connected, self.detail = False, failure
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, _MOST_BACKOFF_SECONDS)
@@ -93,12 +98,7 @@ class DrafterLink:
             await stream.write(drafter_pb2.DraftRequest(commands=[hello]))
             first = await stream.read()
         if first is grpc.aio.EOF:
-            raise grpc.aio.AioRpcError(
-                await stream.code(),
-                await stream.initial_metadata(),
-                await stream.trailing_metadata(),
-                await stream.details(),
-            )
+            raise Unavailable(await stream.details() or "the drafter ended the stream")
         self._number = next(self._numbers)
         self.connected, self.detail = True, ""
         self.connections += 1
@@ -106,7 +106,7 @@ class DrafterLink:
         engine.drafter_up(self._number)
         writer = asyncio.create_task(self._write(stream))
         try:
-            async for response in stream:
+            while (response := await stream.read()) is not grpc.aio.EOF:
                 self.draft_step_seconds = response.draft_step_seconds
                 engine.deliver(
                     self._number, proposals_from_proto(response), refusals_from_proto(response)

@@ -123,7 +123,7 @@ class VerifierEngine:
             Overloaded: it does not fit, or too many are waiting.
         """
         generation = self._admit(request)
-        self._post(lambda: self._enqueue(generation))
+        self._post(lambda: self._waiting.append(generation))
         return lambda: self._post(lambda: self._cancel(generation))
 
     def deliver(self, drafter: int, proposals: list[Proposal], refusals: list[Refusal]) -> None:
@@ -146,7 +146,9 @@ class VerifierEngine:
         loaded = self.runner.loaded
         vocab, context = loaded.config.vocab_size, loaded.context_length
         if not request.prompt:
-            raise InvalidParameter("the prompt is empty; it needs at least one token", param="prompt")
+            raise InvalidParameter(
+                "the prompt is empty; it needs at least one token", param="prompt"
+            )
         beyond = next((t for t in request.prompt if not 0 <= t < vocab), None)
         if beyond is not None:
             raise InvalidParameter(
@@ -167,12 +169,16 @@ class VerifierEngine:
                 f"{max_length} tokens never fit the KV pool of {pool.num_blocks} blocks; "
                 "ask for fewer tokens or start the verifier with a larger --kv-cache-gib"
             )
-        if len(self._waiting) >= self._max_waiting:
-            raise Overloaded(f"{len(self._waiting)} requests are waiting already; try again later")
+        waiting = max(len(self._waiting), len(self._by_number) - self._max_running)
+        if waiting >= self._max_waiting:
+            raise Overloaded(f"{waiting} requests are waiting already; try again later")
         ends = request.stop.stop_token_ids
         if not request.stop.ignore_eos:
             ends = ends | loaded.eos_token_ids
-        return Generation(next(self._numbers), request, loaded.fingerprint, ends, max_length)
+        generation = Generation(next(self._numbers), request, loaded.fingerprint, ends, max_length)
+        # From here on it counts, so that many requests within one step cannot overrun the queue.
+        self._by_number[generation.number] = generation
+        return generation
 
     # ---- the engine's thread ---------------------------------------------------------------
 
@@ -181,6 +187,7 @@ class VerifierEngine:
             self._wake.clear()
             if not self.step():
                 self._wake.wait(_IDLE_WAIT_SECONDS)
+        self._read_inbox()
         for generation in [*self._running, *self._waiting]:
             self._end(generation, Progress(finish=Finish.CANCELLED, counts=generation.counts))
 
@@ -285,10 +292,6 @@ class VerifierEngine:
         if not drafted and len(work) == 1 and len(work[0].segment.tokens) == 1:
             counters.plain_steps += 1
             counters.plain_step_seconds += seconds
-
-    def _enqueue(self, generation: Generation) -> None:
-        self._by_number[generation.number] = generation
-        self._waiting.append(generation)
 
     def _cancel(self, generation: Generation) -> None:
         if generation.number in self._by_number:

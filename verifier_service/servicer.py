@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import grpc
 
-from slipstream.core.errors import Unavailable
+from slipstream.core.errors import InvalidParameter, Unavailable
 from slipstream.core.params import MAX_LOGPROBS
-from slipstream.core.errors import InvalidParameter
 from slipstream.wire.codec import sampling_from_proto, stop_from_proto
 from slipstream.wire.proto import types_pb2, verifier_pb2, verifier_pb2_grpc
 from slipstream.wire.status import streaming, unary

@@ -24,7 +24,7 @@ def strict_runner(checkpoint: Path) -> Iterator[ModelRunner]:
     """With padding under which equality is bitwise, so that no test hangs on a near-tie."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    runner = ModelRunner(load_model(checkpoint), kv_bytes=2**21)
+    runner = ModelRunner(load_model(checkpoint), kv_bytes=40 * 4096)
     strict_shapes(runner)
     yield runner
     torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""The verifier's engine driven by hand: step by step, on the caller's thread, with scripted drafts."""
+"""The verifier's engine driven by hand: step by step, on the caller's thread."""
 
 from __future__ import annotations
 

@@ -29,7 +29,9 @@ def _wrong(token: int) -> int:
     return (token + 1) % VOCAB
 
 
-def proposals(rig: Rig, number: int, truth: Sequence[int], done: int, draft: Draft) -> list[Proposal]:
+def proposals(
+    rig: Rig, number: int, truth: Sequence[int], done: int, draft: Draft
+) -> list[Proposal]:
     """What `draft` stands for, where `done` tokens of `truth` are committed.
 
     Args:

@@ -35,7 +35,9 @@ some_params = st.builds(
     presence_penalty=st.sampled_from([0.0, 1.5, -1.0]),
     frequency_penalty=st.sampled_from([0.0, 0.8, -0.5]),
     repetition_penalty=st.sampled_from([1.0, 1.3, 0.8]),
-    logit_bias=st.dictionaries(st.integers(0, VOCAB - 1), st.sampled_from([-100.0, 3.0]), max_size=3),
+    logit_bias=st.dictionaries(
+        st.integers(0, VOCAB - 1), st.sampled_from([-100.0, 3.0]), max_size=3
+    ),
     seed=st.integers(0, 2**63 - 1),
 )
 some_script = st.lists(
@@ -117,9 +119,7 @@ def test_right_drafts_are_accepted_in_full(runner) -> None:
     """Right drafts save the steps they should: 8 a step, and the histogram says so."""
     how = {"max_tokens": 37, "ignore_eos": True}
     expected = plain(runner, PROMPT, EVERYTHING, **how)
-    got = speculated(
-        runner, PROMPT, EVERYTHING, [Draft("right", 8, 0)], truth_of(expected), **how
-    )
+    got = speculated(runner, PROMPT, EVERYTHING, [Draft("right", 8, 0)], truth_of(expected), **how)
     assert got.tokens == expected.tokens
     assert got.counts is not None
     # One token from the prompt's step, then 4 steps of 8 drafts and one more token.
@@ -211,9 +211,7 @@ def test_log_probabilities_are_those_of_plain_decoding(runner) -> None:
     """Log probabilities of accepted drafts are bit for bit those of plain decoding."""
     how = {"max_tokens": 20, "logprobs": 3, "ignore_eos": True}
     expected = plain(runner, PROMPT, EVERYTHING, **how)
-    got = speculated(
-        runner, PROMPT, EVERYTHING, [Draft("half", 7, 0)], truth_of(expected), **how
-    )
+    got = speculated(runner, PROMPT, EVERYTHING, [Draft("half", 7, 0)], truth_of(expected), **how)
     flat = [token for step in got.steps for token in step]
     assert flat == [token for step in expected.steps for token in step]
     assert all(len(token.top) == 3 for token in flat)

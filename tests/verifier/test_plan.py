@@ -1,0 +1,97 @@
+"""plan_step: who gets rows in a step, and how many."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from slipstream.core.draft import Proposal
+from slipstream.core.params import StopConditions
+from slipstream.engine.kv_pool import BlockTable
+from tests.verifier.rig import GREEDY
+from verifier_service.generation import Generation, GenerationRequest
+from verifier_service.plan import Limits, plan_step
+
+
+def at(number: int, length: int, computed: int, drafts: int = 0) -> Generation:
+    """A running generation of `length` tokens, `computed` of them in the pool."""
+    prompt = tuple(range(length))
+    request = GenerationRequest(
+        "r", prompt, GREEDY, StopConditions(100), True, None, lambda _: None
+    )
+    generation = Generation(number, request, "", frozenset(), length + 100)
+    generation.sequence.table = cast("BlockTable", object())  # handed on, never looked at
+    generation.sequence.computed = computed
+    chain = generation.sequence.chain
+    generation.propose(Proposal(number, chain.at(length), tuple(range(drafts))))
+    return generation
+
+
+def shape(work) -> list[tuple[int, int, int, int]]:
+    """(number, first position, rows, wanted logits) of each piece of work."""
+    return [
+        (w.generation.number, w.segment.position, len(w.segment.tokens), w.segment.num_logits)
+        for w in work
+    ]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_nothing_running(strict) -> None:
+    """No work without sequences."""
+    assert plan_step([], Limits(strict=strict), True) == []
+
+
+def test_prompt_is_cut_at_fixed_borders() -> None:
+    """Chunks end at multiples of the chunk size, and only the last one wants logits."""
+    limits = Limits(prefill_chunk=64)
+    assert shape(plan_step([at(1, 150, 0)], limits, True)) == [(1, 0, 64, 0)]
+    assert shape(plan_step([at(1, 150, 64)], limits, True)) == [(1, 64, 64, 0)]
+    assert shape(plan_step([at(1, 150, 128)], limits, True)) == [(1, 128, 22, 1)]
+    # Wherever a sequence starts from, it comes back to the same borders.
+    assert shape(plan_step([at(1, 150, 10)], limits, True)) == [(1, 10, 54, 0)]
+    assert shape(plan_step([at(1, 128, 64)], limits, True)) == [(1, 64, 64, 1)]
+
+
+def test_one_prompt_beside_all_that_decode() -> None:
+    """A step carries every decoding sequence and one chunk of the oldest prompt, no more."""
+    running = [at(1, 100, 0), at(2, 30, 29), at(3, 90, 0), at(4, 40, 39, drafts=3)]
+    work = plan_step(running, Limits(prefill_chunk=64), False)
+    assert shape(work) == [(2, 29, 1, 1), (4, 39, 4, 4), (1, 0, 64, 0)]
+    assert [w.drafts for w in work] == [(), (0, 1, 2), ()]
+
+
+@pytest.mark.parametrize("prefill_next", [False, True])
+def test_strict_never_mixes(prefill_next) -> None:
+    """Strict: a prompt has a step for itself, and takes turns with those that decode."""
+    running = [at(1, 100, 0), at(2, 30, 29), at(3, 90, 0), at(4, 40, 39)]
+    work = plan_step(running, Limits(prefill_chunk=64, strict=True), prefill_next)
+    assert shape(work) == ([(1, 0, 64, 0)] if prefill_next else [(2, 29, 1, 1), (4, 39, 1, 1)])
+
+
+@pytest.mark.parametrize("prefill_next", [False, True])
+def test_strict_does_not_wait_for_turns(prefill_next) -> None:
+    """Strict: where only one sort of work is there, it runs, whoever's turn it is."""
+    limits = Limits(strict=True)
+    assert len(plan_step([at(1, 30, 0)], limits, prefill_next)) == 1
+    assert len(plan_step([at(1, 30, 29)], limits, prefill_next)) == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 10, 16, 17, 32, 33, 60])
+def test_row_budget(count, strict) -> None:
+    """Rows of decoding stay within the budget; drafts share what plain rows leave."""
+    running = [at(n, 20, 19, drafts=12) for n in range(count)]
+    limits = Limits(decode_rows=32, max_drafts=8, strict=strict)
+    work = plan_step(running, limits, False)
+    rows = sum(len(w.segment.tokens) for w in work)
+    assert len(work) == (min(count, 32) if strict else count)
+    assert rows <= max(32, count)
+    assert all(len(w.drafts) == min(8, max(0, 32 - len(work)) // len(work)) for w in work)
+    assert [w.generation.number for w in work] == list(range(len(work)))
+    assert all(w.segment.num_logits == len(w.segment.tokens) for w in work)
+
+
+def test_last_token_of_a_prompt_decodes() -> None:
+    """A prompt with one position left to compute is a decoding sequence, drafts and all."""
+    assert shape(plan_step([at(1, 65, 64, drafts=2)], Limits(strict=True), True)) == [(1, 64, 3, 3)]
