@@ -9,7 +9,7 @@ import sys
 
 from slipstream.core.draft import Command
 from slipstream.engine.checkpoint import load_model
-from slipstream.engine.exactness import fastest_min_rows, strict_shapes
+from slipstream.engine.exactness import choose_shapes
 from slipstream.engine.placement import place, resolve_device
 from slipstream.engine.runner import ModelRunner
 from slipstream.wire.process import run_service
@@ -25,19 +25,19 @@ log = logging.getLogger(__name__)
 SERVICE = "slipstream.v1.VerifierService"
 
 
-def _make_runner(settings: Settings) -> ModelRunner:
+def _make_runner(settings: Settings) -> tuple[ModelRunner, str]:
+    """The model, ready to run, and its exactness."""
     loaded = load_model(
         settings.model, dtype=settings.dtype, device=resolve_device(settings.device)
     )
     runner = ModelRunner(loaded, int(settings.kv_cache_gib * 2**30))
-    strict = settings.exactness == "strict"
-    shapes = strict_shapes(runner) if strict else fastest_min_rows(runner)
+    exactness, shapes = choose_shapes(runner, settings.exactness)
     log.info(
         "%s, %s on %s, %.0f MB of weights, %d KV blocks, exactness %s with %s",
         settings.model.name, loaded.dtype, loaded.device, loaded.weight_bytes / 1e6,
-        runner.pool.num_blocks, settings.exactness, shapes,
+        runner.pool.num_blocks, exactness, shapes,
     )  # fmt: skip
-    return runner
+    return runner, exactness
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -46,7 +46,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     server = Server(settings.listen, [SERVICE])
     # The port first: a model takes seconds to load, a port in use is known at once.
     server.bind()
-    runner = await asyncio.to_thread(_make_runner, settings)
+    runner, exactness = await asyncio.to_thread(_make_runner, settings)
     loaded = runner.loaded
     link: DrafterLink | None = None
     if settings.drafter != "off":
@@ -59,16 +59,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     engine = VerifierEngine(
         runner,
         send,
-        limits=Limits(
-            prefill_chunk=settings.prefill_chunk, strict=settings.exactness == "strict"
-        ),
+        limits=Limits(prefill_chunk=settings.prefill_chunk, strict=settings.exactness == "strict"),
         window=settings.window,
         max_running=settings.max_sequences,
         max_waiting=settings.max_queue,
     )
     engine.start()
     name = settings.served_model_name or settings.model.resolve().name
-    identity = Identity(name, settings.exactness, settings.speculative)
+    identity = Identity(name, exactness, settings.speculative)
     servicer = VerifierServicer(engine, identity, link)
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
     await server.start()

@@ -150,11 +150,11 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
 
 def _to_proto(progress: Progress, seed: int) -> verifier_pb2.GenerateResponse:
     response = verifier_pb2.GenerateResponse(tokens=[_token(token) for token in progress.tokens])
+    if progress.counts is not None:
+        response.stats.CopyFrom(_stats(progress.counts))
     if progress.finish is not None:
         response.finish_reason = _FINISH[progress.finish]
         response.seed = seed
-        if progress.counts is not None:
-            response.stats.CopyFrom(_stats(progress.counts))
     return response
 
 

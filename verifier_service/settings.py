@@ -17,8 +17,9 @@ class Settings(ModelServiceSettings):
     listen: str = Field("127.0.0.1:50051", description="host:port to serve gRPC on")
     drafter: str = Field("off", description="host:port of the drafter, or off")
     served_model_name: str = Field("", description="name to report; empty: the folder's name")
-    exactness: Literal["fast", "strict"] = Field(
-        "fast", description="strict: bitwise the same tokens in any batch, measured at start"
+    exactness: Literal["auto", "fast", "strict"] = Field(
+        "auto",
+        description="strict: bitwise the same tokens in any batch; auto: strict where it is free",
     )
     max_queue: int = Field(1024, ge=1, description="most requests that wait for a place")
     window: int = Field(8, ge=1, le=64, description="drafts ahead of the last commit")

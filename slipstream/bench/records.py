@@ -11,7 +11,7 @@ TRANSFORMERS = "transformers"
 TRANSFORMERS_PLD = "transformers-pld"
 ROWS = (PLAIN, PLAIN_ALL, SPECULATIVE, TRANSFORMERS, TRANSFORMERS_PLD)
 OUR_ROWS = (PLAIN, PLAIN_ALL, SPECULATIVE)
-EXACTNESS = ("fast", "strict")
+EXACTNESS = ("auto", "fast", "strict")
 TASKS = ("multi_turn", "translation", "summarization", "qa", "math_reasoning", "rag")
 
 

@@ -46,7 +46,7 @@ class BenchSettings:
     max_tokens: int = 128
     repeats: int = 3
     rows: tuple[str, ...] = ROWS
-    exactness: str = "fast"
+    exactness: str = "auto"
 
     def __post_init__(self) -> None:
         check_rows(self.rows, ROWS)

@@ -33,8 +33,8 @@ def bench(
         str, typer.Option(help="Comma-separated rows to measure.", show_default=True)
     ] = ",".join(ROWS),
     exactness: Annotated[
-        str, typer.Option(help="`fast` or `strict`: that of our verifiers.")
-    ] = "fast",
+        str, typer.Option(help="`auto`, `fast` or `strict`: that of our verifiers.")
+    ] = "auto",
     out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("build/bench.json"),
 ) -> None:
     """Measures tokens per second, acceptance and step times; greedy, bf16, on this machine's CPU.

@@ -38,6 +38,7 @@ class Device(StrEnum):
 
 
 class Exactness(StrEnum):
+    auto = "auto"
     fast = "fast"
     strict = "strict"
 
@@ -74,7 +75,8 @@ def up(
     dtype: Annotated[Dtype | None, typer.Option(help="Precision of the verifier.")] = None,
     device: Annotated[Device | None, typer.Option(help="Where both models compute.")] = None,
     exactness: Annotated[
-        Exactness | None, typer.Option(help="strict: bitwise equality in bfloat16 too.")
+        Exactness | None,
+        typer.Option(help="strict: bitwise equality in bfloat16 too (auto: where it is free)."),
     ] = None,
     verifier_cpus: Annotated[
         str | None, typer.Option(help="Cores of the verifier, as 0,1 (default: the first half).")

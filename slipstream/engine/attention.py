@@ -59,11 +59,11 @@ def attend(
     first = batch.segments[0]
     if len(batch.segments) == 1 and first.table.start is not None:
         # One sequence, contiguous: two plain copies, no gather; rows that only pad write nothing.
-        count, low = first.rows.stop, first.table.start
-        at = low + first.position
+        count, start = first.rows.stop, first.table.start
+        at = start + first.position
         keys[at : at + count].copy_(key[:count])
         values[at : at + count].copy_(value[:count])
-        seen = slice(low, low + first.padded)
+        seen = slice(start, start + first.padded)
         out = _attend_one(first, query[:count], keys[seen], values[seen], scaling, window, softcap)
         missing = query.shape[0] - count
         return F.pad(out, (0, 0, 0, 0, 0, missing)) if missing else out

@@ -239,9 +239,7 @@ def load_model(
         plan=plan,
         dtype=torch_dtype,
         device=torch_device,
-        kv_layers=tuple(
-            i for i in range(config.num_hidden_layers) if i not in plan.skip_attention
-        ),
+        kv_layers=tuple(i for i in range(config.num_hidden_layers) if i not in plan.skip_attention),
         context_length=_context_length(config),
         eos_token_ids=eos_token_ids(folder, config),
         weight_bytes=weight_bytes(model),

@@ -1,4 +1,4 @@
-"""From a forward pass's logits to tokens: the argmax of all rows at once, other rules row by row."""
+"""From a forward pass's logits to tokens: argmax of all rows at once, other rules by row."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def strict_shapes(runner: ModelRunner) -> Shapes:
     )
 
 
-def fastest_min_rows(runner: ModelRunner) -> Shapes:
+def fastest_shapes(runner: ModelRunner) -> Shapes:
     """1 or 4 rows, whichever a plain decoding step takes less time with; set on `runner`.
 
     Some kernels take longer over a vector than over a small matrix.
@@ -118,6 +118,7 @@ def fastest_min_rows(runner: ModelRunner) -> Shapes:
     if table is None:
         return Shapes(1, 1)
     best: dict[int, float] = {}
+    runner.query_multiple = 1
     try:
         for _ in range(6):
             for rows in (1, 4):
@@ -130,3 +131,29 @@ def fastest_min_rows(runner: ModelRunner) -> Shapes:
         runner.pool.release(table)
     runner.min_rows = min(best, key=lambda rows: best[rows])
     return Shapes(runner.min_rows, 1)
+
+
+def choose_shapes(runner: ModelRunner, exactness: str) -> tuple[str, Shapes]:
+    """Settles exactness and shapes of a freshly loaded model; sets them on `runner`.
+
+    Args:
+        exactness: fast, strict, or auto: strict where it needs no more padding than is
+            fastest anyway, else fast.
+
+    Returns:
+        fast or strict, and the shapes.
+
+    Raises:
+        ConfigurationError: strict was asked for and is not to be had.
+    """
+    if exactness == "strict":
+        return "strict", strict_shapes(runner)
+    fastest = fastest_shapes(runner)
+    if exactness == "auto":
+        probe = _Probe(runner)
+        try:
+            if probe.agrees(fastest):
+                return "strict", fastest
+        finally:
+            probe.close()
+    return "fast", fastest

@@ -48,6 +48,18 @@ class FusedNorm(nn.Module):
         )
         return out
 
+    def add(self, residual: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        """Adds `delta` to `residual` in place and returns the norm of the sum."""
+        if not self._compiled:
+            return self.forward(residual.add_(delta))
+        out = torch.empty_like(delta)
+        rows = delta.numel() // self._size
+        kernels.add_rms_norm(
+            residual.data_ptr(), delta.data_ptr(), self.weight.data_ptr(), out.data_ptr(),
+            rows, self._size, self._eps,
+        )  # fmt: skip
+        return out
+
 
 class FusedMlp(nn.Module):
     """Gated MLP with gate and up in one product."""
@@ -62,7 +74,7 @@ class FusedMlp(nn.Module):
         self._act = mlp.act_fn
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        both = self._gate_up(hidden_states)
+        both = self._gate_up.forward(hidden_states)
         if self._compiled:
             mixed = both.new_empty((*both.shape[:-1], self._size))
             rows = mixed.numel() // self._size
@@ -70,7 +82,7 @@ class FusedMlp(nn.Module):
         else:
             gate, up = both.chunk(2, dim=-1)
             mixed = self._act(gate) * up
-        out: torch.Tensor = self._down(mixed)
+        out: torch.Tensor = self._down.forward(mixed)
         return out
 
 
@@ -105,7 +117,7 @@ class FusedAttention(nn.Module):
     ) -> tuple[torch.Tensor, None]:
         context: ForwardContext = kwargs[CONTEXT]
         rows, rotated = hidden_states.shape[1], self._heads + self._kv_heads
-        qkv = self._qkv(hidden_states).view(rows, rotated + self._kv_heads, self._dim)
+        qkv = self._qkv.forward(hidden_states).view(rows, rotated + self._kv_heads, self._dim)
         if self._q_norm is not None and self._k_norm is not None:
             qkv[:, : self._heads] = self._q_norm(qkv[:, : self._heads])
             qkv[:, self._heads : rotated] = self._k_norm(qkv[:, self._heads : rotated])
@@ -118,33 +130,54 @@ class FusedAttention(nn.Module):
             swapped = torch.cat((qk[..., half:], qk[..., :half]), dim=-1)
             qk = qk * cos[:, None] + swapped * sin[:, None]
             query, key, value = qk[:, : self._heads], qk[:, self._heads :], qkv[:, rotated:]
-            out = attend(
-                context, self.layer_idx, query, key, value, self._scaling, self._window
-            )
-        return self._out(out.reshape(1, rows, -1)), None
+            out = attend(context, self.layer_idx, query, key, value, self._scaling, self._window)
+        return self._out.forward(out.reshape(1, rows, -1)), None
 
     def _attend_compiled(
         self, context: ForwardContext, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> torch.Tensor:
-        """qkv: [rows, heads + 2 * kv_heads, dim]; returns [rows, heads, dim]."""
-        index = context.kv_index[self.layer_idx]
-        keys = context.pool.keys[index].data_ptr()
-        values = context.pool.values[index].data_ptr()
+        """qkv: [rows, heads + 2 * kv_heads, dim]; returns [rows, heads * dim]."""
+        keys, values = context.pool.addresses[context.kv_index[self.layer_idx]]
+        width = self._heads * self._dim
         # Rows that only pad belong to no segment; zeros keep them finite.
-        out = qkv.new_zeros((qkv.shape[0], self._heads, self._dim))
-        at = (qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr())
-        step = (2 * qkv[0].numel(), 2 * self._dim, 2 * self._dim, 2 * self._heads * self._dim)
+        out = qkv.new_zeros((qkv.shape[0], width))
+        qkv_at, cos_at, sin_at, out_at = (t.data_ptr() for t in (qkv, cos, sin, out))
+        row_bytes = 2 * (width + 2 * self._kv_heads * self._dim)
         for segment in context.batch.segments:
-            first = segment.rows.start
-            qkv_at, cos_at, sin_at, out_at = (
-                base + first * size for base, size in zip(at, step, strict=True)
-            )
             assert self._kernel is not None
+            first, table_bytes = segment.rows.start, 2 * self._dim * segment.rows.start
             self._kernel(
-                qkv_at, cos_at, sin_at, keys, values, segment.table.slots.data_ptr(), out_at,
+                qkv_at + first * row_bytes, cos_at + table_bytes, sin_at + table_bytes,
+                keys, values, segment.table.address, out_at + 2 * first * width,
                 segment.rows.stop - first, segment.position, self._window or 0, self._scaling,
             )  # fmt: skip
         return out
+
+
+class FusedBlock(nn.Module):
+    """A pre-norm decoder layer made of fused parts; changes the residual stream in place.
+
+    Replaces a layer of which every part was fused: norm, attention, norm, MLP.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.input_layernorm: FusedNorm = layer.input_layernorm
+        self.self_attn: FusedAttention = layer.self_attn
+        self.post_attention_layernorm: FusedNorm = layer.post_attention_layernorm
+        self.mlp: FusedMlp = layer.mlp
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        # Methods, not calls of modules: the hooks that a call looks for are never there.
+        normed = self.input_layernorm.forward(hidden_states)
+        delta = self.self_attn.forward(normed, position_embeddings, **kwargs)[0]
+        normed = self.post_attention_layernorm.add(hidden_states, delta)
+        return hidden_states.add_(self.mlp.forward(normed))
 
 
 def _rope_tables(

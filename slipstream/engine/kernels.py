@@ -23,17 +23,17 @@ from numba.extending import intrinsic
 _LOG2E = np.float32(1.4426950408889634)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _u16(typing: Any, address: Any) -> Any:
     return _pointer(types.uint16, 16)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _u8(typing: Any, address: Any) -> Any:
     return _pointer(types.uint8, 8)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _f32(typing: Any, address: Any) -> Any:
     signature = types.CPointer(types.float32)(types.int64)
 
@@ -43,7 +43,7 @@ def _f32(typing: Any, address: Any) -> Any:
     return signature, generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _i64(typing: Any, address: Any) -> Any:
     return _pointer(types.int64, 64)
 
@@ -57,7 +57,7 @@ def _pointer(kind: Any, bits: int) -> Any:
     return signature, generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _as_float(typing: Any, bits: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.FloatType())
@@ -65,7 +65,7 @@ def _as_float(typing: Any, bits: Any) -> Any:
     return types.float32(types.uint32), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _as_bits(typing: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.IntType(32))
@@ -137,6 +137,27 @@ def rms_norm(x: int, weight: int, out: int, rows: int, size: int, eps: float) ->
         scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + eps)
         for i in range(size):
             outs[r, i] = _round(_load(_round(_load(xs[r, i]) * scale)) * _load(ws[i]))
+
+
+@njit(f"void({_I},{_I},{_I},{_I},{_I},{_I},float32)", **_OPTIONS)
+def add_rms_norm(
+    residual: int, delta: int, weight: int, out: int, rows: int, size: int, eps: float
+) -> None:
+    """residual += delta, then its RMSNorm to out; all bfloat16 [rows, size]."""
+    ws = carray(_u16(weight), (size,))
+    for r in range(rows):
+        sums = carray(_u16(residual + 2 * r * size), (size,))
+        deltas = carray(_u16(delta + 2 * r * size), (size,))
+        outs = carray(_u16(out + 2 * r * size), (size,))
+        total = np.float32(0.0)
+        for i in range(size):
+            bits = _round(_load(sums[i]) + _load(deltas[i]))
+            sums[i] = bits
+            v = _load(bits)
+            total += v * v
+        scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + eps)
+        for i in range(size):
+            outs[i] = _round(_load(_round(_load(sums[i]) * scale)) * _load(ws[i]))
 
 
 @njit(f"void({_I},{_I},{_I},{_I})", **_OPTIONS)

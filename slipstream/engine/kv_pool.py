@@ -19,12 +19,14 @@ class BlockTable:
     Attributes:
         blocks: block numbers in order of position.
         slots: int64 [len(blocks) * BLOCK_TOKENS], the slot of each position.
+        address: of the data of `slots`, for compiled kernels.
         start: first slot where the blocks follow one another in memory, else None. Such a
             sequence is read as a view of the pool; another one is gathered.
     """
 
     blocks: tuple[int, ...]
     slots: torch.Tensor
+    address: int
     start: int | None
 
     @property
@@ -58,6 +60,8 @@ class KvPool:
         self._kv[:, :, :BLOCK_TOKENS].zero_()
         self.keys = [layer[0] for layer in self._kv]
         self.values = [layer[1] for layer in self._kv]
+        # Where each layer's keys and values begin, for compiled kernels.
+        self.addresses = [(layer[0].data_ptr(), layer[1].data_ptr()) for layer in self._kv]
         self.num_blocks = num_blocks
         self._free: list[tuple[int, int]] = [(1, num_blocks)] if num_blocks else []
         self._num_free = num_blocks
@@ -105,7 +109,7 @@ class KvPool:
             self._kv.index_fill_(2, slots, 0)
         else:
             self._kv[:, :, start : start + need * BLOCK_TOKENS].zero_()
-        return BlockTable(tuple(taken), slots, start)
+        return BlockTable(tuple(taken), slots, slots.data_ptr(), start)
 
     def release(self, table: BlockTable) -> None:
         """Gives the blocks back. The table must not be used again."""

@@ -70,16 +70,15 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self._on_cpu:
-            return F.linear(x, self._weight.to(x.dtype) * self._scale[:, None].to(x.dtype), self._bias)
+            weight = self._weight.to(x.dtype) * self._scale[:, None].to(x.dtype)
+            return F.linear(x, weight, self._bias)
         rows = x.reshape(-1, self.in_features)
         # A vector takes the kernel longer than a small matrix does.
         count = max(rows.shape[0], 4)
         quantized = torch.full((count, self.in_features), 128, dtype=torch.uint8)
         scales = torch.empty(rows.shape[0])
         rows = rows.to(torch.bfloat16).contiguous()
-        kernels.quantize_rows(
-            rows.data_ptr(), quantized.data_ptr(), scales.data_ptr(), *rows.shape
-        )
+        kernels.quantize_rows(rows.data_ptr(), quantized.data_ptr(), scales.data_ptr(), *rows.shape)
         product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             quantized, 1.0, 128, self._weight, self._scale, self._zeros, None,
             1.0, 0, torch.float32, "none", [], "",
@@ -128,7 +127,7 @@ class Int4Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
         if rows.shape[0] <= _INT4_MOST_ROWS:
-            out = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            out: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
                 rows, self._weight, INT4_GROUP, self._scales
             )
         else:
@@ -148,12 +147,11 @@ class Int4Linear(nn.Module):
     def fits(weight: torch.Tensor) -> bool:
         """Whether the kernel takes this shape, on this device."""
         out_features, in_features = weight.shape
-        return weight.device.type == "cpu" and in_features % INT4_GROUP == 0 and out_features % 64 == 0
+        whole = in_features % INT4_GROUP == 0 and out_features % 64 == 0
+        return whole and weight.device.type == "cpu"
 
 
-def make_linear(
-    weight: torch.Tensor, bias: torch.Tensor | None, precision: Precision
-) -> nn.Module:
+def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, precision: Precision) -> nn.Module:
     """The fastest layer that computes `x @ weight.T + bias` at `precision`.
 
     Args:
@@ -168,7 +166,8 @@ def make_linear(
     linear = nn.Linear(1, 1, bias=False, device="meta")
     linear.out_features, linear.in_features = weight.shape
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear
 
 

@@ -62,5 +62,3 @@ class Sequence:
     def draw(self, logits: Logits) -> int:
         """The token that follows, from float32 logits [vocab] of the last position."""
         return sample(logits, self.params, self._counts, len(self.tokens))
-
-

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from slipstream.core.layer_plan import LayerPlan
-from slipstream.engine.fused import FusedAttention, FusedMlp, FusedNorm
+from slipstream.core.layer_plan import LayerPlan, Precision
+from slipstream.engine.fused import FusedAttention, FusedBlock, FusedMlp, FusedNorm
 from slipstream.engine.linear import converted
 
 # Attention of these classes is: three projections, optional norms of q and k per head, rotation
 # of whole heads by halves, attention, output projection.
-_FUSABLE_ATTENTION = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
-_FUSABLE_MLP = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
-_FUSABLE_NORM = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
+_FUSABLE = ("Llama", "Mistral", "Qwen2", "Qwen3")
+_FUSABLE_ATTENTION = {f"{family}Attention" for family in _FUSABLE}
+_FUSABLE_MLP = {f"{family}MLP" for family in _FUSABLE}
+_FUSABLE_NORM = {f"{family}RMSNorm" for family in _FUSABLE}
+_FUSABLE_LAYER = {f"{family}DecoderLayer" for family in _FUSABLE}
 
 
 class _Nothing(nn.Module):
@@ -33,7 +35,7 @@ class _Nothing(nn.Module):
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    layers: nn.ModuleList = model.get_decoder().layers  # type: ignore[operator, union-attr]
+    layers: nn.ModuleList = model.get_decoder().layers  # type: ignore[operator]
     return layers
 
 
@@ -56,23 +58,33 @@ def skip_sublayers(model: nn.Module, plan: LayerPlan) -> None:
                 layer.post_attention_layernorm = nn.Identity()
 
 
+def _convert_parts(layer: nn.Module, precision: Precision) -> None:
+    """Fuses the sublayers that are known; converts the linear layers of the others one by one."""
+    for name, child in list(layer.named_children()):
+        kind = type(child).__name__
+        if kind in _FUSABLE_ATTENTION:
+            setattr(layer, name, FusedAttention(child, precision))
+        elif kind in _FUSABLE_MLP:
+            setattr(layer, name, FusedMlp(child, precision))
+    for parent in list(layer.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, converted(child, precision))
+
+
 @torch.no_grad()
 def optimize(model: nn.Module, plan: LayerPlan) -> None:
     """Fuses, packs and quantizes a loaded model in place, layer by layer."""
-    for layer in decoder_layers(model):
-        for name, child in list(layer.named_children()):
-            kind = type(child).__name__
-            if kind in _FUSABLE_ATTENTION:
-                setattr(layer, name, FusedAttention(child, plan.precision))
-            elif kind in _FUSABLE_MLP:
-                setattr(layer, name, FusedMlp(child, plan.precision))
-        for parent in list(layer.modules()):
-            for name, child in list(parent.named_children()):
-                if type(child) is nn.Linear:
-                    setattr(parent, name, converted(child, plan.precision))
+    layers = decoder_layers(model)
+    for layer in layers:
+        _convert_parts(layer, plan.precision)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__ in _FUSABLE_NORM:
                 setattr(parent, name, FusedNorm(child))
-    head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator, assignment]
+    for index, layer in enumerate(layers):
+        whole = isinstance(layer.self_attn, FusedAttention) and isinstance(layer.mlp, FusedMlp)
+        if whole and type(layer).__name__ in _FUSABLE_LAYER:
+            layers[index] = FusedBlock(layer)
+    head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
     model.set_output_embeddings(converted(head, plan.head_precision))  # type: ignore[operator]

@@ -53,7 +53,7 @@ def read_settings(kind: type[S], arguments: Sequence[str]) -> S:
         ConfigurationError: names the setting and what is wrong with it.
     """
     try:
-        return kind(_cli_parse_args=list(arguments))  # type: ignore[call-arg]
+        return kind(_cli_parse_args=list(arguments))
     except ValidationError as failure:
         first = failure.errors()[0]
         option = "--" + ".".join(str(part) for part in first["loc"]).replace("_", "-")
