@@ -90,7 +90,7 @@ def up(
     max_sequences: Annotated[
         int | None, typer.Option(min=1, help="Most sequences computed at once.")
     ] = None,
-    max_queue: Annotated[int | None, typer.Option(min=0, help="Most requests waiting.")] = None,
+    max_queue: Annotated[int | None, typer.Option(min=1, help="Most requests waiting.")] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check the prepared model's hashes before starting.")
     ] = False,

@@ -74,6 +74,19 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def _digest_tensors(path: Path, digest: blake2b) -> None:
+    with path.open("rb") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        raw = file.read(size)
+        header = json.loads(raw)
+        digest.update(raw)
+        for name in sorted(header):
+            if name != "__metadata__":
+                start, end = header[name]["data_offsets"]
+                file.seek(8 + size + start)
+                digest.update(file.read(min(end - start, _SAMPLED_BYTES)))
+
+
 def fingerprint(folder: Path) -> str:
     """Names the model in `folder` by content: 32 hex digits.
 
@@ -85,19 +98,18 @@ def fingerprint(folder: Path) -> str:
     kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
     digest.update(json.dumps(kept, sort_keys=True).encode())
     for path in _weight_files(folder):
-        with path.open("rb") as file:
-            try:
-                size = struct.unpack("<Q", file.read(8))[0]
-                raw = file.read(size)
-                header = json.loads(raw)
-            except (struct.error, ValueError) as failure:
-                raise CheckpointError(f"{path} is truncated or not safetensors") from failure
-            digest.update(raw)
-            for name in sorted(header):
-                if name != "__metadata__":
-                    start, end = header[name]["data_offsets"]
-                    file.seek(8 + size + start)
-                    digest.update(file.read(min(end - start, _SAMPLED_BYTES)))
+        try:
+            _digest_tensors(path, digest)
+        # A header of other bytes may say anything, such as a length beyond all memory.
+        except (
+            struct.error,
+            ValueError,
+            TypeError,
+            KeyError,
+            OverflowError,
+            MemoryError,
+        ) as failure:
+            raise CheckpointError(f"{path} is truncated or not safetensors") from failure
     return digest.hexdigest()
 
 
@@ -122,7 +134,10 @@ def _context_length(config: Any) -> int:
 def eos_token_ids(folder: Path, config: Any) -> frozenset[int]:
     """End-of-sequence tokens, of the generation config where there is one."""
     path = folder / "generation_config.json"
-    found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    try:
+        found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    except (ValueError, AttributeError) as failure:
+        raise CheckpointError(f"cannot read {path}: {failure}") from failure
     if found is None:
         found = config.eos_token_id
     if found is None:
@@ -130,14 +145,33 @@ def eos_token_ids(folder: Path, config: Any) -> frozenset[int]:
     return frozenset([found] if isinstance(found, int) else found)
 
 
-def _empty_model(config: Any, dtype: torch.dtype) -> nn.Module:
+def _check_supported(model: nn.Module, plan: LayerPlan) -> None:
+    """Refuses what would load and then fail, or run and be wrong.
+
+    Raises:
+        AttributeError, ValueError: with what the model has that is not.
+    """
+    if not getattr(model, "_supports_attention_backend", False):
+        raise ValueError("its attention cannot be replaced")
+    for layer in decoder_layers(model):
+        if not hasattr(layer, "mlp"):
+            raise ValueError("its layers are not an attention and an MLP")
+        if hasattr(layer.self_attn, "sinks"):
+            raise ValueError("attention sinks are not implemented")
+        # Elsewhere a norm serves both sublayers, or stands behind them: it cannot go with one.
+        skippable = hasattr(layer, "input_layernorm") and hasattr(layer, "post_attention_layernorm")
+        if (plan.skip_attention or plan.skip_mlp) and not skippable:
+            raise ValueError("its sublayers cannot be skipped")
+
+
+def _empty_model(config: Any, dtype: torch.dtype, plan: LayerPlan) -> nn.Module:
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=IMPLEMENTATION
             )
-        decoder_layers(model)
-    except (ValueError, AttributeError) as failure:
+        _check_supported(model, plan)
+    except (ValueError, AttributeError, KeyError) as failure:
         raise CheckpointError(
             f"models of type {config.model_type!r} are not supported: {failure}"
         ) from failure
@@ -178,21 +212,29 @@ def _read_weights(
     return frozenset(read)
 
 
+def _largest_matrix(folder: Path, part: str) -> torch.Tensor | None:
+    """The largest matrix with `part` in its name."""
+    largest: torch.Tensor | None = None
+    for path in _weight_files(folder):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                if part in name and name.endswith("weight"):
+                    tensor = file.get_tensor(name)
+                    if tensor.ndim == 2 and (largest is None or tensor.numel() > largest.numel()):
+                        largest = tensor
+    return largest
+
+
 def automatic_plan(folder: Path, config: Any) -> LayerPlan:
     """The drafter's plan where none is given: all layers, int4 where that is free, else int8.
 
     A checkpoint that comes from 4-bit files loses nothing when stored in 4 bits again; measured
     on the largest matrix of the middle layer.
     """
-    middle = f".layers.{config.num_hidden_layers // 2}."
-    largest: torch.Tensor | None = None
-    for path in _weight_files(folder):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():
-                if middle in name and name.endswith("weight"):
-                    tensor = file.get_tensor(name)
-                    if tensor.ndim == 2 and (largest is None or tensor.numel() > largest.numel()):
-                        largest = tensor
+    try:
+        largest = _largest_matrix(folder, f".layers.{config.num_hidden_layers // 2}.")
+    except (SafetensorError, OSError) as failure:
+        raise CheckpointError(f"cannot read the weights in {folder}: {failure}") from failure
     four_bit = (
         largest is not None
         and largest.shape[1] % INT4_GROUP == 0
@@ -226,7 +268,7 @@ def load_model(
     plan = plan or LayerPlan()
     plan.check(identity, config.num_hidden_layers)
     torch_dtype, torch_device = _dtype(dtype, config), torch.device(device)
-    model = _empty_model(config, torch_dtype)
+    model = _empty_model(config, torch_dtype, plan)
     skip_sublayers(model, plan)
     read = _read_weights(model, folder, torch_dtype, torch_device)
     model.to(torch_device)

@@ -12,7 +12,7 @@ BLOCK_TOKENS = 16
 SCRATCH_SLOT = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class BlockTable:
     """Where one sequence's tokens live in the pool. Immutable; given back with `release`.
 
@@ -87,8 +87,7 @@ class KvPool:
     def allocate(self, tokens: int) -> BlockTable | None:
         """Room for `tokens` tokens, contiguous where possible; None where there is too little.
 
-        The memory is zeroed: a masked key still multiplies its weight of zero with whatever is
-        there, and a previous owner's infinity would turn that into a NaN.
+        The memory is as its last owner left it until `enter`.
         """
         need = self.blocks_for(tokens)
         if need > self._num_free:
@@ -105,11 +104,22 @@ class KvPool:
         slots = (torch.tensor(taken)[:, None] * BLOCK_TOKENS + offsets).reshape(-1)
         slots = slots.to(self._kv.device)
         start = taken[0] * BLOCK_TOKENS if fitting else None
-        if start is None:
-            self._kv.index_fill_(2, slots, 0)
-        else:
-            self._kv[:, :, start : start + need * BLOCK_TOKENS].zero_()
         return BlockTable(tuple(taken), slots, slots.data_ptr(), start)
+
+    def enter(self, table: BlockTable, start: int, end: int) -> None:
+        """Call before positions `start` to `end` are written: clears the blocks they enter.
+
+        Attention reads up to the end of a block under a mask, and a masked key still multiplies
+        its weight of zero with whatever is there: a previous owner's infinity would make a NaN.
+        Cleared only now, because most sequences never use all the room that they reserve.
+        """
+        first, last = self.blocks_for(start) * BLOCK_TOKENS, self.blocks_for(end) * BLOCK_TOKENS
+        if first == last:
+            return
+        if table.start is None:
+            self._kv.index_fill_(2, table.slots[first:last], 0)
+        else:
+            self._kv[:, :, table.start + first : table.start + last].zero_()
 
     def release(self, table: BlockTable) -> None:
         """Gives the blocks back. The table must not be used again."""

@@ -63,6 +63,8 @@ class ModelRunner:
             segment, in the order of the segments.
         """
         started = time.perf_counter()
+        for segment in segments:
+            self.pool.enter(segment.table, segment.position, segment.kv_length)
         batch = pack(
             segments,
             min_rows=self.min_rows,

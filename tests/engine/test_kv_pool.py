@@ -39,6 +39,7 @@ class PoolMachine(RuleBasedStateMachine):
         super().__init__()
         self.pool = _pool()
         self.held: list[BlockTable] = []
+        self.written: dict[BlockTable, int] = {}
 
     @property
     def taken(self) -> set[int]:
@@ -64,17 +65,35 @@ class PoolMachine(RuleBasedStateMachine):
         if table.start is not None:
             assert contiguous
             assert table.start == table.slots[0]
-        for layer in (*self.pool.keys, *self.pool.values):
-            assert not layer[table.slots].any(), "memory of an earlier owner"
-            # What every owner may leave behind, and the worst it can be.
-            layer[table.slots] = float("nan")
+        self.written[table] = 0
         self.held.append(table)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def write(self, data: st.DataObject) -> None:
+        table = data.draw(st.sampled_from(self.held))
+        start = self.written[table]
+        if start == table.capacity:
+            return
+        end = data.draw(st.integers(start + 1, table.capacity))
+        self.pool.enter(table, start, end)
+        padded = KvPool.blocks_for(end) * BLOCK_TOKENS
+        for layer in (*self.pool.keys, *self.pool.values):
+            seen = layer[table.slots[:padded]]
+            assert not seen[start:].any(), "memory of an earlier owner"
+            assert (seen[:start] == 1).all(), "what was written is gone"
+            layer[table.slots[start:end]] = 1
+        self.written[table] = end
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         index = data.draw(st.integers(0, len(self.held) - 1))
-        self.pool.release(self.held.pop(index))
+        table = self.held.pop(index)
+        for layer in (*self.pool.keys, *self.pool.values):
+            # What every owner may leave behind, and the worst it can be.
+            layer[table.slots] = float("nan")
+        self.pool.release(table)
 
     @invariant()
     def accounts_balance(self) -> None:
