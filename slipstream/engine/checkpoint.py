@@ -33,6 +33,10 @@ _VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dty
 _FREE_INT4_ERROR = 0.01
 
 
+# Bytes that are no header may say anything, such as a length beyond all memory.
+_BAD_HEADER = (struct.error, ValueError, TypeError, KeyError, OverflowError, MemoryError)
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model ready to run.
@@ -62,9 +66,14 @@ def read_config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json; it is not a model folder")
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as failure:
         raise CheckpointError(f"cannot read {folder / 'config.json'}: {failure}") from failure
+    if not all(hasattr(config, name) for name in ("num_hidden_layers", "num_attention_heads")):
+        raise CheckpointError(
+            f"models of type {config.model_type!r} are not supported: it is no text decoder"
+        )
+    return config
 
 
 def _weight_files(folder: Path) -> list[Path]:

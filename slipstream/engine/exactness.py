@@ -9,6 +9,7 @@ bit for bit the same, whatever the number of rows, their place, and the other se
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +21,6 @@ from slipstream.engine.runner import ModelRunner
 
 # Strict forward passes that decode or verify have at most this many rows.
 MAX_STRICT_ROWS = 32
-_CANDIDATES = (
-    *((1, 1), (4, 1), (4, 4), (8, 1), (8, 4), (8, 8)),
-    *((16, 1), (16, 4), (16, 8), (32, 8), (32, 16), (32, 32)),
-)
 _CONTEXT = 75
 _TAIL = 12
 
@@ -34,6 +31,18 @@ class Shapes:
 
     min_rows: int
     query_multiple: int
+
+
+_CANDIDATES = tuple(
+    Shapes(rows, queries)
+    for rows, queries in (
+        *((1, 1), (4, 1), (4, 4), (8, 1), (8, 4), (8, 8)),
+        *((16, 1), (16, 4), (16, 8), (32, 8), (32, 16), (32, 32)),
+    )
+)
+_UNPADDED = _CANDIDATES[:2]
+# Strict is the default where a plain step takes at most this many times the fastest.
+_FREE = 1.03
 
 
 class _Probe:
@@ -80,8 +89,7 @@ class _Probe:
         return torch.cat(runs)
 
     def agrees(self, shapes: Shapes) -> bool:
-        self._runner.min_rows = shapes.min_rows
-        self._runner.query_multiple = shapes.query_multiple
+        _use(self._runner, shapes)
         reference = self.alone(1)
         return all(torch.equal(self.alone(w), reference) for w in (2, 3, 4, 5, 7, 8, 12)) and all(
             torch.equal(self.in_company(*others), reference)
@@ -89,56 +97,45 @@ class _Probe:
         )
 
 
-def strict_shapes(runner: ModelRunner) -> Shapes:
-    """The least padding that is bitwise exact here; set on `runner`.
-
-    Raises:
-        ConfigurationError: none of the candidates is.
-    """
+def strict_shapes(
+    runner: ModelRunner, candidates: Sequence[Shapes] = _CANDIDATES
+) -> Shapes | None:
+    """The first of the candidates that is bitwise exact here, set on `runner`; None if none is."""
     probe = _Probe(runner)
     try:
-        for candidate in _CANDIDATES:
-            shapes = Shapes(*candidate)
-            if probe.agrees(shapes):
-                return shapes
+        return next((shapes for shapes in candidates if probe.agrees(shapes)), None)
     finally:
         probe.close()
-    raise ConfigurationError(
-        "exactness strict is not to be had here: no padding makes this model's results "
-        "independent of the batch on this machine; use exactness fast"
-    )
 
 
-def fastest_shapes(runner: ModelRunner) -> Shapes:
-    """1 or 4 rows, whichever a plain decoding step takes less time with; set on `runner`.
+def _step_seconds(runner: ModelRunner) -> dict[Shapes, float]:
+    """Time of a plain decoding step with 1 and with 4 rows, the least of some runs each.
 
     Some kernels take longer over a vector than over a small matrix.
     """
     table = runner.pool.allocate(_CONTEXT)
     if table is None:
-        return Shapes(1, 1)
-    best: dict[int, float] = {}
-    runner.query_multiple = 1
+        return {_UNPADDED[0]: 0.0}
+    best: dict[Shapes, float] = {}
     try:
-        for _ in range(6):
-            for rows in (1, 4):
-                runner.min_rows = rows
+        for _ in range(8):
+            for shapes in _UNPADDED:
+                _use(runner, shapes)
                 started = time.perf_counter()
                 runner.forward([Segment([1], _CONTEXT - 1, table, 1)])
                 elapsed = time.perf_counter() - started
-                best[rows] = min(best.get(rows, elapsed), elapsed)
+                best[shapes] = min(best.get(shapes, elapsed), elapsed)
     finally:
         runner.pool.release(table)
-    runner.min_rows = min(best, key=lambda rows: best[rows])
-    return Shapes(runner.min_rows, 1)
+    return best
 
 
 def choose_shapes(runner: ModelRunner, exactness: str) -> tuple[str, Shapes]:
     """Settles exactness and shapes of a freshly loaded model; sets them on `runner`.
 
     Args:
-        exactness: fast, strict, or auto: strict where it needs no more padding than is
-            fastest anyway, else fast.
+        exactness: fast, strict, or auto: strict where it costs a plain step at most 3%, else
+            fast.
 
     Returns:
         fast or strict, and the shapes.
@@ -147,13 +144,24 @@ def choose_shapes(runner: ModelRunner, exactness: str) -> tuple[str, Shapes]:
         ConfigurationError: strict was asked for and is not to be had.
     """
     if exactness == "strict":
-        return "strict", strict_shapes(runner)
-    fastest = fastest_shapes(runner)
+        strict = strict_shapes(runner)
+        if strict is None:
+            raise ConfigurationError(
+                "exactness strict is not to be had here: no padding makes this model's results "
+                "independent of the batch on this machine; use exactness fast"
+            )
+        return "strict", strict
+    seconds = _step_seconds(runner)
+    fastest = min(seconds, key=lambda shapes: seconds[shapes])
     if exactness == "auto":
-        probe = _Probe(runner)
-        try:
-            if probe.agrees(fastest):
-                return "strict", fastest
-        finally:
-            probe.close()
+        cheap = [s for s in seconds if seconds[s] <= _FREE * seconds[fastest]]
+        strict = strict_shapes(runner, cheap)
+        if strict is not None:
+            return "strict", strict
+    _use(runner, fastest)
     return "fast", fastest
+
+
+def _use(runner: ModelRunner, shapes: Shapes) -> None:
+    runner.min_rows = shapes.min_rows
+    runner.query_multiple = shapes.query_multiple
