@@ -51,15 +51,16 @@ def test_float32_logits_are_the_reference(
         assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
 
 
+@pytest.mark.parametrize("scattered", [False, True], ids=["contiguous", "scattered"])
 @pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_rounds_no_worse_than_the_library(
-    family: str, optimized: bool, family_dir: FamilyDir
+    family: str, optimized: bool, scattered: bool, family_dir: FamilyDir
 ) -> None:
     """Distance from the float32 logits is at most 1.5 times that of the library's bfloat16."""
     folder = family_dir(family)
     exact, rounded = (reference_model(folder, d) for d in (torch.float32, torch.bfloat16))
-    got = _run(folder, "bfloat16", optimized, scattered=False)
+    got = _run(folder, "bfloat16", optimized, scattered)
     truth = torch.cat([reference_logits(exact, s) for s in _sequences()])
     theirs = torch.cat([reference_logits(rounded, s) for s in _sequences()])
     ours = torch.cat(got)
