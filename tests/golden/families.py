@@ -100,11 +100,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def build(family: str, folder: Path) -> Path:
-    """Saves a random float32 model of `family`; biases and norms are random, too."""
-    kind, differs = FAMILIES[family]
+    """Saves a random float32 model of `family`."""
+    return build_config(*FAMILIES[family], folder)
+
+
+def build_config(kind: str, differs: dict[str, Any], folder: Path) -> Path:
+    """Saves a random float32 model of a config class; biases and norms are random, too."""
     config = getattr(transformers, kind)(**_SHAPE | differs)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(len(family))
+        torch.manual_seed(len(kind))
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for name, parameter in model.named_parameters():
             if "norm" in name:
