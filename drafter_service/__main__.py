@@ -54,6 +54,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     await server.set_serving(True)
     log.info("serving on %s", settings.listen)
     await stop.wait()
+    log.info("stopping")
     await server.stop(settings.stop_grace)
     await asyncio.to_thread(engine.stop)
 

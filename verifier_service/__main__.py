@@ -59,7 +59,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     engine = VerifierEngine(
         runner,
         send,
-        limits=Limits(prefill_chunk=settings.prefill_chunk, strict=settings.exactness == "strict"),
+        limits=Limits(prefill_chunk=settings.prefill_chunk, strict=exactness == "strict"),
         window=settings.window,
         max_running=settings.max_sequences,
         max_waiting=settings.max_queue,
@@ -74,6 +74,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     await server.set_serving(True)
     log.info("serving on %s", settings.listen)
     await stop.wait()
+    log.info("stopping")
     await server.stop(settings.stop_grace)
     if linking is not None:
         linking.cancel()

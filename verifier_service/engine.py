@@ -267,7 +267,8 @@ class VerifierEngine:
         generation.counts.record(len(drafts), accepted)
         self.counters.accepted_tokens += accepted
         self.counters.generated_tokens += len(committed)
-        progress = Progress(tuple(committed), generation.finish, counts=generation.counts)
+        counts = generation.counts.copy()
+        progress = Progress(tuple(committed), generation.finish, counts=counts)
         if generation.finish:
             self._end(generation, progress)
             return

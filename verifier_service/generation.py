@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from slipstream.core.draft import Commit, Open, Proposal
@@ -46,6 +46,10 @@ class SpeculationCounts:
             self.accepted += accepted
             self.histogram.extend([0] * (accepted + 1 - len(self.histogram)))
             self.histogram[accepted] += 1
+
+    def copy(self) -> SpeculationCounts:
+        """As they are now: other threads read what the engine goes on counting."""
+        return replace(self, histogram=self.histogram.copy())
 
 
 @dataclass(frozen=True, slots=True)

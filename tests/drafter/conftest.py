@@ -10,7 +10,7 @@ import torch
 
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.checkpoint import load_model
-from slipstream.engine.exactness import strict_shapes
+from slipstream.engine.exactness import choose_shapes
 from slipstream.engine.runner import ModelRunner
 from tests.verifier.rig import write_checkpoint
 
@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _strict(checkpoint: Path, plan: LayerPlan | None = None) -> ModelRunner:
     runner = ModelRunner(load_model(checkpoint, plan=plan), kv_bytes=40 * 4096)
-    strict_shapes(runner)
+    choose_shapes(runner, "strict")
     return runner
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from slipstream.engine.checkpoint import load_model
-from slipstream.engine.exactness import strict_shapes
+from slipstream.engine.exactness import choose_shapes
 from slipstream.engine.runner import ModelRunner
 from tests.verifier.rig import write_checkpoint
 
@@ -25,7 +25,7 @@ def strict_runner(checkpoint: Path) -> Iterator[ModelRunner]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     runner = ModelRunner(load_model(checkpoint), kv_bytes=40 * 4096)
-    strict_shapes(runner)
+    choose_shapes(runner, "strict")
     yield runner
     torch.set_num_threads(before)
 

@@ -30,7 +30,7 @@ CONTEXT = 256
 GREEDY = SamplingParams(temperature=0.0)
 
 
-def write_checkpoint(folder: Path, *, seed: int = 1, layers: int = 2) -> Path:
+def write_checkpoint(folder: Path, *, seed: int = 1, context: int = CONTEXT) -> Path:
     """A random Llama in float32 with few tokens, so that ends of sequence come up by chance.
 
     Its weights are spread wider than usual, so that its choices are not near-ties.
@@ -39,10 +39,10 @@ def write_checkpoint(folder: Path, *, seed: int = 1, layers: int = 2) -> Path:
         vocab_size=VOCAB,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=layers,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         tie_word_embeddings=False,
         bos_token_id=1,
         eos_token_id=EOS,

@@ -1,0 +1,116 @@
+"""A client of the verifier, as the gateway is one."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Self
+
+import grpc
+
+from slipstream.core.errors import SlipstreamError
+from slipstream.core.params import SamplingParams
+from slipstream.wire.codec import sampling_to_proto
+from slipstream.wire.proto import (
+    drafter_pb2,
+    drafter_pb2_grpc,
+    types_pb2,
+    verifier_pb2,
+    verifier_pb2_grpc,
+)
+from slipstream.wire.status import error_of
+from slipstream.wire.transport import channel
+
+DEADLINE_SECONDS = 100.0
+GREEDY = SamplingParams(temperature=0.0)
+
+
+@dataclasses.dataclass(slots=True)
+class Answer:
+    """A generation as it arrived."""
+
+    tokens: list[int]
+    finish: int = 0
+    stats: Any = None
+    seed: int = 0
+
+
+def request(
+    prompt: Sequence[int],
+    params: SamplingParams = GREEDY,
+    *,
+    max_tokens: int = 32,
+    ignore_eos: bool = True,
+    **fields: Any,
+) -> verifier_pb2.GenerateRequest:
+    return verifier_pb2.GenerateRequest(
+        request_id="test",
+        prompt_token_ids=prompt,
+        sampling=sampling_to_proto(params),
+        stop=types_pb2.StopConditions(max_tokens=max_tokens, ignore_eos=ignore_eos),
+        **fields,
+    )
+
+
+class Client:
+    """Talks to one verifier. Use it as an async context manager."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = channel(address)
+        self.stub = verifier_pb2_grpc.VerifierServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close()
+
+    async def generate(
+        self,
+        asked: verifier_pb2.GenerateRequest,
+        after: Callable[[list[int]], Awaitable[None]] | None = None,
+    ) -> Answer:
+        """The whole answer; `after` is called after each message with the tokens so far.
+
+        Raises:
+            SlipstreamError: what the verifier answered instead.
+        """
+        answer = Answer([])
+        try:
+            async for message in self.stub.Generate(asked, timeout=DEADLINE_SECONDS):
+                assert not answer.finish, "nothing may come after the last message"
+                answer.tokens += [token.id for token in message.tokens]
+                answer.finish, answer.stats = message.finish_reason, message.stats
+                answer.seed = message.seed
+                if after is not None:
+                    await after(answer.tokens)
+        except grpc.aio.AioRpcError as failure:
+            raise error_of(failure) from failure
+        return answer
+
+    async def all(self, asked: Sequence[verifier_pb2.GenerateRequest]) -> list[Answer]:
+        """Side by side."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self.generate(one)) for one in asked]
+        return [task.result() for task in tasks]
+
+    async def error(self, asked: verifier_pb2.GenerateRequest) -> SlipstreamError:
+        """What the verifier refuses it with."""
+        try:
+            await self.generate(asked)
+        except SlipstreamError as failure:
+            return failure
+        raise AssertionError("the verifier took it")
+
+    async def status(self) -> verifier_pb2.GetStatusResponse:
+        return await self.stub.GetStatus(verifier_pb2.GetStatusRequest(), timeout=10)
+
+    async def connected(self) -> bool:
+        return bool((await self.status()).drafter_connected)
+
+
+async def drafter_status(address: str) -> drafter_pb2.GetDrafterResponse:
+    async with channel(address) as link:
+        stub = drafter_pb2_grpc.DrafterServiceStub(link)
+        return await stub.GetDrafter(drafter_pb2.GetDrafterRequest(), timeout=10)
