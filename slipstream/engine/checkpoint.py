@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from slipstream.core.errors import CheckpointError
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.attention import IMPLEMENTATION
-from slipstream.engine.linear import INT4_GROUP, int4_error, weight_bytes
+from slipstream.engine.int4_kernel import GROUP
+from slipstream.engine.linear import int4_error, weight_bytes
 from slipstream.engine.transforms import decoder_layers, optimize, skip_sublayers
 
 # Rotary embeddings of these kinds depend on the longest sequence in the batch once it passes the
@@ -244,7 +245,7 @@ def automatic_plan(folder: Path, config: Any) -> LayerPlan:
         raise CheckpointError(f"cannot read the weights in {folder}: {failure}") from failure
     four_bit = (
         largest is not None
-        and largest.shape[1] % INT4_GROUP == 0
+        and largest.shape[1] % GROUP == 0
         and int4_error(largest) < _FREE_INT4_ERROR
     )
     return LayerPlan(precision="int4" if four_bit else "int8", head_precision="int8")

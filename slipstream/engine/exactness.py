@@ -97,9 +97,7 @@ class _Probe:
         )
 
 
-def strict_shapes(
-    runner: ModelRunner, candidates: Sequence[Shapes] = _CANDIDATES
-) -> Shapes | None:
+def strict_shapes(runner: ModelRunner, candidates: Sequence[Shapes] = _CANDIDATES) -> Shapes | None:
     """The first of the candidates that is bitwise exact here, set on `runner`; None if none is."""
     probe = _Probe(runner)
     try:

@@ -24,17 +24,22 @@ _LOG2E = np.float32(1.4426950408889634)
 
 
 @intrinsic
-def _u16(typing: Any, address: Any) -> Any:
+def as_u16(typing: Any, address: Any) -> Any:
     return _pointer(types.uint16, 16)
 
 
 @intrinsic
-def _u8(typing: Any, address: Any) -> Any:
+def as_i8(typing: Any, address: Any) -> Any:
+    return _pointer(types.int8, 8)
+
+
+@intrinsic
+def as_u8(typing: Any, address: Any) -> Any:
     return _pointer(types.uint8, 8)
 
 
 @intrinsic
-def _f32(typing: Any, address: Any) -> Any:
+def as_f32(typing: Any, address: Any) -> Any:
     signature = types.CPointer(types.float32)(types.int64)
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -44,7 +49,7 @@ def _f32(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
-def _i64(typing: Any, address: Any) -> Any:
+def as_i64(typing: Any, address: Any) -> Any:
     return _pointer(types.int64, 64)
 
 
@@ -74,7 +79,7 @@ def _as_bits(typing: Any, value: Any) -> Any:
 
 
 @njit(inline="always")
-def _load(bits: int) -> Any:
+def load_bf16(bits: int) -> Any:
     """bfloat16 bits to float32."""
     return _as_float(np.uint32(np.uint32(bits) << np.uint32(16)))
 
@@ -111,10 +116,10 @@ def _exp(x: Any) -> Any:
 @njit(inline="always")
 def _rotated(xs: Any, cosines: Any, sines: Any, d: int, half: int) -> Any:
     other = d + half if d < half else d - half
-    return _load(xs[d]) * _load(cosines[d]) + _load(xs[other]) * _load(sines[d])
+    return load_bf16(xs[d]) * load_bf16(cosines[d]) + load_bf16(xs[other]) * load_bf16(sines[d])
 
 
-_OPTIONS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "cache": True,
     "nogil": True,
     "error_model": "numpy",
@@ -124,99 +129,80 @@ _OPTIONS: dict[str, Any] = {
 _I = "int64"
 
 
-@njit(f"void({_I},{_I},{_I},{_I},{_I},float32)", **_OPTIONS)
+@njit(f"void({_I},{_I},{_I},{_I},{_I},float32)", **OPTIONS)
 def rms_norm(x: int, weight: int, out: int, rows: int, size: int, eps: float) -> None:
     """RMSNorm (arXiv 1910.07467). x, out: bfloat16 [rows, size]; weight: bfloat16 [size]."""
-    xs, ws = carray(_u16(x), (rows, size)), carray(_u16(weight), (size,))
-    outs = carray(_u16(out), (rows, size))
+    xs, ws = carray(as_u16(x), (rows, size)), carray(as_u16(weight), (size,))
+    outs = carray(as_u16(out), (rows, size))
     for r in range(rows):
         total = np.float32(0.0)
         for i in range(size):
-            v = _load(xs[r, i])
+            v = load_bf16(xs[r, i])
             total += v * v
         scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + eps)
         for i in range(size):
-            outs[r, i] = _round(_load(_round(_load(xs[r, i]) * scale)) * _load(ws[i]))
+            outs[r, i] = _round(load_bf16(_round(load_bf16(xs[r, i]) * scale)) * load_bf16(ws[i]))
 
 
-@njit(f"void({_I},{_I},{_I},{_I},{_I},{_I},float32)", **_OPTIONS)
+@njit(f"void({_I},{_I},{_I},{_I},{_I},{_I},float32)", **OPTIONS)
 def add_rms_norm(
     residual: int, delta: int, weight: int, out: int, rows: int, size: int, eps: float
 ) -> None:
     """residual += delta, then its RMSNorm to out; all bfloat16 [rows, size]."""
-    ws = carray(_u16(weight), (size,))
+    ws = carray(as_u16(weight), (size,))
     for r in range(rows):
-        sums = carray(_u16(residual + 2 * r * size), (size,))
-        deltas = carray(_u16(delta + 2 * r * size), (size,))
-        outs = carray(_u16(out + 2 * r * size), (size,))
+        sums = carray(as_u16(residual + 2 * r * size), (size,))
+        deltas = carray(as_u16(delta + 2 * r * size), (size,))
+        outs = carray(as_u16(out + 2 * r * size), (size,))
         total = np.float32(0.0)
         for i in range(size):
-            bits = _round(_load(sums[i]) + _load(deltas[i]))
+            bits = _round(load_bf16(sums[i]) + load_bf16(deltas[i]))
             sums[i] = bits
-            v = _load(bits)
+            v = load_bf16(bits)
             total += v * v
         scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + eps)
         for i in range(size):
-            outs[i] = _round(_load(_round(_load(sums[i]) * scale)) * _load(ws[i]))
+            outs[i] = _round(load_bf16(_round(load_bf16(sums[i]) * scale)) * load_bf16(ws[i]))
 
 
-@njit(f"void({_I},{_I},{_I},{_I})", **_OPTIONS)
+@njit(f"void({_I},{_I},{_I},{_I})", **OPTIONS)
 def silu_mul(gate_up: int, out: int, rows: int, size: int) -> None:
     """silu(gate) * up. gate_up: bfloat16 [rows, 2 * size]; out: bfloat16 [rows, size]."""
     for r in range(rows):
-        gates = carray(_u16(gate_up + 4 * r * size), (size,))
-        ups = carray(_u16(gate_up + 4 * r * size + 2 * size), (size,))
-        outs = carray(_u16(out + 2 * r * size), (size,))
+        gates = carray(as_u16(gate_up + 4 * r * size), (size,))
+        ups = carray(as_u16(gate_up + 4 * r * size + 2 * size), (size,))
+        outs = carray(as_u16(out + 2 * r * size), (size,))
         for i in range(size):
-            g = _load(gates[i])
+            g = load_bf16(gates[i])
             silu = g / (np.float32(1.0) + _exp(-g))
-            outs[i] = _round(_load(_round(silu)) * _load(ups[i]))
+            outs[i] = _round(load_bf16(_round(silu)) * load_bf16(ups[i]))
 
 
-@njit(f"void({_I},{_I},{_I},{_I},{_I})", **_OPTIONS)
+@njit(f"void({_I},{_I},{_I},{_I},{_I})", **OPTIONS)
 def quantize_rows(x: int, out: int, scales: int, rows: int, size: int) -> None:
     """Symmetric 8 bit per row around 128. x: bfloat16, out: uint8 [rows, size]; scales: float32."""
-    xs, outs = carray(_u16(x), (rows, size)), carray(_u8(out), (rows, size))
-    by_row = carray(_f32(scales), (rows,))
+    xs, outs = carray(as_u16(x), (rows, size)), carray(as_u8(out), (rows, size))
+    by_row = carray(as_f32(scales), (rows,))
     for r in range(rows):
         most = np.float32(1e-12)
         for i in range(size):
-            v = _load(xs[r, i])
+            v = load_bf16(xs[r, i])
             most = max(most, abs(v))
         by_row[r] = most / np.float32(127.0)
         inverse = np.float32(127.0) / most
         for i in range(size):
-            outs[r, i] = np.uint8(np.int32(_load(xs[r, i]) * inverse + np.float32(128.5)))
+            outs[r, i] = np.uint8(np.int32(load_bf16(xs[r, i]) * inverse + np.float32(128.5)))
 
 
-@njit(f"void({_I},{_I},{_I},{_I},{_I})", **_OPTIONS)
+@njit(f"void({_I},{_I},{_I},{_I},{_I})", **OPTIONS)
 def scale_rows(x: int, scales: int, out: int, rows: int, size: int) -> None:
     """x * scales[row]. x: float32 [rows, size]; scales: float32 [rows]; out: bfloat16."""
-    xs, by_row = carray(_f32(x), (rows, size)), carray(_f32(scales), (rows,))
-    outs = carray(_u16(out), (rows, size))
+    xs, by_row = carray(as_f32(x), (rows, size)), carray(as_f32(scales), (rows,))
+    outs = carray(as_u16(out), (rows, size))
     for r in range(rows):
         scale = by_row[r]
         for i in range(size):
             outs[r, i] = _round(xs[r, i] * scale)
-
-
-@njit(f"void({_I},{_I},{_I},{_I},{_I},{_I})", **_OPTIONS)
-def expand_int4(packed: int, scales: int, out: int, rows: int, size: int, group: int) -> None:
-    """Two weights a byte, low half first, to bfloat16: (q - 8) * scale + zero.
-
-    packed: uint8 [rows, size / 2]; scales: bfloat16 [size / group, rows, 2]; out: bfloat16.
-    """
-    for r in range(rows):
-        for g in range(size // group):
-            pair = carray(_u16(scales + 4 * (g * rows + r)), (2,))
-            scale = _load(pair[0])
-            low = _load(pair[1]) - np.float32(8.0) * scale
-            halves = carray(_u8(packed + (r * size + g * group) // 2), (group // 2,))
-            outs = carray(_u16(out + 2 * (r * size + g * group)), (group,))
-            for i in range(group // 2):
-                byte = np.uint32(halves[i])
-                outs[2 * i] = _round(np.float32(byte & np.uint32(15)) * scale + low)
-                outs[2 * i + 1] = _round(np.float32(byte >> np.uint32(4)) * scale + low)
 
 
 @functools.cache
@@ -231,31 +217,31 @@ def attention(heads: int, kv_heads: int, dim: int) -> Any:
 
     @njit(
         f"void({_I},{_I},{_I},{_I},{_I},{_I},{_I},{_I},{_I},{_I},float32)",
-        **_OPTIONS,
+        **OPTIONS,
     )
     def rotate_and_attend(
         qkv: int, cos: int, sin: int, keys: int, values: int, slots: int, out: int,
         rows: int, position: int, window: int, scaling: float,
     ) -> None:  # fmt: skip
         end = position + rows
-        place = carray(_i64(slots), (end,))
+        place = carray(as_i64(slots), (end,))
         query = np.empty((rows * heads, dim), np.float32)
         for r in range(rows):
-            cosines = carray(_u16(cos + 2 * r * dim), (dim,))
-            sines = carray(_u16(sin + 2 * r * dim), (dim,))
+            cosines = carray(as_u16(cos + 2 * r * dim), (dim,))
+            sines = carray(as_u16(sin + 2 * r * dim), (dim,))
             for h in range(heads):
-                xs = carray(_u16(qkv + 2 * (r * total + h) * dim), (dim,))
+                xs = carray(as_u16(qkv + 2 * (r * total + h) * dim), (dim,))
                 mine = query[np.uint64(r * heads + h)]
                 for d in range(dim):
-                    mine[d] = _load(_round(_rotated(xs, cosines, sines, d, half))) * scaling
+                    mine[d] = load_bf16(_round(_rotated(xs, cosines, sines, d, half))) * scaling
             for h in range(kv_heads):
                 at = 2 * (place[position + r] * kv_heads + h) * dim
-                xs = carray(_u16(qkv + 2 * (r * total + heads + h) * dim), (dim,))
-                into = carray(_u16(keys + at), (dim,))
+                xs = carray(as_u16(qkv + 2 * (r * total + heads + h) * dim), (dim,))
+                into = carray(as_u16(keys + at), (dim,))
                 for d in range(dim):
                     into[d] = _round(_rotated(xs, cosines, sines, d, half))
-                xs = carray(_u16(qkv + 2 * (r * total + heads + kv_heads + h) * dim), (dim,))
-                into = carray(_u16(values + at), (dim,))
+                xs = carray(as_u16(qkv + 2 * (r * total + heads + kv_heads + h) * dim), (dim,))
+                into = carray(as_u16(values + at), (dim,))
                 for d in range(dim):
                     into[d] = xs[d]
         low = max(0, position - window + 1) if window > 0 else 0
@@ -264,9 +250,9 @@ def attention(heads: int, kv_heads: int, dim: int) -> Any:
         loud = np.empty(dim, np.float32)
         for h in range(kv_heads):
             for j in range(low, end):
-                key = carray(_u16(keys + 2 * (place[j] * kv_heads + h) * dim), (dim,))
+                key = carray(as_u16(keys + 2 * (place[j] * kv_heads + h) * dim), (dim,))
                 for d in range(dim):
-                    loud[d] = _load(key[d])
+                    loud[d] = load_bf16(key[d])
                 for r in range(max(0, j - position), rows):
                     for g in range(group):
                         asks = query[np.uint64(r * heads + h * group + g)]
@@ -292,9 +278,9 @@ def attention(heads: int, kv_heads: int, dim: int) -> Any:
                         shares[j] *= inverse
             mixed[:] = np.float32(0.0)
             for j in range(low, end):
-                value = carray(_u16(values + 2 * (place[j] * kv_heads + h) * dim), (dim,))
+                value = carray(as_u16(values + 2 * (place[j] * kv_heads + h) * dim), (dim,))
                 for d in range(dim):
-                    loud[d] = _load(value[d])
+                    loud[d] = load_bf16(value[d])
                 for r in range(max(0, j - position), rows):
                     if window > 0 and j <= position + r - window:
                         continue
@@ -306,7 +292,7 @@ def attention(heads: int, kv_heads: int, dim: int) -> Any:
             for r in range(rows):
                 for g in range(group):
                     sums = mixed[np.uint64(r * group + g)]
-                    into = carray(_u16(out + 2 * (r * heads + h * group + g) * dim), (dim,))
+                    into = carray(as_u16(out + 2 * (r * heads + h * group + g) * dim), (dim,))
                     for d in range(dim):
                         into[d] = _round(sums[d])
 

@@ -12,12 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from slipstream.core.layer_plan import Precision
-from slipstream.engine import kernels
+from slipstream.engine import int4_kernel, kernels
 
-INT4_GROUP = 32
-# The int4 kernel unpacks the weights again for every few rows: from here on it is faster to
-# expand them once and multiply in bfloat16 (docs/performance.md).
-_INT4_MOST_ROWS = 32
+# torch's int4 kernel takes longer than int8 from here on.
+_INT4_MOST_ROWS = 8
 
 
 @functools.cache
@@ -90,12 +88,12 @@ class Int8Linear(nn.Module):
 
 
 def int4_groups(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Asymmetric 4-bit quantization in groups of INT4_GROUP input features.
+    """Asymmetric 4-bit quantization in groups of int4_kernel.GROUP input features.
 
     Returns:
         q: int32 [out, in] in 0..15; scale, low: float32 [out, in / group]; w ~ q * scale + low.
     """
-    groups = weight.float().view(weight.shape[0], -1, INT4_GROUP)
+    groups = weight.float().view(weight.shape[0], -1, int4_kernel.GROUP)
     low, high = groups.amin(-1), groups.amax(-1)
     scale = ((high - low) / 15).clamp_min(1e-12)
     q = ((groups - low[..., None]) / scale[..., None]).round_().clamp_(0, 15)
@@ -105,12 +103,39 @@ def int4_groups(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch
 def int4_error(weight: torch.Tensor) -> float:
     """Relative error (Frobenius) that int4 would do to `weight`; about 0 for a 4-bit checkpoint."""
     q, scale, low = int4_groups(weight)
-    back = q.view(*scale.shape, INT4_GROUP) * scale[..., None] + low[..., None]
+    back = q.view(*scale.shape, int4_kernel.GROUP) * scale[..., None] + low[..., None]
     return float((back.view(weight.shape) - weight.float()).norm() / weight.float().norm())
 
 
 class Int4Linear(nn.Module):
-    """Weights int4 in groups, activations bfloat16."""
+    """Weights int4 in groups, activations 8 bit in the same groups, in integer dot products."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._weight, self._scales = int4_kernel.pack(*int4_groups(weight))
+        self._bias = bias
+        self.bytes = self._weight.numel() + self._scales.numel() * 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
+        out = int4_kernel.multiply(rows, self._weight, self._scales, self.out_features)
+        out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return out if self._bias is None else out + self._bias
+
+    @staticmethod
+    def fits(weight: torch.Tensor) -> bool:
+        """Whether the kernel takes this shape, on this machine."""
+        out_features, in_features = weight.shape
+        whole = in_features % int4_kernel.GROUP == 0 and out_features % int4_kernel.TILE == 0
+        return whole and weight.device.type == "cpu" and int4_kernel.available()
+
+
+class ExpandedInt4Linear(nn.Module):
+    """The same where those instructions are missing: torch's kernel, over float activations.
+
+    It unpacks the weights again for every few rows, so many rows take int8 instead.
+    """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -120,34 +145,25 @@ class Int4Linear(nn.Module):
         pairs = torch.stack((scale, low + 8 * scale), dim=-1).transpose(0, 1)
         self._scales = pairs.contiguous().to(torch.bfloat16)
         self._weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
-        self._halves = (q[:, ::2] | q[:, 1::2] << 4).to(torch.uint8)
         self._bias = bias
-        self.bytes = weight.numel() + self._scales.numel() * 2
+        self._many = Int8Linear(weight, bias)
+        self.bytes = weight.numel() // 2 + self._scales.numel() * 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
-        if rows.shape[0] <= _INT4_MOST_ROWS:
-            out: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-                rows, self._weight, INT4_GROUP, self._scales
-            )
-        else:
-            out = F.linear(rows, self._expanded())
+        if rows.shape[0] > _INT4_MOST_ROWS:
+            return self._many.forward(x)
+        out: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            rows, self._weight, int4_kernel.GROUP, self._scales
+        )
         out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
         return out if self._bias is None else out + self._bias
 
-    def _expanded(self) -> torch.Tensor:
-        weight = torch.empty((self.out_features, self.in_features), dtype=torch.bfloat16)
-        kernels.expand_int4(
-            self._halves.data_ptr(), self._scales.data_ptr(), weight.data_ptr(),
-            self.out_features, self.in_features, INT4_GROUP,
-        )  # fmt: skip
-        return weight
-
     @staticmethod
     def fits(weight: torch.Tensor) -> bool:
-        """Whether the kernel takes this shape, on this device."""
+        """Whether torch's kernel takes this shape, on this device."""
         out_features, in_features = weight.shape
-        whole = in_features % INT4_GROUP == 0 and out_features % 64 == 0
+        whole = in_features % int4_kernel.GROUP == 0 and out_features % 64 == 0
         return whole and weight.device.type == "cpu"
 
 
@@ -159,6 +175,8 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, precision: Prec
     """
     if precision == "int4" and Int4Linear.fits(weight):
         return Int4Linear(weight, bias)
+    if precision == "int4" and ExpandedInt4Linear.fits(weight):
+        return ExpandedInt4Linear(weight, bias)
     if precision != "native":
         return Int8Linear(weight, bias)
     if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and _onednn_bf16():

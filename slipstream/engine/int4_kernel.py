@@ -1,0 +1,242 @@
+"""Products of 4-bit weights and 8-bit activations in the CPU's integer dot product instructions.
+
+The usual way to multiply by 4-bit weights, expanding them to floats, takes longer than reading
+them. Here both sides stay integers: activations are rounded to 8 bits in the groups that the
+weights have, with a scale each (as llama.cpp's Q4_1 by Q8_1 products do), so that a group is eight
+`vpdpbusd` instructions over 16 outputs. The time is that of reading the weights, for up to about
+eight rows.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import binding, ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+from slipstream.engine.kernels import OPTIONS, as_f32, as_i8, as_u16, load_bf16
+
+GROUP = 32
+TILE = 16
+_QUADS = GROUP // 4
+_GROUP_BYTES = TILE * GROUP // 2
+_SCALE_BYTES = 2 * 2 * TILE
+# Rows that share one pass over the weights; more go in several.
+_ROWS = (1, 2, 4, 8)
+
+_I8, _I16, _I32, _I64, _F32 = (
+    *(ir.IntType(bits) for bits in (8, 16, 32, 64)),
+    ir.FloatType(),
+)
+_BYTES, _INTS, _FLOATS = (ir.VectorType(kind, n) for kind, n in ((_I8, 64), (_I32, 16), (_F32, 16)))
+
+
+@functools.cache
+def available() -> bool:
+    """Whether this CPU has the instruction (AVX-512 VNNI)."""
+    features = binding.get_host_cpu_features()
+    return bool(features.get("avx512vnni") and features.get("avx512bw"))
+
+
+def _at(builder: Any, base: Any, offset: Any, kind: Any) -> Any:
+    return builder.inttoptr(builder.add(base, offset), kind.as_pointer())
+
+
+def _declare(module: Any, name: str, kind: Any) -> Any:
+    """An instruction that takes three vectors of a kind and gives one."""
+    known = module.globals.get(name)
+    return known or ir.Function(module, ir.FunctionType(kind, [kind] * 3), name)
+
+
+def _splat(builder: Any, value: Any, kind: Any) -> Any:
+    lone = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
+    zeros = ir.Constant(ir.VectorType(_I32, kind.count), None)
+    return builder.shuffle_vector(lone, ir.Constant(kind, ir.Undefined), zeros)
+
+
+def _bf16(builder: Any, address: Any) -> Any:
+    """16 bfloat16 numbers at an address, as floats."""
+    raw = builder.load(builder.inttoptr(address, ir.VectorType(_I16, TILE).as_pointer()), align=1)
+    wide = builder.zext(raw, _INTS)
+    shift = ir.Constant(_INTS, [16] * TILE)
+    return builder.bitcast(builder.shl(wide, shift), _FLOATS)
+
+
+def _store_bf16(builder: Any, floats: Any, address: Any) -> None:
+    bits = builder.bitcast(floats, _INTS)
+    sixteen, one, bias = (ir.Constant(_INTS, [n] * TILE) for n in (16, 1, 0x7FFF))
+    odd = builder.and_(builder.lshr(bits, sixteen), one)
+    rounded = builder.lshr(builder.add(bits, builder.add(bias, odd)), sixteen)
+    half = ir.VectorType(_I16, TILE)
+    into = builder.inttoptr(address, half.as_pointer())
+    builder.store(builder.trunc(rounded, half), into, align=1)
+
+
+def _generate_tile(rows: int) -> Any:
+    """Code for 16 outputs of `rows` rows; see `_tile`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        weights, scales, x, x_scales, out, groups, out_stride = arguments
+        module = builder.module
+        dot = _declare(module, "llvm.x86.avx512.vpdpbusd.512", _INTS)
+        fma = _declare(module, "llvm.fma.v16f32", _FLOATS)
+        c64 = functools.partial(ir.Constant, _I64)
+        entry = builder.block
+        loop = builder.append_basic_block("groups")
+        done = builder.append_basic_block("done")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        g = builder.phi(_I64)
+        sums = [builder.phi(_FLOATS) for _ in range(rows)]
+        g.add_incoming(c64(0), entry)
+        for total in sums:
+            total.add_incoming(ir.Constant(_FLOATS, None), entry)
+
+        low = ir.Constant(_BYTES, [15] * 64)
+        four = ir.Constant(_BYTES, [4] * 64)
+        quads: list[Any] = [None] * _QUADS
+        base = builder.add(weights, builder.mul(g, c64(_GROUP_BYTES)))
+        for j in range(_QUADS // 2):
+            both = builder.load(_at(builder, base, c64(64 * j), _BYTES), align=1)
+            quads[j] = builder.bitcast(builder.and_(both, low), _INTS)
+            quads[j + _QUADS // 2] = builder.bitcast(builder.lshr(both, four), _INTS)
+        pair = builder.add(scales, builder.mul(g, c64(_SCALE_BYTES)))
+        scale, least = _bf16(builder, pair), _bf16(builder, builder.add(pair, c64(2 * TILE)))
+
+        updated = []
+        row_bytes = builder.mul(groups, c64(GROUP))
+        for r in range(rows):
+            row = builder.add(x, builder.mul(row_bytes, c64(r)))
+            row = builder.add(row, builder.mul(g, c64(GROUP)))
+            total_i = ir.Constant(_INTS, None)
+            for j in range(_QUADS):
+                four_x = builder.load(_at(builder, row, c64(4 * j), _I32), align=1)
+                total_i = builder.call(dot, [total_i, quads[j], _splat(builder, four_x, _INTS)])
+            at = builder.add(builder.mul(groups, c64(8 * r)), builder.mul(g, c64(8)))
+            factor = builder.load(_at(builder, x_scales, at, _F32), align=4)
+            shift = builder.load(_at(builder, x_scales, builder.add(at, c64(4)), _F32), align=4)
+            total_f = builder.sitofp(total_i, _FLOATS)
+            grown = builder.fmul(scale, _splat(builder, factor, _FLOATS))
+            total = builder.call(fma, [total_f, grown, sums[r]])
+            updated.append(builder.call(fma, [least, _splat(builder, shift, _FLOATS), total]))
+        following = builder.add(g, c64(1))
+        g.add_incoming(following, builder.block)
+        for total, new in zip(sums, updated, strict=True):
+            total.add_incoming(new, builder.block)
+        builder.cbranch(builder.icmp_signed("<", following, groups), loop, done)
+        builder.position_at_end(done)
+        for r in range(rows):
+            into = builder.add(out, builder.mul(out_stride, c64(2 * r)))
+            _store_bf16(builder, updated[r], into)
+        return context.get_dummy_value()
+
+    return generate
+
+
+def _tile(rows: int) -> Any:
+    """A function that computes 16 outputs of `rows` rows.
+
+    Its arguments, addresses and counts: the tile's weights (per group 4 * 64 bytes, byte k of
+    vector j holding input 4 * j + k % 4 of output k / 4 in its low half and input 16 more in its
+    high half), its scales (per group 16 scales and 16 least values, bfloat16), x (int8), scales of
+    x (per row and group: scale, and scale times the sum of the group), out (bfloat16), number of
+    groups, outputs of a whole row.
+    """
+
+    @intrinsic
+    def tile(
+        typing: Any, weights: Any, scales: Any, x: Any, x_scales: Any, out: Any, groups: Any,
+        out_stride: Any,
+    ) -> Any:  # fmt: skip
+        return types.void(*[types.int64] * 7), _generate_tile(rows)
+
+    return tile
+
+
+@functools.cache
+def _product(rows: int) -> Any:
+    tile = _tile(rows)
+    arguments = ",".join(["int64"] * 7)
+
+    @njit(f"void({arguments})", **{**OPTIONS, "cache": False})
+    def product(
+        weights: int, scales: int, x: int, x_scales: int, out: int, groups: int, tiles: int
+    ) -> None:
+        for t in range(tiles):
+            tile(
+                weights + t * groups * _GROUP_BYTES, scales + t * groups * _SCALE_BYTES,
+                x, x_scales, out + 2 * t * TILE, groups, tiles * TILE,
+            )  # fmt: skip
+
+    return product
+
+
+@njit("void(int64,int64,int64,int64,int64)", **OPTIONS)
+def _quantize(x: int, out: int, scales: int, rows: int, groups: int) -> None:
+    """bfloat16 [rows, groups * GROUP] to int8 and, per group, scale and scale times sum."""
+    for i in range(rows * groups):
+        values = carray(as_u16(x + 2 * GROUP * i), (GROUP,))
+        into = carray(as_i8(out + GROUP * i), (GROUP,))
+        pair = carray(as_f32(scales + 8 * i), (2,))
+        most = np.float32(1e-12)
+        for k in range(GROUP):
+            v = abs(load_bf16(values[k]))
+            most = v if v > most else most
+        inverse = np.float32(127.0) / most
+        total = np.int32(0)
+        for k in range(GROUP):
+            # Offset to positive numbers: a cast to integer cuts towards zero.
+            q = np.int32(load_bf16(values[k]) * inverse + np.float32(128.5)) - np.int32(128)
+            into[k] = np.int8(q)
+            total += q
+        pair[0] = most / np.float32(127.0)
+        pair[1] = pair[0] * np.float32(total)
+
+
+def pack(
+    q: torch.Tensor, scale: torch.Tensor, low: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lays weights out for `multiply`.
+
+    Args:
+        q: int [out, in] in 0..15; scale, low: [out, in / GROUP]; w = q * scale + low. `out` is a
+            multiple of TILE, `in` of GROUP.
+
+    Returns:
+        uint8 [out * in / 2] and bfloat16 [out * in / GROUP * 2].
+    """
+    outputs, inputs = q.shape
+    tiles, groups = outputs // TILE, inputs // GROUP
+    # [tile, output, group, half, vector, byte] to [tile, group, vector, output, byte, half]
+    parts = q.to(torch.uint8).view(tiles, TILE, groups, 2, _QUADS // 2, 4)
+    parts = parts.permute(0, 2, 4, 1, 5, 3)
+    weights = (parts[..., 0] | parts[..., 1] << 4).reshape(-1).contiguous()
+    pairs = torch.stack((scale, low), dim=0).to(torch.bfloat16)
+    pairs = pairs.view(2, tiles, TILE, groups).permute(1, 3, 0, 2)
+    return weights, pairs.reshape(-1).contiguous()
+
+
+def multiply(
+    x: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor, outputs: int
+) -> torch.Tensor:
+    """x @ w.T with w as `pack` laid it out. x: bfloat16 [rows, in], contiguous; bfloat16 out."""
+    rows, inputs = x.shape
+    groups = inputs // GROUP
+    quantized = torch.empty((rows, inputs), dtype=torch.int8)
+    x_scales = torch.empty((rows, groups, 2))
+    out = torch.empty((rows, outputs), dtype=torch.bfloat16)
+    _quantize(x.data_ptr(), quantized.data_ptr(), x_scales.data_ptr(), rows, groups)
+    done = 0
+    while done < rows:
+        count = max(n for n in _ROWS if n <= rows - done)
+        _product(count)(
+            weights.data_ptr(), scales.data_ptr(), quantized.data_ptr() + done * inputs,
+            x_scales.data_ptr() + done * groups * 8, out.data_ptr() + 2 * done * outputs,
+            groups, outputs // TILE,
+        )  # fmt: skip
+        done += count
+    return out
