@@ -185,7 +185,7 @@ def _quantize(x: int, out: int, scales: int, rows: int, groups: int) -> None:
         most = np.float32(1e-12)
         for k in range(GROUP):
             v = abs(load_bf16(values[k]))
-            most = v if v > most else most
+            most = max(most, v)
         inverse = np.float32(127.0) / most
         total = np.int32(0)
         for k in range(GROUP):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 
 import grpc
@@ -37,6 +38,18 @@ _CHANNEL_OPTIONS = [
 ]
 
 
+def _try_to_bind(address: str) -> None:
+    """Raises OSError or ValueError where `address` cannot be bound; gRPC would write lines of its
+    own about it to stderr, around our one."""
+    host, _, port = address.rpartition(":")
+    family, kind, _, _, where = socket.getaddrinfo(
+        host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(where)
+
+
 class Server:
     """A `grpc.aio` server with health checking and reflection.
 
@@ -70,8 +83,9 @@ class Server:
         """
         if self._port == 0:
             try:
+                _try_to_bind(self.address)
                 self._port = self.grpc.add_insecure_port(self.address)
-            except RuntimeError as failure:
+            except (RuntimeError, OSError, ValueError) as failure:
                 raise ConfigurationError(
                     f"cannot listen on {self.address}: the port is in use or the address is not "
                     "ours"
