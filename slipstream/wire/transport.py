@@ -42,6 +42,9 @@ def _try_to_bind(address: str) -> None:
     """Raises OSError or ValueError where `address` cannot be bound; gRPC would write lines of its
     own about it to stderr, around our one."""
     host, _, port = address.rpartition(":")
+    if not 0 <= int(port) <= 65535:
+        # Both the resolver and gRPC would take it modulo 65536.
+        raise ValueError(f"there is no port {port}")
     family, kind, _, _, where = socket.getaddrinfo(
         host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
