@@ -257,8 +257,8 @@ async def test_strangers_at_the_drafter(client, pair, first, kind, words) -> Non
 
 async def test_drafter_killed_and_back(client, pair) -> None:
     """SIGKILL in mid-generation and a new drafter: the same tokens, and drafts are taken again."""
-    asked = request(PROMPT, SAMPLED, max_tokens=3000)
-    plain = request(PROMPT, SAMPLED, max_tokens=3000, speculative=False)
+    asked = request(PROMPT, SAMPLED, max_tokens=1500)
+    plain = request(PROMPT, SAMPLED, max_tokens=1500, speculative=False)
     expected = (await client.generate(plain)).tokens
     before = await client.status()
 
