@@ -87,6 +87,9 @@ def reference_model(folder: Path) -> Any:
 @functools.cache
 def reference_tokens(folder: Path) -> tuple[tuple[int, ...], ...]:
     """What `generate(do_sample=False)` adds to each prompt: up to NEW_TOKENS, the end included."""
+    # Two threads that share their cores with other processes wait for each other at every product.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     model = reference_model(folder)
     everything = prompts(folder)
     answers: dict[int, tuple[int, ...]] = {}
@@ -94,6 +97,7 @@ def reference_tokens(folder: Path) -> tuple[tuple[int, ...], ...]:
     for group in (by_length[:_SHORT], by_length[_SHORT:_MIDDLE], by_length[_MIDDLE:]):
         together = _generate(model, [everything[i] for i in group])
         answers.update(zip(group, together, strict=True))
+    torch.set_num_threads(threads)
     return tuple(answers[i] for i in range(len(everything)))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -24,12 +23,6 @@ from tests.golden.reference import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 CHUNK = 256
-
-
-@pytest.fixture(autouse=True)
-def _all_threads(_one_thread: None) -> None:
-    # These are long enough to want every core; the other fixture sets things right again.
-    torch.set_num_threads(os.cpu_count() or 1)
 
 
 def _segment(sequence: Sequence) -> Segment:
