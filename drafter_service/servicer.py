@@ -27,7 +27,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
     def __init__(self) -> None:
         self._engine: DrafterEngine
         self._numbers = itertools.count(1)
-        self._outboxes: dict[int, asyncio.Queue[drafter_pb2.DraftResponse]] = {}
+        self._outboxes: dict[int, asyncio.Queue[drafter_pb2.DraftResponse | None]] = {}
         self._incarnation = uuid.uuid4().hex
         self._loop = asyncio.get_running_loop()
 
@@ -53,20 +53,17 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
     ) -> AsyncIterator[drafter_pb2.DraftResponse]:
         await self._greet(request_iterator)
         connection = next(self._numbers)
-        outbox: asyncio.Queue[drafter_pb2.DraftResponse] = asyncio.Queue()
+        outbox: asyncio.Queue[drafter_pb2.DraftResponse | None] = asyncio.Queue()
         self._outboxes[connection] = outbox
         log.info("verifier %s connected", context.peer())
         reader = asyncio.create_task(self._read(connection, request_iterator))
+        # The verifier's end of the stream, or a command that cannot be read, ends ours.
+        reader.add_done_callback(lambda _: outbox.put_nowait(None))
         try:
             yield drafter_pb2.DraftResponse(hello=self._own_hello())
-            while True:
-                getter = asyncio.ensure_future(outbox.get())
-                await asyncio.wait({getter, reader}, return_when=asyncio.FIRST_COMPLETED)
-                if not getter.done():
-                    getter.cancel()
-                    reader.result()
-                    return
-                yield getter.result()
+            while (message := await outbox.get()) is not None:
+                yield message
+            reader.result()
         finally:
             reader.cancel()
             del self._outboxes[connection]
