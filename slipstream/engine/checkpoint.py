@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from slipstream.core.errors import CheckpointError
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.attention import IMPLEMENTATION
-from slipstream.engine.int4_kernel import GROUP
+from slipstream.engine.integer_kernel import GROUP
 from slipstream.engine.linear import int4_error, weight_bytes
 from slipstream.engine.transforms import decoder_layers, optimize, skip_sublayers
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from slipstream.core.layer_plan import Precision
-from slipstream.engine import int4_kernel, kernels
+from slipstream.engine import integer_kernel, kernels
 
 # torch's int4 kernel takes longer than int8 from here on.
 _INT4_MOST_ROWS = 8
@@ -47,7 +47,8 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """Weights int8 per output row, activations 8 bit per token (zero point 128), symmetric.
+    """int8 where those instructions or the shape are missing: oneDNN's, one scale per output row,
+    activations 8 bit per token (zero point 128), symmetric.
 
     One scale for each token keeps a loud token from drowning the others in a batch.
     """
@@ -87,39 +88,49 @@ class Int8Linear(nn.Module):
         return out if self._bias is None else out + self._bias
 
 
-def int4_groups(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Asymmetric 4-bit quantization in groups of int4_kernel.GROUP input features.
+def quantized_groups(
+    weight: torch.Tensor, bits: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Asymmetric quantization in groups of 32 input features.
 
     Returns:
-        q: int32 [out, in] in 0..15; scale, low: float32 [out, in / group]; w ~ q * scale + low.
+        q: int32 [out, in] in 0 to 2**bits - 1; scale, low: float32 [out, in / 32];
+        w ~ q * scale + low.
     """
-    groups = weight.float().view(weight.shape[0], -1, int4_kernel.GROUP)
+    groups = weight.float().view(weight.shape[0], -1, integer_kernel.GROUP)
     low, high = groups.amin(-1), groups.amax(-1)
-    scale = ((high - low) / 15).clamp_min(1e-12)
-    q = ((groups - low[..., None]) / scale[..., None]).round_().clamp_(0, 15)
+    most = 2**bits - 1
+    scale = ((high - low) / most).clamp_min(1e-12)
+    # The least value is stored in bfloat16: codes count from what will be added back.
+    low = low.to(torch.bfloat16).float()
+    scale = scale.to(torch.bfloat16).float()
+    q = ((groups - low[..., None]) / scale[..., None]).round_().clamp_(0, most)
     return q.to(torch.int32).view(weight.shape), scale, low
 
 
 def int4_error(weight: torch.Tensor) -> float:
     """Relative error (Frobenius) that int4 would do to `weight`; about 0 for a 4-bit checkpoint."""
-    q, scale, low = int4_groups(weight)
-    back = q.view(*scale.shape, int4_kernel.GROUP) * scale[..., None] + low[..., None]
+    q, scale, low = quantized_groups(weight, 4)
+    back = q.view(*scale.shape, -1) * scale[..., None] + low[..., None]
     return float((back.view(weight.shape) - weight.float()).norm() / weight.float().norm())
 
 
-class Int4Linear(nn.Module):
-    """Weights int4 in groups, activations 8 bit in the same groups, in integer dot products."""
+class GroupedLinear(nn.Module):
+    """Weights of 4 or 8 bits in groups of 32, in the CPU's integer dot products."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._weight, self._scales = int4_kernel.pack(*int4_groups(weight))
-        self._bias = bias
+        integer_kernel.compile_for(bits)
+        self._weight, self._scales = integer_kernel.pack(*quantized_groups(weight, bits), bits)
+        self._bits, self._bias = bits, bias
         self.bytes = self._weight.numel() + self._scales.numel() * 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
-        out = int4_kernel.multiply(rows, self._weight, self._scales, self.out_features)
+        out = integer_kernel.multiply(
+            rows, self._weight, self._scales, self.out_features, self._bits
+        )
         out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
         return out if self._bias is None else out + self._bias
 
@@ -127,12 +138,12 @@ class Int4Linear(nn.Module):
     def fits(weight: torch.Tensor) -> bool:
         """Whether the kernel takes this shape, on this machine."""
         out_features, in_features = weight.shape
-        whole = in_features % int4_kernel.GROUP == 0 and out_features % int4_kernel.TILE == 0
-        return whole and weight.device.type == "cpu" and int4_kernel.available()
+        whole = in_features % integer_kernel.GROUP == 0 and out_features % integer_kernel.TILE == 0
+        return whole and weight.device.type == "cpu" and integer_kernel.available()
 
 
 class ExpandedInt4Linear(nn.Module):
-    """The same where those instructions are missing: torch's kernel, over float activations.
+    """int4 where those instructions are missing: torch's kernel, over float activations.
 
     It unpacks the weights again for every few rows, so many rows take int8 instead.
     """
@@ -140,7 +151,7 @@ class ExpandedInt4Linear(nn.Module):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        q, scale, low = int4_groups(weight)
+        q, scale, low = quantized_groups(weight, 4)
         # The kernel's convention: w = (q - 8) * scale + zero, both bfloat16, [groups, out, 2].
         pairs = torch.stack((scale, low + 8 * scale), dim=-1).transpose(0, 1)
         self._scales = pairs.contiguous().to(torch.bfloat16)
@@ -154,7 +165,7 @@ class ExpandedInt4Linear(nn.Module):
         if rows.shape[0] > _INT4_MOST_ROWS:
             return self._many.forward(x)
         out: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows, self._weight, int4_kernel.GROUP, self._scales
+            rows, self._weight, integer_kernel.GROUP, self._scales
         )
         out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
         return out if self._bias is None else out + self._bias
@@ -163,7 +174,7 @@ class ExpandedInt4Linear(nn.Module):
     def fits(weight: torch.Tensor) -> bool:
         """Whether torch's kernel takes this shape, on this device."""
         out_features, in_features = weight.shape
-        whole = in_features % int4_kernel.GROUP == 0 and out_features % 64 == 0
+        whole = in_features % integer_kernel.GROUP == 0 and out_features % 64 == 0
         return whole and weight.device.type == "cpu"
 
 
@@ -173,8 +184,8 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, precision: Prec
     Args:
         weight: [out, in], bias: [out] or None, in the model's dtype and on its device.
     """
-    if precision == "int4" and Int4Linear.fits(weight):
-        return Int4Linear(weight, bias)
+    if precision != "native" and GroupedLinear.fits(weight):
+        return GroupedLinear(weight, bias, bits=4 if precision == "int4" else 8)
     if precision == "int4" and ExpandedInt4Linear.fits(weight):
         return ExpandedInt4Linear(weight, bias)
     if precision != "native":

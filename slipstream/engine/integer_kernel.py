@@ -1,10 +1,11 @@
-"""Products of 4-bit weights and 8-bit activations in the CPU's integer dot product instructions.
+"""Products of 4- or 8-bit weights and activations in the CPU's integer dot product instructions.
 
 The usual way to multiply by 4-bit weights, expanding them to floats, takes longer than reading
-them. Here both sides stay integers: activations are rounded to 8 bits in the groups that the
-weights have, with a scale each (as llama.cpp's Q4_1 by Q8_1 products do), so that a group is eight
-`vpdpbusd` instructions over 16 outputs. The time is that of reading the weights, for up to about
-eight rows.
+them. Here both sides stay integers: weights are q * scale + low in groups of 32 inputs, and
+activations are rounded in the same groups with a scale each (as in llama.cpp's Q4_1 by Q8_1
+products), so that a group is eight `vpdpbusd` instructions over 16 outputs. For few rows the time
+is that of reading the weights, which leaves room to round activations to 16 bits, as a high and a
+low byte; for many rows 8 bits have to do.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from slipstream.engine.kernels import OPTIONS, as_f32, as_i8, as_u16, load_bf16
 GROUP = 32
 TILE = 16
 _QUADS = GROUP // 4
-_GROUP_BYTES = TILE * GROUP // 2
 _SCALE_BYTES = 2 * 2 * TILE
 # Rows that share one pass over the weights; more go in several.
 _ROWS = (1, 2, 4, 8)
+# Up to this many rows the second byte of the activations costs nothing.
+_PRECISE_ROWS = 4
+# The low byte counts 254ths of the high one's unit: it covers half a unit either way.
+_LOW_UNIT = 1.0 / 254.0
 
 _I8, _I16, _I32, _I64, _F32 = (
     *(ir.IntType(bits) for bits in (8, 16, 32, 64)),
@@ -76,7 +80,22 @@ def _store_bf16(builder: Any, floats: Any, address: Any) -> None:
     builder.store(builder.trunc(rounded, half), into, align=1)
 
 
-def _generate_tile(rows: int) -> Any:
+def _group_bytes(bits: int) -> int:
+    return TILE * GROUP * bits // 8
+
+
+def _load_quads(builder: Any, base: Any, bits: int) -> list[Any]:
+    """The weights of a group: vector j holds inputs 4 j to 4 j + 3 of each of 16 outputs."""
+    offsets = [ir.Constant(_I64, 64 * j) for j in range(_QUADS * bits // 8)]
+    loaded = [builder.load(_at(builder, base, at, _BYTES), align=1) for at in offsets]
+    if bits == 4:
+        low, four = (ir.Constant(_BYTES, [n] * 64) for n in (15, 4))
+        halves = [builder.and_(both, low) for both in loaded]
+        loaded = halves + [builder.lshr(both, four) for both in loaded]
+    return [builder.bitcast(vector, _INTS) for vector in loaded]
+
+
+def _generate_tile(rows: int, bits: int, parts: int) -> Any:
     """Code for 16 outputs of `rows` rows; see `_tile`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -96,30 +115,32 @@ def _generate_tile(rows: int) -> Any:
         for total in sums:
             total.add_incoming(ir.Constant(_FLOATS, None), entry)
 
-        low = ir.Constant(_BYTES, [15] * 64)
-        four = ir.Constant(_BYTES, [4] * 64)
-        quads: list[Any] = [None] * _QUADS
-        base = builder.add(weights, builder.mul(g, c64(_GROUP_BYTES)))
-        for j in range(_QUADS // 2):
-            both = builder.load(_at(builder, base, c64(64 * j), _BYTES), align=1)
-            quads[j] = builder.bitcast(builder.and_(both, low), _INTS)
-            quads[j + _QUADS // 2] = builder.bitcast(builder.lshr(both, four), _INTS)
+        base = builder.add(weights, builder.mul(g, c64(_group_bytes(bits))))
+        quads = _load_quads(builder, base, bits)
         pair = builder.add(scales, builder.mul(g, c64(_SCALE_BYTES)))
         scale, least = _bf16(builder, pair), _bf16(builder, builder.add(pair, c64(2 * TILE)))
 
         updated = []
         row_bytes = builder.mul(groups, c64(GROUP))
         for r in range(rows):
-            row = builder.add(x, builder.mul(row_bytes, c64(r)))
-            row = builder.add(row, builder.mul(g, c64(GROUP)))
-            total_i = ir.Constant(_INTS, None)
-            for j in range(_QUADS):
-                four_x = builder.load(_at(builder, row, c64(4 * j), _I32), align=1)
-                total_i = builder.call(dot, [total_i, quads[j], _splat(builder, four_x, _INTS)])
+            dots = []
+            for part in range(parts):
+                row = builder.add(x, builder.mul(row_bytes, c64(r * parts + part)))
+                row = builder.add(row, builder.mul(g, c64(GROUP)))
+                total_i = ir.Constant(_INTS, None)
+                for j in range(_QUADS):
+                    four_x = builder.load(_at(builder, row, c64(4 * j), _I32), align=1)
+                    lanes = _splat(builder, four_x, _INTS)
+                    total_i = builder.call(dot, [total_i, quads[j], lanes])
+                dots.append(builder.sitofp(total_i, _FLOATS))
+            total_f = dots[0]
+            if parts == 2:
+                total_f = builder.call(
+                    fma, [dots[1], ir.Constant(_FLOATS, [_LOW_UNIT] * 16), total_f]
+                )
             at = builder.add(builder.mul(groups, c64(8 * r)), builder.mul(g, c64(8)))
             factor = builder.load(_at(builder, x_scales, at, _F32), align=4)
             shift = builder.load(_at(builder, x_scales, builder.add(at, c64(4)), _F32), align=4)
-            total_f = builder.sitofp(total_i, _FLOATS)
             grown = builder.fmul(scale, _splat(builder, factor, _FLOATS))
             total = builder.call(fma, [total_f, grown, sums[r]])
             updated.append(builder.call(fma, [least, _splat(builder, shift, _FLOATS), total]))
@@ -137,14 +158,12 @@ def _generate_tile(rows: int) -> Any:
     return generate
 
 
-def _tile(rows: int) -> Any:
+def _tile(rows: int, bits: int, parts: int) -> Any:
     """A function that computes 16 outputs of `rows` rows.
 
-    Its arguments, addresses and counts: the tile's weights (per group 4 * 64 bytes, byte k of
-    vector j holding input 4 * j + k % 4 of output k / 4 in its low half and input 16 more in its
-    high half), its scales (per group 16 scales and 16 least values, bfloat16), x (int8), scales of
-    x (per row and group: scale, and scale times the sum of the group), out (bfloat16), number of
-    groups, outputs of a whole row.
+    Its arguments, addresses and counts: the tile's weights and scales (see `pack`), x (int8, high
+    bytes of a row and, with two parts, then its low bytes), scales of x (per row and group: scale,
+    and scale times the sum of the group), out (bfloat16), number of groups, outputs of a whole row.
     """
 
     @intrinsic
@@ -152,14 +171,14 @@ def _tile(rows: int) -> Any:
         typing: Any, weights: Any, scales: Any, x: Any, x_scales: Any, out: Any, groups: Any,
         out_stride: Any,
     ) -> Any:  # fmt: skip
-        return types.void(*[types.int64] * 7), _generate_tile(rows)
+        return types.void(*[types.int64] * 7), _generate_tile(rows, bits, parts)
 
     return tile
 
 
 @functools.cache
-def _product(rows: int) -> Any:
-    tile = _tile(rows)
+def _product(rows: int, bits: int, parts: int) -> Any:
+    tile, group_bytes = _tile(rows, bits, parts), _group_bytes(bits)
     arguments = ",".join(["int64"] * 7)
 
     @njit(f"void({arguments})", **{**OPTIONS, "cache": False})
@@ -168,73 +187,98 @@ def _product(rows: int) -> Any:
     ) -> None:
         for t in range(tiles):
             tile(
-                weights + t * groups * _GROUP_BYTES, scales + t * groups * _SCALE_BYTES,
+                weights + t * groups * group_bytes, scales + t * groups * _SCALE_BYTES,
                 x, x_scales, out + 2 * t * TILE, groups, tiles * TILE,
             )  # fmt: skip
 
     return product
 
 
-@njit("void(int64,int64,int64,int64,int64)", **OPTIONS)
-def _quantize(x: int, out: int, scales: int, rows: int, groups: int) -> None:
-    """bfloat16 [rows, groups * GROUP] to int8 and, per group, scale and scale times sum."""
+@njit("void(int64,int64,int64,int64,int64,int64)", **OPTIONS)
+def _quantize(x: int, out: int, scales: int, rows: int, groups: int, parts: int) -> None:
+    """bfloat16 [rows, groups * GROUP] to int8 [rows, parts, groups * GROUP], and per group its
+    scale and the scale times the sum."""
+    inputs = groups * GROUP
     for i in range(rows * groups):
+        r, g = i // groups, i % groups
         values = carray(as_u16(x + 2 * GROUP * i), (GROUP,))
-        into = carray(as_i8(out + GROUP * i), (GROUP,))
+        high = carray(as_i8(out + r * parts * inputs + g * GROUP), (GROUP,))
+        low = carray(as_i8(out + ((r + 1) * parts - 1) * inputs + g * GROUP), (GROUP,))
         pair = carray(as_f32(scales + 8 * i), (2,))
         most = np.float32(1e-12)
         for k in range(GROUP):
             v = abs(load_bf16(values[k]))
             most = max(most, v)
         inverse = np.float32(127.0) / most
-        total = np.int32(0)
+        total = np.float32(0.0)
         for k in range(GROUP):
+            scaled = load_bf16(values[k]) * inverse
             # Offset to positive numbers: a cast to integer cuts towards zero.
-            q = np.int32(load_bf16(values[k]) * inverse + np.float32(128.5)) - np.int32(128)
-            into[k] = np.int8(q)
-            total += q
+            q = np.int32(scaled + np.float32(128.5)) - np.int32(128)
+            high[k] = np.int8(q)
+            total += np.float32(q)
+        if parts == 2:
+            for k in range(GROUP):
+                rest = load_bf16(values[k]) * inverse - np.float32(high[k])
+                q = np.int32(rest * np.float32(254.0) + np.float32(128.5)) - np.int32(128)
+                low[k] = np.int8(q)
+                total += np.float32(q) * np.float32(_LOW_UNIT)
         pair[0] = most / np.float32(127.0)
-        pair[1] = pair[0] * np.float32(total)
+        pair[1] = pair[0] * total
 
 
 def pack(
-    q: torch.Tensor, scale: torch.Tensor, low: torch.Tensor
+    q: torch.Tensor, scale: torch.Tensor, low: torch.Tensor, bits: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Lays weights out for `multiply`.
 
     Args:
-        q: int [out, in] in 0..15; scale, low: [out, in / GROUP]; w = q * scale + low. `out` is a
-            multiple of TILE, `in` of GROUP.
+        q: int [out, in] in 0 to 2**bits - 1, bits 4 or 8; scale, low: [out, in / GROUP];
+            w = q * scale + low. `out` is a multiple of TILE, `in` of GROUP.
 
     Returns:
-        uint8 [out * in / 2] and bfloat16 [out * in / GROUP * 2].
+        uint8 [out * in * bits / 8]: by tile of 16 outputs, group and vector of 64 bytes. Byte k of
+        vector j is input 4 j + k % 4 of output k / 4; with 4 bits the high half holds the input
+        16 further on. And bfloat16 [out * in / GROUP * 2]: by tile and group 16 scales, 16 lows.
     """
     outputs, inputs = q.shape
     tiles, groups = outputs // TILE, inputs // GROUP
-    # [tile, output, group, half, vector, byte] to [tile, group, vector, output, byte, half]
-    parts = q.to(torch.uint8).view(tiles, TILE, groups, 2, _QUADS // 2, 4)
-    parts = parts.permute(0, 2, 4, 1, 5, 3)
-    weights = (parts[..., 0] | parts[..., 1] << 4).reshape(-1).contiguous()
+    codes = q.to(torch.uint8)
+    if bits == 4:
+        # [tile, output, group, half, vector, byte] to [tile, group, vector, output, byte, half]
+        halves = codes.view(tiles, TILE, groups, 2, _QUADS // 2, 4).permute(0, 2, 4, 1, 5, 3)
+        weights = halves[..., 0] | halves[..., 1] << 4
+    else:
+        weights = codes.view(tiles, TILE, groups, _QUADS, 4).permute(0, 2, 3, 1, 4)
     pairs = torch.stack((scale, low), dim=0).to(torch.bfloat16)
     pairs = pairs.view(2, tiles, TILE, groups).permute(1, 3, 0, 2)
-    return weights, pairs.reshape(-1).contiguous()
+    return weights.reshape(-1).contiguous(), pairs.reshape(-1).contiguous()
+
+
+def compile_for(bits: int) -> None:
+    """Compiles what `multiply` will call, so that no request waits for it."""
+    for rows in _ROWS:
+        for parts in (1, 2):
+            if parts == 1 or rows <= _PRECISE_ROWS:
+                _product(rows, bits, parts)
 
 
 def multiply(
-    x: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor, outputs: int
+    x: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor, outputs: int, bits: int
 ) -> torch.Tensor:
     """x @ w.T with w as `pack` laid it out. x: bfloat16 [rows, in], contiguous; bfloat16 out."""
     rows, inputs = x.shape
     groups = inputs // GROUP
-    quantized = torch.empty((rows, inputs), dtype=torch.int8)
+    parts = 2 if rows <= _PRECISE_ROWS else 1
+    quantized = torch.empty((rows, parts, inputs), dtype=torch.int8)
     x_scales = torch.empty((rows, groups, 2))
     out = torch.empty((rows, outputs), dtype=torch.bfloat16)
-    _quantize(x.data_ptr(), quantized.data_ptr(), x_scales.data_ptr(), rows, groups)
+    _quantize(x.data_ptr(), quantized.data_ptr(), x_scales.data_ptr(), rows, groups, parts)
     done = 0
     while done < rows:
         count = max(n for n in _ROWS if n <= rows - done)
-        _product(count)(
-            weights.data_ptr(), scales.data_ptr(), quantized.data_ptr() + done * inputs,
+        _product(count, bits, parts)(
+            weights.data_ptr(), scales.data_ptr(), quantized.data_ptr() + done * parts * inputs,
             x_scales.data_ptr() + done * groups * 8, out.data_ptr() + 2 * done * outputs,
             groups, outputs // TILE,
         )  # fmt: skip
