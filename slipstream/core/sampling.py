@@ -72,7 +72,7 @@ def _nucleus(
             else np.flatnonzero(weights >= np.partition(weights, -size)[-size])
         )
         if size == tokens.size or weights[head].sum() >= target:
-            order = head[np.argsort(-weights[head], kind="stable")]
+            order = head[np.argsort(-scores[tokens[head]], kind="stable")]
             before = np.cumsum(weights[order]) - weights[order]
             kept: NDArray[np.int64] = tokens[order[before < target]]
             return kept

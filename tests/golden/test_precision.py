@@ -110,5 +110,8 @@ def test_int8_keeps_quiet_tokens_beside_loud_ones() -> None:
     generator = torch.Generator().manual_seed(3)
     layer = make_linear(torch.randn(64, 96, generator=generator), None, "int8")
     quiet = torch.randn(1, 96, generator=generator)
-    loud = 1000 * torch.randn(5, 96, generator=generator)
-    assert torch.equal(layer(torch.cat((quiet, loud)))[:1], layer(quiet))
+    loud = 1000 * torch.randn(9, 96, generator=generator)
+    for rows in (1, 3, 5, 9):
+        # As many rows either way: few rows are multiplied at a higher precision than many.
+        beside_loud, beside_itself = torch.cat((quiet, loud[:rows])), quiet.repeat(rows + 1, 1)
+        assert torch.equal(layer(beside_loud)[:1], layer(beside_itself)[:1])
