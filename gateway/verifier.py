@@ -20,6 +20,8 @@ from slipstream.wire.transport import channel
 _CALL_SECONDS = 2.0
 _RETRY_SECONDS = 0.5
 _REFRESH_SECONDS = 2.0
+# A busy verifier may answer late; only so many late answers in a row count as none.
+_MISSES_UNTIL_LOST = 3
 log = logging.getLogger(__name__)
 
 
@@ -60,6 +62,7 @@ class VerifierLink:
         self._stub = verifier_pb2_grpc.VerifierServiceStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
         self._model: ServedModel | None = None
+        self._misses = 0
         self._watcher: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -95,8 +98,12 @@ class VerifierLink:
         try:
             reply = await self._stub.GetModel(verifier_pb2.GetModelRequest(), timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as failure:
-            self._lost(failure.details() or failure.code().name)
+            self._misses += 1
+            gone = failure.code() is grpc.StatusCode.UNAVAILABLE
+            if gone or self._misses >= _MISSES_UNTIL_LOST:
+                self._lost(failure.details() or failure.code().name)
             return
+        self._misses = 0
         model = ServedModel(
             reply.model_id,
             reply.fingerprint,

@@ -6,8 +6,10 @@ import json
 import httpx
 import pytest
 
+from gateway import verifier
 from slipstream.core.errors import InvalidParameter, Overloaded
-from slipstream.wire.fakes import FakeBehaviour
+from slipstream.wire import status
+from slipstream.wire.fakes import FakeBehaviour, FakeVerifier
 
 
 async def test_disconnect_in_mid_stream(rig, eventually):
@@ -102,6 +104,34 @@ async def test_verifier_comes_back(rig, eventually):
     await rig.fake.start(address)
     await rig.until_ready()
     assert (await rig.complete("x")).status_code == 200
+
+
+async def test_late_answers_do_not_lose_the_verifier(monkeypatch):
+    """One late GetModel changes nothing; three in a row, or a closed port at once, do."""
+    delay = 0.0
+
+    async def get_model(self, request, context):
+        await asyncio.sleep(delay)
+        return self.model
+
+    monkeypatch.setattr(FakeVerifier, "GetModel", status.unary(get_model))
+    async with FakeVerifier([5]) as fake:
+        link = verifier.VerifierLink(fake.address, 1.0, 1.0)
+        for answers in ("in time", "late", "late", "in time", "late", "late"):
+            delay = 0.0 if answers == "in time" else 5.0
+            monkeypatch.setattr(verifier, "_CALL_SECONDS", 0.05 if delay else 10.0)
+            await link._refresh()
+            assert link.known_model is not None
+        await link._refresh()
+        assert link.known_model is None
+        delay = 0.0
+        monkeypatch.setattr(verifier, "_CALL_SECONDS", 10.0)
+        await link._refresh()
+        assert link.known_model is not None
+        await fake.stop()
+        await link._refresh()
+        assert link.known_model is None
+        await link.close()
 
 
 async def test_ready_asks_the_health_check(rig):
