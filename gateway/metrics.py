@@ -31,7 +31,9 @@ class Metrics:
         self.success = self._counter("request_success", "finished_reason")
         self.errors = self._counter("request_errors", "code")
         self.running = Gauge(
-            "slipstream:num_requests_running", "Requests in progress", registry=self.registry
+            "slipstream:num_requests_running",
+            "Requests in progress, those that wait in the verifier's queue included",
+            registry=self.registry,
         )
         self.drafts = self._counter("spec_decode_num_drafts")
         self.draft_tokens = self._counter("spec_decode_num_draft_tokens")

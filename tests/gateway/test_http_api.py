@@ -229,6 +229,8 @@ async def test_metrics(rig, ids):
     assert float(values["slipstream:time_to_first_token_seconds_count"]) == 1
     assert float(values["slipstream:e2e_request_latency_seconds_count"]) == 1
     assert float(values["slipstream:num_requests_running"]) == 0
+    told = next(line for line in text.splitlines() if "HELP slipstream:num_requests_run" in line)
+    assert "queue included" in told
     assert float(values["slipstream:spec_decode_num_accepted_tokens_total"]) > 0
     first = float(values['slipstream:spec_decode_num_accepted_tokens_per_pos_total{position="0"}'])
     assert first == float(values["slipstream:spec_decode_num_drafts_total"]) > 0
