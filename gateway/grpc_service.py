@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from gateway.chat import known_role, turn
 from gateway.continuation import Piece
 from gateway.generation import GenerationService
 from gateway.keys import KeyRing
@@ -76,10 +77,20 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         if kind == "token_ids":
             return tuple(request.token_ids.ids)
         if kind == "chat" and request.chat.messages:
-            return await tokenizer.encode_chat(
-                [{"role": part.role, "content": part.content} for part in request.chat.messages]
-            )
+            return await tokenizer.encode_chat(_turns(request.chat))
         raise InvalidParameter("give a prompt: text, chat messages or token_ids", param="prompt")
+
+
+def _turns(chat: gateway_pb2.Chat) -> list[dict[str, str]]:
+    turns = []
+    for place, message in enumerate(chat.messages):
+        param = f"messages.{place}.role"
+        try:
+            role = known_role(message.role)
+        except ValueError as failure:
+            raise InvalidParameter(f"{param}: {failure}", param=param) from failure
+        turns.append(turn(role, message.content))
+    return turns
 
 
 def _response(

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-_Role = Literal["system", "developer", "user", "assistant"]
+from gateway.chat import Role, known_role, turn
+from slipstream.core.params import MAX_SEED
 
 
 class _Strict(BaseModel):
@@ -29,19 +38,35 @@ def _drop_nulls(message: Any) -> Any:
 
 
 class Message(_Strict):
-    """One turn of a chat. `content` is text, or parts of text that are joined by line breaks."""
+    """One turn of a chat. `content` is text, or parts of text that are joined by line breaks.
 
-    role: _Role
-    content: str | list[TextPart]
+    An assistant's may be null, which is no text.
+    """
+
+    role: Annotated[Role, BeforeValidator(known_role)]
+    content: str | list[TextPart] | None
     name: str | None = None
 
+    @field_validator("content")
+    @classmethod
+    def _null_only_of_assistant(
+        cls, content: str | list[TextPart] | None, info: ValidationInfo
+    ) -> str | list[TextPart] | None:
+        if content is None and info.data.get("role") != "assistant":
+            raise ValueError("may be null for the assistant only")
+        return content
+
     def for_template(self) -> dict[str, str]:
-        """As chat templates expect it. `developer` is OpenAI's newer word for `system`."""
-        content = self.content
+        content = self.content or ""
         text = content if isinstance(content, str) else "\n".join(part.text for part in content)
-        role = "system" if self.role == "developer" else self.role
-        named = {} if self.name is None else {"name": self.name}
-        return {"role": role, "content": text, **named}
+        return turn(self.role, text, self.name)
+
+
+def _within_seeds(value: Any) -> Any:
+    # JSON integers beyond 64 bits arrive as floats, whose error would speak of fractions.
+    if isinstance(value, float) and not 0 <= value <= MAX_SEED:
+        raise ValueError(f"must be an integer in [0, {MAX_SEED}]")
+    return value
 
 
 class StreamOptions(_Strict):
@@ -57,7 +82,7 @@ class _Common(_Strict):
     top_p: float | None = None
     top_k: int | None = Field(None, description="most tokens to keep; 0 or -1 is off")
     min_p: float | None = None
-    seed: int | None = None
+    seed: Annotated[int | None, BeforeValidator(_within_seeds)] = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     presence_penalty: float | None = None

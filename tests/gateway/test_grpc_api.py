@@ -101,6 +101,28 @@ async def test_errors(rig, fields, kind, code):
         assert isinstance(error_of(raised.value), kind)
 
 
+async def test_roles(rig):
+    """An unknown role is refused with the same words as over HTTP; developer means system."""
+    for role in ("robot", ""):
+        message = {"role": role, "content": "x"}
+        chat = gateway_pb2.Chat(messages=[gateway_pb2.ChatMessage(**message)])
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await generate(rig, chat=chat)
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        error = error_of(raised.value)
+        body = {"model": "tiny-chat", "messages": [message]}
+        over_http = (await rig.http.post("/v1/chat/completions", json=body)).json()["error"]
+        assert (error.message, error.param) == (over_http["message"], over_http["param"])
+        for word in (repr(role), "system", "developer", "user", "assistant"):
+            assert word in error.message
+    assert rig.fake.requests == []
+    for role in ("developer", "system"):
+        message = gateway_pb2.ChatMessage(role=role, content="x")
+        assert await generate(rig, chat=gateway_pb2.Chat(messages=[message]))
+    developer, system = rig.fake.requests
+    assert developer.prompt_token_ids == system.prompt_token_ids
+
+
 async def test_body_limit(make_rig):
     """The limit on bodies holds for gRPC too."""
     async with make_rig(max_body_bytes=4096) as rig:
