@@ -89,15 +89,20 @@ def parse(body: bytes, kind: type[_Model]) -> _Model:
         raise _explain(failure) from failure
 
 
+def _same(value: Any, other: Any) -> bool:
+    # Python holds 0 and False for equal; JSON does not.
+    return type(value) is type(other) and bool(value == other)
+
+
 def _screen(fields: dict[str, Any]) -> dict[str, Any]:
     """Takes out the fields that change nothing; refuses those that would, but are not served."""
     best_of = fields.get("best_of")
-    if best_of is not None and best_of != (fields.get("n") or 1):
+    if best_of is not None and not _same(best_of, fields.get("n") or 1):
         raise InvalidParameter("best_of is not supported, except equal to n", param="best_of")
     kept: dict[str, Any] = {}
     for name, value in fields.items():
         if name in _INERT:
-            if value is not None and value not in _INERT[name]:
+            if value is not None and not any(_same(value, inert) for inert in _INERT[name]):
                 raise InvalidParameter(
                     f"{name} is not supported by this server; leave it out", param=name
                 )

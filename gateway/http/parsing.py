@@ -10,7 +10,7 @@ from gateway.http.schemas import ChatRequest, CompletionRequest
 from gateway.request import GenerationRequest
 from gateway.tokenizer import Tokenizer
 from slipstream.core.errors import InvalidParameter
-from slipstream.core.params import SamplingParams
+from slipstream.core.params import MAX_LOGPROBS, SamplingParams
 from slipstream.wire.codec import random_seed
 
 # What OpenAI's legacy completions generate where max_tokens is not given.
@@ -24,6 +24,10 @@ async def chat_generation(request: ChatRequest, tokenizer: Tokenizer) -> Generat
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     if request.top_logprobs and not request.logprobs:
         raise InvalidParameter("top_logprobs needs logprobs to be true", param="top_logprobs")
+    if logprobs is not None and not 0 <= logprobs <= MAX_LOGPROBS:
+        raise InvalidParameter(
+            f"top_logprobs must be in [0, {MAX_LOGPROBS}], got {logprobs}", param="top_logprobs"
+        )
     most, legacy = request.max_completion_tokens, request.max_tokens
     if most is not None and legacy is not None and most != legacy:
         raise InvalidParameter(
@@ -122,5 +126,8 @@ def _logit_bias(given: Mapping[str, float]) -> dict[int, float]:
             raise InvalidParameter(
                 f"logit_bias must map token ids to numbers, got {key[:40]!r}", param="logit_bias"
             )
-        bias[int(key)] = value
+        token = int(key)
+        if token in bias:
+            raise InvalidParameter(f"logit_bias names token {token} twice", param="logit_bias")
+        bias[token] = value
     return bias

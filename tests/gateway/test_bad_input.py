@@ -20,6 +20,7 @@ BAD_CHAT_FIELDS = [
     ({"min_p": 2}, "min_p"),
     ({"seed": -1}, "seed"),
     ({"seed": 2**63}, "seed"),
+    ({"seed": 2**64}, f"seed: must be an integer in [0, {2**63 - 1}]"),
     ({"seed": BIG}, "seed"),
     ({"n": 0}, "n"),
     ({"n": 129}, "n"),
@@ -33,20 +34,22 @@ BAD_CHAT_FIELDS = [
     ({"logit_bias": {"x": 1}}, "logit_bias"),
     ({"logit_bias": {"99999": 1}}, "logit_bias"),
     ({"logit_bias": {"5": 101}}, "logit_bias"),
+    ({"logit_bias": {"1": 5, "01": -5}}, "logit_bias names token 1 twice"),
     ({"stop": ""}, "stop"),
     ({"stop": [1]}, "stop"),
     ({"stop": ["a"] * 17}, "stop"),
     ({"stop_token_ids": [2**40]}, "stop_token_ids"),
     ({"stop_token_ids": [-1]}, "stop_token_ids"),
     ({"top_logprobs": 3}, "top_logprobs"),
-    ({"logprobs": True, "top_logprobs": 21}, "logprobs"),
-    ({"logprobs": True, "top_logprobs": -1}, "logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be in [0, 20]"),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs must be in [0, 20]"),
     ({"stream_options": {"include_usage": True}}, "stream"),
     ({"stream": "yes"}, "stream"),
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
     ({"messages": [{"role": "user"}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
     ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
     ({"tools": [{"type": "function"}]}, "tools"),
@@ -54,6 +57,8 @@ BAD_CHAT_FIELDS = [
     ({"functions": [{}]}, "functions"),
     ({"audio": {}}, "audio"),
     ({"best_of": 2}, "best_of"),
+    ({"best_of": True}, "best_of"),
+    ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
     ({"nonsense": 1}, "nonsense"),
 ]
 
@@ -128,7 +133,19 @@ async def test_harmless_fields(rig):
     }
     assert (await rig.chat(**harmless)).status_code == 200
     assert (await rig.complete(suffix=None, echo=False, best_of=1)).status_code == 200
-    assert (await rig.complete(echo=True)).json()["error"]["param"] == "echo"
+    for echo in (True, 0):
+        assert (await rig.complete(echo=echo)).json()["error"]["param"] == "echo"
+
+
+async def test_null_content_of_assistant(rig):
+    """An assistant's null content is an empty text."""
+    prompts = []
+    for content in (None, ""):
+        turns = [*CHAT["messages"], {"role": "assistant", "content": content}]
+        body = {**CHAT, "messages": turns}
+        assert (await rig.http.post("/v1/chat/completions", json=body)).status_code == 200
+        prompts.append(rig.fake.requests[-1].prompt_token_ids)
+    assert prompts[0] == prompts[1]
 
 
 async def test_model_names(rig):
