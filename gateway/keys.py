@@ -1,6 +1,7 @@
-"""API keys: a text file of `name:sha256` lines, and the command that adds to it.
+"""API keys: a text file of `name:sha256` lines, and the commands that add to it and check it.
 
 python -m gateway.keys add NAME FILE
+python -m gateway.keys check FILE
 """
 
 from __future__ import annotations
@@ -139,8 +140,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     adding = commands.add_parser("add", help="make a key, print it once, keep only its hash")
     adding.add_argument("name")
     adding.add_argument("file", type=Path)
+    checking = commands.add_parser("check", help="say what is wrong with a file, if anything is")
+    checking.add_argument("file", type=Path)
     chosen = parser.parse_args(arguments)
     try:
+        if "name" not in chosen:
+            read(chosen.file)
+            return 0
         key = add(chosen.name, chosen.file)
     except ConfigurationError as failure:
         sys.stderr.write(f"error: {failure.message}\n")

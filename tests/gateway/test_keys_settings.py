@@ -33,6 +33,18 @@ def test_add_and_check(tmp_path, capsys):
     assert keys.main(["add", "a:b", str(file)]) == 2
 
 
+def test_check_command(tmp_path, capsys):
+    """A usable file is accepted in silence; of another it is said once what is wrong."""
+    file = tmp_path / "keys"
+    keys.add("alice", file)
+    assert keys.main(["check", str(file)]) == 0
+    file.write_text("not a key\n")
+    assert keys.main(["check", str(file)]) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert f"{file}, line 1" in told.err
+
+
 def test_every_entry_is_compared(tmp_path, monkeypatch):
     """The number of comparisons does not depend on which key it was."""
     file = tmp_path / "keys"
