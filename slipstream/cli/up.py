@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import signal
+import subprocess
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from slipstream.cli.addresses import claim, reachable
+from slipstream.cli.addresses import claim, parts, reachable
 from slipstream.cli.services import Plan, services, split_cores, usable_cores
 from slipstream.cli.supervisor import Policy, Supervisor
 from slipstream.core.errors import ConfigurationError
 from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
+
+_CHECK_SECONDS = 30.0
 
 
 class Switch(StrEnum):
@@ -61,10 +66,10 @@ def up(
     http: Annotated[str, typer.Option(help="Address of the HTTP API.")] = "127.0.0.1:8000",
     grpc: Annotated[str, typer.Option(help="Address of the gRPC API.")] = "127.0.0.1:50050",
     verifier_listen: Annotated[
-        str, typer.Option(help="Address of the verifier; port 0 takes a free one.")
+        str, typer.Option(help="Loopback address of the verifier; port 0 takes a free one.")
     ] = "127.0.0.1:50051",
     drafter_listen: Annotated[
-        str, typer.Option(help="Address of the drafter; port 0 takes a free one.")
+        str, typer.Option(help="Loopback address of the drafter; port 0 takes a free one.")
     ] = "127.0.0.1:50052",
     served_model_name: Annotated[
         str | None, typer.Option(help="Name by which clients ask for the model.")
@@ -105,6 +110,11 @@ def up(
     wanted = {"--http": http, "--grpc": grpc, "--verifier-listen": verifier_listen}
     if drafter is Switch.on:
         wanted["--drafter-listen"] = drafter_listen
+    else:
+        _unused_without_drafter({"--layer-plan": layer_plan, "--drafter-cpus": drafter_cpus})
+    _inner_on_loopback(wanted)
+    if api_keys is not None:
+        _check_keys(api_keys)
     addresses = claim(wanted)
     folder = resolve(model, progress=progress_on(), verify=verify)
     first, second = split_cores(usable_cores(), drafter is Switch.on)
@@ -158,6 +168,56 @@ def ready_line(plan: Plan, *, keys: bool) -> str:
         f"curl http://{reachable(plan.http)}/v1/chat/completions{key} "
         f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
     )
+
+
+def _unused_without_drafter(given: Mapping[str, object | None]) -> None:
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigurationError(
+                f"{option} is for the drafter, and --drafter is off: leave one of them out"
+            )
+
+
+def _inner_on_loopback(addresses: Mapping[str, str]) -> None:
+    """Verifier and drafter know no keys: whoever reaches them can use them.
+
+    Raises:
+        ConfigurationError: another machine could.
+    """
+    for option in ("--verifier-listen", "--drafter-listen"):
+        if option in addresses and not _is_loopback(parts(option, addresses[option])[0]):
+            raise ConfigurationError(
+                f"{option} {addresses[option]} is open to other machines, and what listens there"
+                " asks for no keys: use 127.0.0.1; on a cluster start the services by themselves,"
+                " behind network policies"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_keys(file: Path) -> None:
+    """Asks the gateway's own check, so that the error comes once and before anything starts.
+
+    Raises:
+        ConfigurationError: what is wrong with the file.
+    """
+    command = [sys.executable, "-m", "gateway.keys", "check", str(file)]
+    try:
+        ended = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=_CHECK_SECONDS
+        )
+    except subprocess.TimeoutExpired as failure:
+        raise ConfigurationError(
+            f"--api-keys: {file} could not be read in {_CHECK_SECONDS:g} s"
+        ) from failure
+    if ended.returncode:
+        lines = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
+        raise ConfigurationError(f"--api-keys: {lines[-1].removeprefix('error: ')}")
 
 
 def _cores(option: str, given: str | None, default: tuple[int, ...]) -> tuple[int, ...]:

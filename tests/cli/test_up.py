@@ -144,6 +144,24 @@ def test_cores_that_cannot_be(given: str) -> None:
     assert command._cores("--verifier-cpus", str(first), ()) == (first,)
 
 
+@pytest.mark.parametrize("option", ["--verifier-listen", "--drafter-listen"])
+def test_inner_services_listen_on_loopback_only(option: str) -> None:
+    """What has no keys cannot be opened to other machines."""
+    for address in ("127.0.0.1:0", "127.8.0.1:1", "localhost:0", "[::1]:0"):
+        command._inner_on_loopback({option: address, "--http": "0.0.0.0:80"})
+    for address in ("0.0.0.0:0", "[::]:0", "192.0.2.1:0", "example.org:0"):
+        with pytest.raises(ConfigurationError, match=rf"{option} .*other machines.*no keys"):
+            command._inner_on_loopback({option: address})
+
+
+@pytest.mark.parametrize("option", ["--layer-plan", "--drafter-cpus"])
+def test_options_of_a_drafter_that_is_off(option: str) -> None:
+    """They would change nothing, so they are refused by name."""
+    command._unused_without_drafter({option: None})
+    with pytest.raises(ConfigurationError, match=rf"{option} .*--drafter is off"):
+        command._unused_without_drafter({option: "x"})
+
+
 def slipstream(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "slipstream.cli", *arguments],
@@ -158,12 +176,22 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     """What the user can repair is told in a line without a traceback, before anything starts."""
     ports = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
     ports += ["--verifier-listen", "127.0.0.1:0", "--drafter-listen", "127.0.0.1:0"]
+    broken = tmp_path / "broken-keys"
+    broken.write_text("not a key\n")
     with socket.create_server(("127.0.0.1", 0)) as other:
         used = f"127.0.0.1:{other.getsockname()[1]}"
         cases = {
             "no model folder": ["up", "--model", str(tmp_path), *ports],
             "in use": ["up", "--model", str(tmp_path), *ports, "--http", used],
             "there is no model": ["up", "--model", "./nowhere", *ports],
+            "broken-keys, line 1": ["up", "--api-keys", str(broken), *ports],
+            "missing-keys": ["up", "--api-keys", str(tmp_path / "missing-keys"), *ports],
+            "--verifier-listen 0.0.0.0:0 is open": [
+                *["up", *ports, "--verifier-listen", "0.0.0.0:0"]
+            ],
+            "--layer-plan is for the drafter": [
+                *["up", "--drafter", "off", "--layer-plan", "auto", *ports]
+            ],
             "there is no model '?'": ["fetch", "?"],
         }
         for message, arguments in cases.items():

@@ -96,10 +96,10 @@ def test_service_that_refuses_its_settings_ends_the_start(
     tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     """The reason a service gives is what the user reads, with exit code 2 and nothing left."""
-    keys = tmp_path / "missing-keys"
-    with up(tmp_path, tiny_model_dir, "--drafter", "off", "--api-keys", str(keys)) as running:
+    layers = tmp_path / "missing-plan"
+    with up(tmp_path, tiny_model_dir, "--layer-plan", str(layers)) as running:
         assert running.process.wait(90) == 2
         said = running.err.read_text()
-        assert "the gateway ended with exit code 2" in said
-        assert "missing-keys" in said
+        assert "the drafter ended with exit code 2" in said
+        assert "missing-plan" in said
         assert "Traceback" not in said
