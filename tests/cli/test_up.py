@@ -176,22 +176,21 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     """What the user can repair is told in a line without a traceback, before anything starts."""
     ports = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
     ports += ["--verifier-listen", "127.0.0.1:0", "--drafter-listen", "127.0.0.1:0"]
+    start = ["up", "--model", str(tmp_path), *ports]
     broken = tmp_path / "broken-keys"
     broken.write_text("not a key\n")
     with socket.create_server(("127.0.0.1", 0)) as other:
         used = f"127.0.0.1:{other.getsockname()[1]}"
         cases = {
-            "no model folder": ["up", "--model", str(tmp_path), *ports],
-            "in use": ["up", "--model", str(tmp_path), *ports, "--http", used],
+            "no model folder": start,
+            "in use": [*start, "--http", used],
             "there is no model": ["up", "--model", "./nowhere", *ports],
-            "broken-keys, line 1": ["up", "--api-keys", str(broken), *ports],
-            "missing-keys": ["up", "--api-keys", str(tmp_path / "missing-keys"), *ports],
-            "--verifier-listen 0.0.0.0:0 is open": [
-                *["up", *ports, "--verifier-listen", "0.0.0.0:0"]
-            ],
-            "--layer-plan is for the drafter": [
-                *["up", "--drafter", "off", "--layer-plan", "auto", *ports]
-            ],
+            "broken-keys, line 1": [*start, "--api-keys", str(broken)],
+            "missing-keys": [*start, "--api-keys", str(tmp_path / "missing-keys")],
+            "--verifier-listen 0.0.0.0:0 is open": [*start, "--verifier-listen", "0.0.0.0:0"],
+            "--drafter-listen 0.0.0.0:0 is open": [*start, "--drafter-listen", "0.0.0.0:0"],
+            "--layer-plan is for": [*start, "--drafter", "off", "--layer-plan", "auto"],
+            "--drafter-cpus is for": [*start, "--drafter", "off", "--drafter-cpus", "0"],
             "there is no model '?'": ["fetch", "?"],
         }
         for message, arguments in cases.items():
