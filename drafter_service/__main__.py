@@ -12,9 +12,10 @@ from drafter_service.servicer import DrafterServicer
 from drafter_service.settings import Settings
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.checkpoint import automatic_plan, load_model, read_config
+from slipstream.engine.loop import model_thread
 from slipstream.engine.placement import place, resolve_device
 from slipstream.engine.runner import ModelRunner
-from slipstream.wire.process import run_service
+from slipstream.wire.process import run_service, until_stopped
 from slipstream.wire.proto import drafter_pb2_grpc
 from slipstream.wire.transport import Server
 
@@ -44,16 +45,18 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     place(settings.cpus, settings.threads, resolve_device(settings.device))
     server = Server(settings.listen, [SERVICE])
     server.bind()
-    runner = await asyncio.to_thread(_make_runner, settings)
+    thread = model_thread()
+    loop = asyncio.get_running_loop()
+    runner = await loop.run_in_executor(thread, _make_runner, settings)
     servicer = DrafterServicer()
     engine = DrafterEngine(runner, servicer.send, max_sequences=settings.max_sequences)
     servicer.attach(engine)
-    engine.start()
+    running = asyncio.wrap_future(engine.start(thread))
     drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, server.grpc)
     await server.start()
     await server.set_serving(True)
     log.info("serving on %s", settings.listen)
-    await stop.wait()
+    await until_stopped(stop, running)
     log.info("stopping")
     await server.stop(settings.stop_grace)
     await asyncio.to_thread(engine.stop)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,11 +11,11 @@ from slipstream.core.draft import Close, Command, Commit, Open, Proposal, Refusa
 from slipstream.core.errors import InvalidParameter
 from slipstream.engine.batch import Segment
 from slipstream.engine.draws import Draws
+from slipstream.engine.loop import EngineLoop
 from slipstream.engine.runner import ModelRunner
 from slipstream.engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
-_IDLE_WAIT_SECONDS = 1.0
 _PREFILL_CHUNK = 256
 
 
@@ -82,7 +80,7 @@ class DraftCounters:
     single_step_seconds: float = 0.0
 
 
-class DrafterEngine:
+class DrafterEngine(EngineLoop):
     """Drafts for all open sequences, on a thread of its own. Never waited for, never waits.
 
     Args:
@@ -96,29 +94,14 @@ class DrafterEngine:
         *,
         max_sequences: int = 128,
     ) -> None:
+        super().__init__()
         self.runner = runner
         self.counters = DraftCounters()
         self._send = send
         self._max_sequences = max_sequences
         self._drafts: dict[Key, Draft] = {}
-        self._inbox: deque[Callable[[], None]] = deque()
-        self._wake = threading.Event()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # ---- from any thread -------------------------------------------------------------------
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, timeout: float = 10.0) -> None:
-        self._stopping = True
-        self._wake.set()
-        self._thread.join(timeout)
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
 
     @property
     def num_open(self) -> int:
@@ -132,23 +115,17 @@ class DrafterEngine:
         """A verifier is gone: frees what was open for it."""
         self._post(lambda: self._drop_connection(connection))
 
-    def _post(self, action: Callable[[], None]) -> None:
-        self._inbox.append(action)
-        self._wake.set()
-
     # ---- the engine's thread ---------------------------------------------------------------
 
-    def _run(self) -> None:
-        while not self._stopping:
-            self._wake.clear()
-            if not self.step():
-                self._wake.wait(_IDLE_WAIT_SECONDS)
+    def close(self) -> None:
+        """Frees all that is still open."""
+        for key in list(self._drafts):
+            self._drop(key)
 
     def step(self) -> bool:
-        """One step: obey, advance every sequence that has room by one token, propose."""
-        while self._inbox:
-            self._inbox.popleft()()
-        ready = [d for d in self._drafts.values() if d.has_room and self._has_memory(d)]
+        """One step: obey, advance the sequences that have room by one token, propose."""
+        self._read_inbox()
+        ready = self._ready()
         if not ready:
             return False
         started = time.perf_counter()
@@ -162,6 +139,12 @@ class DrafterEngine:
         self._extend(ready, segments, draws)
         self._count(segments, time.perf_counter() - started)
         return True
+
+    def _ready(self) -> list[Draft]:
+        """Sequences that have room for a draft; of those that have yet to prefill, the oldest."""
+        ready = [d for d in self._drafts.values() if d.has_room and self._has_memory(d)]
+        prompts = [d for d in ready if d.sequence.todo > d.window + 1]
+        return [d for d in ready if d.sequence.todo <= d.window + 1] + prompts[:1]
 
     def _segment(self, draft: Draft) -> Segment:
         sequence = draft.sequence

@@ -10,9 +10,10 @@ import sys
 from slipstream.core.draft import Command
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.exactness import choose_shapes
+from slipstream.engine.loop import model_thread
 from slipstream.engine.placement import place, resolve_device
 from slipstream.engine.runner import ModelRunner
-from slipstream.wire.process import run_service
+from slipstream.wire.process import run_service, until_stopped
 from slipstream.wire.proto import verifier_pb2_grpc
 from slipstream.wire.transport import Server
 from verifier_service.drafter_link import DrafterLink
@@ -46,7 +47,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     server = Server(settings.listen, [SERVICE])
     # The port first: a model takes seconds to load, a port in use is known at once.
     server.bind()
-    runner, exactness = await asyncio.to_thread(_make_runner, settings)
+    thread = model_thread()
+    loop = asyncio.get_running_loop()
+    runner, exactness = await loop.run_in_executor(thread, _make_runner, settings)
     loaded = runner.loaded
     link: DrafterLink | None = None
     if settings.drafter != "off":
@@ -64,7 +67,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         max_running=settings.max_sequences,
         max_waiting=settings.max_queue,
     )
-    engine.start()
+    running = asyncio.wrap_future(engine.start(thread))
     name = settings.served_model_name or settings.model.resolve().name
     identity = Identity(name, exactness, settings.speculative)
     servicer = VerifierServicer(engine, identity, link)
@@ -73,7 +76,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     linking = None if link is None else asyncio.create_task(link.run(engine))
     await server.set_serving(True)
     log.info("serving on %s", settings.listen)
-    await stop.wait()
+    await until_stopped(stop, running)
     log.info("stopping")
     await server.stop(settings.stop_grace)
     if linking is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 import uuid
 
 import grpc
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 _HELLO_TIMEOUT_SECONDS = 10.0
 _FIRST_BACKOFF_SECONDS = 0.2
 _MOST_BACKOFF_SECONDS = 2.0
+_PATIENCE_SECONDS = 30.0
 
 
 class DrafterLink:
@@ -65,7 +67,7 @@ class DrafterLink:
 
     async def run(self, engine: VerifierEngine) -> None:
         """Connects again and again until cancelled."""
-        backoff = _FIRST_BACKOFF_SECONDS
+        backoff, started = _FIRST_BACKOFF_SECONDS, time.monotonic()
         while True:
             try:
                 async with channel(self._address) as link:
@@ -83,7 +85,10 @@ class DrafterLink:
                 engine.drafter_down(self._number)
                 log.warning("drafter %s lost: %s; decoding goes on without", self._address, failure)
             elif failure != self.detail:
-                log.warning("no drafter at %s: %s", self._address, failure)
+                # A drafter that starts beside us loads its model for some seconds.
+                patient = time.monotonic() - started < _PATIENCE_SECONDS
+                level = logging.INFO if patient else logging.WARNING
+                log.log(level, "no drafter at %s: %s", self._address, failure)
             # What the engine still sends for the lost stream must not reach the next one.
             self._number = 0
             self.connected, self.detail = False, failure

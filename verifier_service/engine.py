@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +19,8 @@ from slipstream.core.errors import (
 )
 from slipstream.core.sampling import log_probabilities
 from slipstream.engine.draws import Draws
+from slipstream.engine.kv_pool import BLOCK_TOKENS
+from slipstream.engine.loop import EngineLoop
 from slipstream.engine.runner import ModelRunner
 from verifier_service.generation import (
     CommittedToken,
@@ -31,7 +32,6 @@ from verifier_service.generation import (
 from verifier_service.plan import Limits, Work, plan_step
 
 log = logging.getLogger(__name__)
-_IDLE_WAIT_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class EngineCounters:
     stale_draft_tokens: int = 0
 
 
-class VerifierEngine:
+class VerifierEngine(EngineLoop):
     """Serves generations with one model, step by step, on a thread of its own.
 
     Submit, cancel and deliver from any thread; they only fill the inbox, which the engine
@@ -72,6 +72,7 @@ class VerifierEngine:
         max_running: int = 128,
         max_waiting: int = 1024,
     ) -> None:
+        super().__init__()
         self.runner = runner
         self.counters = EngineCounters()
         self.limits = limits
@@ -82,30 +83,19 @@ class VerifierEngine:
         self._waiting: deque[Generation] = deque()
         self._running: deque[Generation] = deque()
         self._by_number: dict[int, Generation] = {}
-        self._inbox: deque[Callable[[], None]] = deque()
-        self._wake = threading.Event()
-        self._stopping = False
         # next() on it is atomic, so two threads that submit never share a number.
         self._numbers = itertools.count(1)
         self._drafter: int | None = None
         self._commands: list[Command] = []
         self._prefilled_last = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # ---- from any thread -------------------------------------------------------------------
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, timeout: float = 10.0) -> None:
-        """Ends the thread; what still runs is told that it was cancelled."""
-        self._stopping = True
-        self._wake.set()
-        self._thread.join(timeout)
-
     @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
+    def max_length(self) -> int:
+        """Most tokens of a sequence: the model's context window, or what the KV pool can hold."""
+        runner = self.runner
+        return min(runner.loaded.context_length, runner.pool.num_blocks * BLOCK_TOKENS)
 
     @property
     def num_running(self) -> int:
@@ -120,7 +110,7 @@ class VerifierEngine:
 
         Raises:
             InvalidParameter, ContextTooLong: it can never be served.
-            Overloaded: it does not fit, or too many are waiting.
+            Overloaded: too many are waiting.
         """
         generation = self._admit(request)
         self._post(lambda: self._waiting.append(generation))
@@ -138,13 +128,9 @@ class VerifierEngine:
         """A drafter is gone: decoding goes on without."""
         self._post(lambda: self._set_drafter(None) if self._drafter == drafter else None)
 
-    def _post(self, action: Callable[[], None]) -> None:
-        self._inbox.append(action)
-        self._wake.set()
-
     def _admit(self, request: GenerationRequest) -> Generation:
         loaded = self.runner.loaded
-        vocab, context = loaded.config.vocab_size, loaded.context_length
+        vocab, context = loaded.config.vocab_size, self.max_length
         if not request.prompt:
             raise InvalidParameter(
                 "the prompt is empty; it needs at least one token", param="prompt"
@@ -158,16 +144,11 @@ class VerifierEngine:
         request.params.check_vocabulary(vocab)
         max_length = len(request.prompt) + request.stop.max_tokens
         if max_length > context:
+            bound = "context window" if context == loaded.context_length else "room in the KV pool"
             raise ContextTooLong(
-                f"the context window is {context} tokens; the prompt has {len(request.prompt)} and "
+                f"the {bound} is {context} tokens; the prompt has {len(request.prompt)} and "
                 f"max_tokens asks for {request.stop.max_tokens} more",
                 param="max_tokens",
-            )
-        pool = self.runner.pool
-        if pool.blocks_for(max_length) > pool.num_blocks:
-            raise Overloaded(
-                f"{max_length} tokens never fit the KV pool of {pool.num_blocks} blocks; "
-                "ask for fewer tokens or start the verifier with a larger --kv-cache-gib"
             )
         waiting = max(len(self._waiting), len(self._by_number) - self._max_running)
         if waiting >= self._max_waiting:
@@ -182,17 +163,14 @@ class VerifierEngine:
 
     # ---- the engine's thread ---------------------------------------------------------------
 
-    def _run(self) -> None:
-        while not self._stopping:
-            self._wake.clear()
-            if not self.step():
-                self._wake.wait(_IDLE_WAIT_SECONDS)
-        self._read_inbox()
+    def close(self) -> None:
+        """Tells all that still run or wait that they were cancelled."""
         for generation in [*self._running, *self._waiting]:
             self._end(generation, Progress(finish=Finish.CANCELLED, counts=generation.counts))
 
     def step(self) -> bool:
         """One step: read the inbox, plan, run the model, decide, tell. False: nothing to do."""
+        started = time.perf_counter()
         self._read_inbox()
         self._start_waiting()
         work = plan_step(self._running, self.limits, not self._prefilled_last)
@@ -201,7 +179,6 @@ class VerifierEngine:
             return False
         # Openings go out before the forward pass, so that the drafter starts beside it.
         self._flush_commands()
-        started = time.perf_counter()
         try:
             draws = Draws(self.runner.forward([item.segment for item in work]))
         except Exception as failure:
@@ -211,10 +188,6 @@ class VerifierEngine:
         self._flush_commands()
         self._count(work, time.perf_counter() - started)
         return True
-
-    def _read_inbox(self) -> None:
-        while self._inbox:
-            self._inbox.popleft()()
 
     def _start_waiting(self) -> None:
         """Gives places and KV room to those who wait, in order; the first that lacks room waits."""
@@ -289,6 +262,8 @@ class VerifierEngine:
         counters.steps += 1
         counters.step_seconds += seconds
         counters.draft_tokens += drafted
+        for item in work:
+            item.generation.last_step = counters.steps
         self._prefilled_last = len(work[-1].segment.tokens) - len(work[-1].drafts) > 1
         if not drafted and len(work) == 1 and len(work[0].segment.tokens) == 1:
             counters.plain_steps += 1

@@ -99,6 +99,7 @@ class Generation:
         self.finish: Finish | None = None
         self.counts = SpeculationCounts()
         self.opened = False
+        self.last_step = 0
         self.stale_drafts = 0
         self._end_tokens = end_tokens
         self._salt = salt

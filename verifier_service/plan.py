@@ -67,7 +67,8 @@ def plan_step(running: Iterable[Generation], limits: Limits, prefill_next: bool)
     if limits.strict and prompt and decoding:
         decoding, prompt = ([], prompt) if prefill_next else (decoding, [])
     if limits.strict:
-        decoding = decoding[: limits.decode_rows]
+        # More sequences than rows take turns, those that waited longest first.
+        decoding = sorted(decoding, key=lambda g: g.last_step)[: limits.decode_rows]
     each = 0
     if decoding:
         each = min(limits.max_drafts, max(0, limits.decode_rows - len(decoding)) // len(decoding))

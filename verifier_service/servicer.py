@@ -112,7 +112,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         return verifier_pb2.GetModelResponse(
             model_id=self._identity.name,
             fingerprint=loaded.fingerprint,
-            context_length=loaded.context_length,
+            context_length=self._engine.max_length,
             vocab_size=loaded.config.vocab_size,
             eos_token_ids=sorted(loaded.eos_token_ids),
             dtype=str(loaded.dtype).removeprefix("torch."),

@@ -33,7 +33,6 @@ _VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dty
 # checkpoint was 4-bit already.
 _FREE_INT4_ERROR = 0.01
 # Bytes that are no header may say anything, such as a length beyond all memory.
-_BAD_HEADER = (struct.error, ValueError, TypeError, KeyError, OverflowError, MemoryError)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 
 from slipstream.core.errors import ConfigurationError
 from slipstream.engine.batch import Segment
-from slipstream.engine.kv_pool import BlockTable
+from slipstream.engine.kv_pool import BlockTable, KvPool
 from slipstream.engine.runner import ModelRunner
 
 # Strict forward passes that decode or verify have at most this many rows.
@@ -40,9 +40,7 @@ _CANDIDATES = tuple(
         *((16, 1), (16, 4), (16, 8), (32, 8), (32, 16), (32, 32)),
     )
 )
-_UNPADDED = _CANDIDATES[:2]
-# Strict is the default where a plain step takes at most this many times the fastest.
-_FREE = 1.03
+_CHEAP = _CANDIDATES[:2]
 
 
 class _Probe:
@@ -61,6 +59,11 @@ class _Probe:
                 raise ConfigurationError("the KV pool is too small to probe for strict shapes")
             self.tables.append(table)
             runner.forward([Segment(ids[:_CONTEXT], 0, table, 1)])
+
+    @staticmethod
+    def blocks() -> int:
+        """How much of the pool a probe takes."""
+        return 3 * KvPool.blocks_for(_CONTEXT + MAX_STRICT_ROWS)
 
     def close(self) -> None:
         for table in self.tables:
@@ -113,11 +116,11 @@ def _step_seconds(runner: ModelRunner) -> dict[Shapes, float]:
     """
     table = runner.pool.allocate(_CONTEXT)
     if table is None:
-        return {_UNPADDED[0]: 0.0}
+        return {_CHEAP[0]: 0.0}
     best: dict[Shapes, float] = {}
     try:
         for _ in range(8):
-            for shapes in _UNPADDED:
+            for shapes in _CHEAP:
                 _use(runner, shapes)
                 started = time.perf_counter()
                 runner.forward([Segment([1], _CONTEXT - 1, table, 1)])
@@ -131,9 +134,12 @@ def _step_seconds(runner: ModelRunner) -> dict[Shapes, float]:
 def choose_shapes(runner: ModelRunner, exactness: str) -> tuple[str, Shapes]:
     """Settles exactness and shapes of a freshly loaded model; sets them on `runner`.
 
+    No clock has a say in whether a model runs strict: the same machine must give the same tokens
+    after every start.
+
     Args:
-        exactness: fast, strict, or auto: strict where it costs a plain step at most 3%, else
-            fast.
+        exactness: fast, strict, or auto: strict where that takes no more padding than a step of
+            four rows, which costs next to nothing, else fast.
 
     Returns:
         fast or strict, and the shapes.
@@ -149,13 +155,12 @@ def choose_shapes(runner: ModelRunner, exactness: str) -> tuple[str, Shapes]:
                 "independent of the batch on this machine; use exactness fast"
             )
         return "strict", strict
-    seconds = _step_seconds(runner)
-    fastest = min(seconds, key=lambda shapes: seconds[shapes])
-    if exactness == "auto":
-        cheap = [s for s in seconds if seconds[s] <= _FREE * seconds[fastest]]
-        strict = strict_shapes(runner, cheap)
+    if exactness == "auto" and runner.pool.num_free >= _Probe.blocks():
+        strict = strict_shapes(runner, _CHEAP)
         if strict is not None:
             return "strict", strict
+    seconds = _step_seconds(runner)
+    fastest = min(seconds, key=lambda shapes: seconds[shapes])
     _use(runner, fastest)
     return "fast", fastest
 

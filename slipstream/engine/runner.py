@@ -39,14 +39,20 @@ class ModelRunner:
                 f"the KV pool is too small: {kv_bytes} bytes, one block of {BLOCK_TOKENS} tokens "
                 f"takes {per_block}"
             )
-        self.pool = KvPool(
-            num_layers=layers,
-            num_blocks=blocks,
-            num_kv_heads=kv_heads,
-            head_dim=head_dim,
-            dtype=loaded.dtype,
-            device=loaded.device,
-        )
+        try:
+            self.pool = KvPool(
+                num_layers=layers,
+                num_blocks=blocks,
+                num_kv_heads=kv_heads,
+                head_dim=head_dim,
+                dtype=loaded.dtype,
+                device=loaded.device,
+            )
+        except (RuntimeError, MemoryError) as failure:
+            raise ConfigurationError(
+                f"there is no memory for a KV pool of {kv_bytes / 2**30:.1f} GiB on "
+                f"{loaded.device}; ask for a smaller one with --kv-cache-gib"
+            ) from failure
         self.min_rows = 1
         self.query_multiple = 1
         self.model_seconds = 0.0
@@ -62,7 +68,6 @@ class ModelRunner:
             Logits, [wanted, vocab] in the model's dtype: the last `num_logits` rows of each
             segment, in the order of the segments.
         """
-        started = time.perf_counter()
         for segment in segments:
             self.pool.enter(segment.table, segment.position, segment.kv_length)
         batch = pack(
@@ -71,6 +76,7 @@ class ModelRunner:
             query_multiple=self.query_multiple,
             device=self.loaded.device,
         )
+        started = time.perf_counter()
         context = ForwardContext(batch, self.pool, self._kv_index)
         output = self.loaded.model(
             input_ids=batch.input_ids,

@@ -8,12 +8,12 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from slipstream.core.errors import ConfigurationError, SlipstreamError
+from slipstream.core.errors import ConfigurationError, InternalError, SlipstreamError
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -73,7 +73,7 @@ def run_service(
 
     Returns:
         The exit code: 0 after a clean stop, 2 after one clear line on stderr where a setting, a
-        file or a port is unusable.
+        file or a port is unusable, 1 after a fault of our own.
     """
     try:
         settings = read_settings(kind, arguments)
@@ -83,10 +83,27 @@ def run_service(
             stream=sys.stderr,
         )
         asyncio.run(_until_signalled(settings, serve))
+    except InternalError:
+        logging.getLogger(role).exception("ended by an internal error")
+        return 1
     except SlipstreamError as failure:
         sys.stderr.write(f"{role}: error: {failure.message}\n")
         return 2
     return 0
+
+
+async def until_stopped(stop: asyncio.Event, running: asyncio.Future[None]) -> None:
+    """Waits for the event, or for the engine to end by itself, which it never should.
+
+    Raises:
+        InternalError: the engine failed; the process must not go on looking healthy.
+    """
+    asked = asyncio.ensure_future(stop.wait())
+    waits: set[asyncio.Future[Any]] = {asked, running}
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if running.done():
+        raise InternalError("the engine stopped by itself") from running.exception()
 
 
 async def _until_signalled(

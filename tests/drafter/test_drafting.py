@@ -231,6 +231,8 @@ def test_failing_forward(runner, monkeypatch) -> None:
     monkeypatch.setattr(runner, "forward", lambda _: 1 / 0)
     rig.obey(opening(PROMPT, GREEDY), opening(PROMPT, GREEDY, sequence_id=2))
     rig.step()
+    # One prompt a step: the second one is still to come, and fails by itself.
+    rig.step()
     assert sorted(refusal.sequence_id for refusal in rig.refusals()) == [1, 2]
     assert runner.pool.num_used == 0
     monkeypatch.setattr(runner, "forward", forward)

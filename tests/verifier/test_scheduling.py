@@ -319,7 +319,7 @@ def test_more_than_the_pool_ever_holds(checkpoint) -> None:
     rig = Rig(small)
     room = small.pool.num_blocks * 16
     assert room < CONTEXT
-    with pytest.raises(Overloaded, match="kv-cache"):
+    with pytest.raises(ContextTooLong, match="KV pool"):
         rig.submit((1,) * 10, max_tokens=room - 9)
     outcome = rig.submit((1,) * 10, max_tokens=room - 10, ignore_eos=True)
     rig.finish()
