@@ -92,6 +92,20 @@ def test_row_budget(count, strict) -> None:
     assert all(w.segment.num_logits == len(w.segment.tokens) for w in work)
 
 
+def test_strict_takes_turns_beyond_the_budget() -> None:
+    """Strict: sequences that found no row are first in the next step, so none waits for ever."""
+    running = [at(n, 20, 19) for n in range(50)]
+    limits = Limits(decode_rows=32, strict=True)
+    served: list[int] = []
+    for step in (1, 2, 3):
+        work = plan_step(running, limits, False)
+        for item in work:
+            item.generation.last_step = step
+        served += [w.generation.number for w in work]
+    assert served[:50] == list(range(50))
+    assert {served.count(n) for n in range(50)} == {1, 2}
+
+
 def test_last_token_of_a_prompt_decodes() -> None:
     """A prompt with one position left to compute is a decoding sequence, drafts and all."""
     assert shape(plan_step([at(1, 65, 64, drafts=2)], Limits(strict=True), True)) == [(1, 64, 3, 3)]
