@@ -103,7 +103,8 @@ def test_strict_takes_turns_beyond_the_budget() -> None:
             item.generation.last_step = step
         served += [w.generation.number for w in work]
     assert served[:50] == list(range(50))
-    assert {served.count(n) for n in range(50)} == {1, 2}
+    # Nobody is left out of two steps in a row.
+    assert set(served[:64]) == set(served[32:]) == set(range(50))
 
 
 def test_last_token_of_a_prompt_decodes() -> None:
