@@ -61,7 +61,9 @@ async def _generate(service: Service, asked: list[verifier_pb2.GenerateRequest])
 async def test_greedy_equals_transformers(float32, model_dir) -> None:
     """Greedy in float32, drafter on: all twenty prompts of up to 1,000 tokens, 128 new tokens
     each, are token for token what `transformers` generates."""
-    asked = [request(prompt, max_tokens=NEW_TOKENS) for prompt in prompts(model_dir)]
+    asked = [
+        request(prompt, max_tokens=NEW_TOKENS, ignore_eos=False) for prompt in prompts(model_dir)
+    ]
     answers: list[Answer] = []
     # Few at once: beside many others a sequence's share of rows leaves none for drafts.
     for start in range(0, len(asked), AT_ONCE):
