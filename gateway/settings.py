@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from slipstream.core.errors import ConfigurationError
+from slipstream.wire.process import read_settings
 
 
 class Settings(BaseSettings):
@@ -98,11 +99,6 @@ def load(arguments: Sequence[str]) -> Settings:
     Raises:
         ConfigurationError: names the setting and what is wrong with it.
     """
-    try:
-        settings = Settings(_cli_parse_args=list(arguments))  # type: ignore[call-arg]
-    except ValidationError as failure:
-        first = failure.errors()[0]
-        option = "--" + ".".join(str(part) for part in first["loc"]).replace("_", "-")
-        raise ConfigurationError(f"{option}: {first['msg']}") from failure
+    settings = read_settings(Settings, arguments)
     settings.check()
     return settings

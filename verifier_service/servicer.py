@@ -28,8 +28,8 @@ _FINISH = {
     Finish.LENGTH: types_pb2.FINISH_REASON_LENGTH,
     Finish.CANCELLED: types_pb2.FINISH_REASON_CANCELLED,
 }
-# The engine ticks at least once a second while it has work; silence for longer than this, with a
-# dead thread, means that nothing will come any more.
+# A step may be long and a request may queue, so silence alone means nothing: once in so many
+# seconds a silent stream looks whether the engine is still there.
 _CHECK_SECONDS = 5.0
 
 
