@@ -4,68 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from slipstream.core.draft import Close, Command, Commit, Open, Proposal, Refusal
+from drafter_service.draft import Draft, Key, Part, Work
+from drafter_service.stage import Drawn, LocalStage, Stage
+from slipstream.core.draft import (
+    Close,
+    Command,
+    Commit,
+    Open,
+    Proposal,
+    Refusal,
+    SetPace,
+    SetWindow,
+)
 from slipstream.core.errors import InvalidParameter
 from slipstream.engine.batch import Segment
-from slipstream.engine.draws import Draws
 from slipstream.engine.loop import EngineLoop
 from slipstream.engine.runner import ModelRunner
-from slipstream.engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
 _PREFILL_CHUNK = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A sequence of one of the verifiers, by the number of its connection."""
-
-    connection: int
-    sequence_id: int
-
-
-class Draft:
-    """An open sequence: what was committed, and how far the drafter has run ahead of it."""
-
-    def __init__(self, key: Key, command: Open, salt: str) -> None:
-        self.key = key
-        self.sequence = Sequence(command.tokens, command.num_prompt, command.params, salt)
-        self.committed = len(command.tokens)
-        self.window = command.window
-        self.max_length = command.max_length
-
-    @property
-    def has_room(self) -> bool:
-        """Whether another draft is wanted. The token at max_length - 1 is the verifier's own."""
-        ahead = len(self.sequence) - self.committed
-        return ahead < self.window and len(self.sequence) < self.max_length - 1
-
-    def commit(self, command: Commit) -> int | None:
-        """Takes over what the verifier decided; drafts that agree stay.
-
-        Returns:
-            How many drafts were rolled back; None where the commit continues another prefix.
-        """
-        sequence, start = self.sequence, command.prefix.length
-        if start != self.committed or not sequence.chain.names(command.prefix):
-            return None
-        ahead = sequence.tokens[start:]
-        agree = 0
-        for mine, decided in zip(ahead, command.tokens, strict=False):
-            if mine != decided:
-                break
-            agree += 1
-        lost = 0
-        if agree < len(command.tokens):
-            lost = len(ahead) - agree
-            sequence.rollback(start + agree)
-            for token in command.tokens[agree:]:
-                sequence.append(token)
-        self.committed = start + len(command.tokens)
-        return lost
 
 
 @dataclass(slots=True)
@@ -85,6 +45,8 @@ class DrafterEngine(EngineLoop):
 
     Args:
         send: takes a connection's number, proposals and refusals, on the engine's thread.
+        stage: computes the passes; the model in this process where None.
+        parts: what else follows the sequences.
     """
 
     def __init__(
@@ -93,13 +55,19 @@ class DrafterEngine(EngineLoop):
         send: Callable[[int, list[Proposal], list[Refusal]], None],
         *,
         max_sequences: int = 128,
+        stage: Stage | None = None,
+        parts: Sequence[Part] = (),
     ) -> None:
         super().__init__()
         self.runner = runner
         self.counters = DraftCounters()
         self._send = send
         self._max_sequences = max_sequences
+        self._stage = stage or LocalStage(runner)
+        self._parts = tuple(parts)
+        self._under_way = 0
         self._drafts: dict[Key, Draft] = {}
+        self._paces: dict[int, SetPace] = {}
 
     # ---- from any thread -------------------------------------------------------------------
 
@@ -123,59 +91,88 @@ class DrafterEngine(EngineLoop):
             self._drop(key)
 
     def step(self) -> bool:
-        """One step: obey, advance the sequences that have room by one token, propose."""
+        """One step: obey, advance the sequences that have room, propose."""
         self._read_inbox()
-        ready = self._ready()
+        ready = self._ready() if self._under_way < self._stage.depth else []
         if not ready:
             return False
         started = time.perf_counter()
-        segments = [self._segment(draft) for draft in ready]
+        work = [self._plan(draft) for draft in ready]
+        for draft in ready:
+            draft.in_flight = True
+        self._under_way += 1
         try:
-            draws = Draws(self.runner.forward(segments))
+            self._stage.submit(work, self._extend)
         except Exception as failure:
             log.exception("a drafting step failed")
+            self._under_way -= 1
             self._refuse(ready, f"the drafter's forward pass failed: {failure}")
             return True
-        self._extend(ready, segments, draws)
-        self._count(segments, time.perf_counter() - started)
+        self._count(work, time.perf_counter() - started)
         return True
 
     def _ready(self) -> list[Draft]:
         """Sequences that have room for a draft; of those that have yet to prefill, the oldest."""
-        ready = [d for d in self._drafts.values() if d.has_room and self._has_memory(d)]
+        ready = [
+            d
+            for d in self._drafts.values()
+            if d.room and not d.in_flight and not d.loading and self._has_memory(d)
+        ]
         prompts = [d for d in ready if d.sequence.todo > d.window + 1]
         return [d for d in ready if d.sequence.todo <= d.window + 1] + prompts[:1]
 
-    def _segment(self, draft: Draft) -> Segment:
+    def _plan(self, draft: Draft) -> Work:
         sequence = draft.sequence
         assert sequence.table is not None
         end = min(sequence.computed + _PREFILL_CHUNK, len(sequence))
         tokens = sequence.tokens[sequence.computed : end]
-        return Segment(tokens, sequence.computed, sequence.table, int(end == len(sequence)))
+        segment = Segment(tokens, sequence.computed, sequence.table, int(end == len(sequence)))
+        return Work(draft, segment, sequence.chain.at(len(sequence)))
 
-    def _extend(self, ready: list[Draft], segments: list[Segment], draws: Draws) -> None:
+    def _extend(self, work: Sequence[Work], drawn: Sequence[Drawn]) -> None:
+        """A pass came back: takes over what it drew, and proposes it."""
+        self._under_way -= 1
         proposals: dict[int, list[Proposal]] = {}
-        row = 0
-        for draft, segment in zip(ready, segments, strict=True):
-            sequence = draft.sequence
-            sequence.computed = segment.kv_length
-            if not segment.num_logits:
+        for item, result in zip(work, drawn, strict=True):
+            draft = item.draft
+            draft.in_flight = False
+            if self._drafts.get(draft.key) is not draft:
                 continue
-            try:
-                token = draws.token(row, sequence)
-            except Exception as failure:
-                log.warning("sequence %s failed: %s", draft.key, failure)
-                self._refuse([draft], f"the drafter could not draw a token: {failure}")
+            if result.error:
+                log.warning("sequence %s failed: %s", draft.key, result.error)
+                self._refuse([draft], result.error)
                 continue
-            finally:
-                row += 1
-            prefix = sequence.chain.at(len(sequence))
-            sequence.append(token)
-            self.counters.drafted_tokens += 1
-            proposal = Proposal(draft.key.sequence_id, prefix, (token,))
-            proposals.setdefault(draft.key.connection, []).append(proposal)
+            self._take(item, result)
+            proposal = self._proposal(draft)
+            if proposal is not None:
+                proposals.setdefault(draft.key.connection, []).append(proposal)
         for connection, batch in proposals.items():
             self._send(connection, batch, [])
+
+    def _take(self, item: Work, result: Drawn) -> None:
+        """Appends what was drawn, unless a commit changed the sequence while the pass ran."""
+        sequence, start = item.draft.sequence, item.start
+        if not sequence.chain.names(start):
+            return
+        computed = item.segment.kv_length - len(item.guesses)
+        sequence.computed = max(sequence.computed, computed)
+        if len(sequence) == start.length and result.tokens:
+            for token in result.tokens[: item.draft.room]:
+                sequence.append(token)
+                self.counters.drafted_tokens += 1
+            # The rows of guesses that were drawn are computed, too.
+            sequence.computed = len(sequence) - 1
+
+    def _proposal(self, draft: Draft) -> Proposal | None:
+        """What is yet to be told of a sequence; None where that waits."""
+        pace = self._paces.get(draft.key.connection)
+        paused = not draft.room
+        if draft.proposed == len(draft.sequence) or (pace and pace.burst and not paused):
+            return None
+        prefix = draft.sequence.chain.at(draft.proposed)
+        tokens = tuple(draft.sequence.tokens[draft.proposed :])
+        draft.proposed = len(draft.sequence)
+        return Proposal(draft.key.sequence_id, prefix, tokens, paused)
 
     def _has_memory(self, draft: Draft) -> bool:
         """Whether the sequence has its place in the pool; takes one where there is room."""
@@ -183,23 +180,35 @@ class DrafterEngine(EngineLoop):
             draft.sequence.table = self.runner.pool.allocate(draft.max_length)
         return draft.sequence.table is not None
 
-    def _count(self, segments: list[Segment], seconds: float) -> None:
+    def _count(self, work: list[Work], seconds: float) -> None:
         counters = self.counters
         counters.steps += 1
         counters.step_seconds += seconds
-        if len(segments) == 1 and len(segments[0].tokens) == 1:
+        if len(work) == 1 and len(work[0].segment.tokens) == 1:
             before = counters.single_step_seconds or seconds
             counters.single_step_seconds = 0.95 * before + 0.05 * seconds
 
     def _execute(self, connection: int, commands: list[Command]) -> None:
         for command in commands:
+            if isinstance(command, SetPace):
+                self._set_pace(connection, command)
+                continue
             key = Key(connection, command.sequence_id)
             if isinstance(command, Open):
                 self._open(key, command)
-            elif key in self._drafts and isinstance(command, Close):
+                continue
+            draft = self._drafts.get(key)
+            if draft is None:
+                continue
+            if isinstance(command, Close):
                 self._drop(key)
-            elif key in self._drafts and isinstance(command, Commit):
-                self._commit(self._drafts[key], command)
+            elif isinstance(command, SetWindow):
+                draft.window = command.window
+            else:
+                self._commit(draft, command)
+
+    def _set_pace(self, connection: int, pace: SetPace) -> None:
+        self._paces[connection] = pace
 
     def _commit(self, draft: Draft, command: Commit) -> None:
         vocab = self.runner.loaded.config.vocab_size
@@ -209,8 +218,10 @@ class DrafterEngine(EngineLoop):
         lost = draft.commit(command)
         if lost is None:
             self._refuse([draft], "a commit continues a prefix that is not here")
-        else:
-            self.counters.rolled_back_tokens += lost
+            return
+        self.counters.rolled_back_tokens += lost
+        for part in self._parts:
+            part.committed(draft, command, lost)
 
     def _open(self, key: Key, command: Open) -> None:
         if key in self._drafts:
@@ -218,8 +229,11 @@ class DrafterEngine(EngineLoop):
         reason = self._unfit(command)
         if reason:
             self._send(key.connection, [], [Refusal(key.sequence_id, reason)])
-        else:
-            self._drafts[key] = Draft(key, command, self.runner.loaded.fingerprint)
+            return
+        draft = Draft(key, command, self.runner.loaded.fingerprint)
+        self._drafts[key] = draft
+        for part in self._parts:
+            part.opened(draft)
 
     def _unfit(self, command: Open) -> str:
         """Why a sequence cannot be drafted for; empty where it can.
@@ -246,9 +260,12 @@ class DrafterEngine(EngineLoop):
 
     def _drop(self, key: Key) -> None:
         draft = self._drafts.pop(key)
+        for part in self._parts:
+            part.closed(draft)
         if draft.sequence.table is not None:
             self.runner.pool.release(draft.sequence.table)
 
     def _drop_connection(self, connection: int) -> None:
+        self._paces.pop(connection, None)
         for key in [key for key in self._drafts if key.connection == connection]:
             self._drop(key)

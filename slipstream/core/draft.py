@@ -34,16 +34,44 @@ class Close:
     sequence_id: int
 
 
-Command = Open | Commit | Close
+@dataclass(frozen=True, slots=True)
+class SetWindow:
+    """From now on `window` drafts may be ahead of the last commit; 0 wants none."""
+
+    sequence_id: int
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetPace:
+    """How the drafter runs for this verifier from now on.
+
+    Attributes:
+        cores: to compute on; empty means all that it has.
+        burst: a run of drafts is proposed when it pauses, not token by token.
+    """
+
+    cores: tuple[int, ...]
+    burst: bool
+
+
+# What concerns one sequence, and everything that a verifier may ask for.
+SequenceCommand = Open | Commit | Close | SetWindow
+Command = SequenceCommand | SetPace
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Draft tokens that continue `prefix`, a chain."""
+    """Draft tokens that continue `prefix`, a chain.
+
+    Attributes:
+        paused: no more will follow before the next commit; `tokens` may then be empty.
+    """
 
     sequence_id: int
     prefix: Prefix
     tokens: tuple[int, ...]
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+
 import numpy as np
 import torch
 
@@ -41,3 +43,23 @@ class Draws:
         if sequence.params.plain_argmax:
             return self._argmax[index]
         return sequence.draw(self.row(index))
+
+    def run(self, index: int, sequence: Sequence, guesses: Seq[int]) -> list[int]:
+        """The tokens that follow `sequence`, from the rows behind it and behind each guess.
+
+        Row index + i holds the logits after guess i - 1. It is looked at only if every guess
+        before it was what is drawn, so penalties see the true history. `sequence` stays as it is.
+
+        Returns:
+            At least one token; all but the last equal the guesses.
+        """
+        length, tokens = len(sequence), [self.token(index, sequence)]
+        try:
+            for i, guess in enumerate(guesses):
+                if tokens[-1] != guess:
+                    break
+                sequence.append(guess)
+                tokens.append(self.token(index + i + 1, sequence))
+        finally:
+            sequence.rollback(length)
+        return tokens

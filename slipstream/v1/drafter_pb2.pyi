@@ -14,26 +14,36 @@ class DraftRequest(_message.Message):
     def __init__(self, commands: _Optional[_Iterable[_Union[DraftCommand, _Mapping]]] = ...) -> None: ...
 
 class DraftCommand(_message.Message):
-    __slots__ = ("hello", "open", "commit", "close")
+    __slots__ = ("hello", "open", "commit", "close", "window", "pace")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    PACE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     open: OpenSequence
     commit: Commit
     close: CloseSequence
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., open: _Optional[_Union[OpenSequence, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., close: _Optional[_Union[CloseSequence, _Mapping]] = ...) -> None: ...
+    window: SetWindow
+    pace: SetPace
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., open: _Optional[_Union[OpenSequence, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., close: _Optional[_Union[CloseSequence, _Mapping]] = ..., window: _Optional[_Union[SetWindow, _Mapping]] = ..., pace: _Optional[_Union[SetPace, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("model_fingerprint", "vocab_size", "incarnation")
+    __slots__ = ("model_fingerprint", "vocab_size", "incarnation", "kv_address", "host", "cores")
     MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    KV_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    CORES_FIELD_NUMBER: _ClassVar[int]
     model_fingerprint: str
     vocab_size: int
     incarnation: str
-    def __init__(self, model_fingerprint: _Optional[str] = ..., vocab_size: _Optional[int] = ..., incarnation: _Optional[str] = ...) -> None: ...
+    kv_address: str
+    host: str
+    cores: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model_fingerprint: _Optional[str] = ..., vocab_size: _Optional[int] = ..., incarnation: _Optional[str] = ..., kv_address: _Optional[str] = ..., host: _Optional[str] = ..., cores: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class OpenSequence(_message.Message):
     __slots__ = ("sequence_id", "token_ids", "num_prompt_tokens", "sampling", "window", "max_length")
@@ -67,6 +77,22 @@ class CloseSequence(_message.Message):
     sequence_id: int
     def __init__(self, sequence_id: _Optional[int] = ...) -> None: ...
 
+class SetWindow(_message.Message):
+    __slots__ = ("sequence_id", "window")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    window: int
+    def __init__(self, sequence_id: _Optional[int] = ..., window: _Optional[int] = ...) -> None: ...
+
+class SetPace(_message.Message):
+    __slots__ = ("cores", "burst")
+    CORES_FIELD_NUMBER: _ClassVar[int]
+    BURST_FIELD_NUMBER: _ClassVar[int]
+    cores: _containers.RepeatedScalarFieldContainer[int]
+    burst: bool
+    def __init__(self, cores: _Optional[_Iterable[int]] = ..., burst: _Optional[bool] = ...) -> None: ...
+
 class DraftResponse(_message.Message):
     __slots__ = ("hello", "proposals", "refused", "draft_step_seconds")
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -80,16 +106,18 @@ class DraftResponse(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[SequenceRefused, _Mapping]]] = ..., draft_step_seconds: _Optional[float] = ...) -> None: ...
 
 class Proposal(_message.Message):
-    __slots__ = ("sequence_id", "prefix", "token_ids", "parents")
+    __slots__ = ("sequence_id", "prefix", "token_ids", "parents", "paused")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     PARENTS_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     prefix: _types_pb2.Prefix
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     parents: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, sequence_id: _Optional[int] = ..., prefix: _Optional[_Union[_types_pb2.Prefix, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., parents: _Optional[_Iterable[int]] = ...) -> None: ...
+    paused: bool
+    def __init__(self, sequence_id: _Optional[int] = ..., prefix: _Optional[_Union[_types_pb2.Prefix, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., parents: _Optional[_Iterable[int]] = ..., paused: _Optional[bool] = ...) -> None: ...
 
 class SequenceRefused(_message.Message):
     __slots__ = ("sequence_id", "reason")

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from slipstream.core.draft import Close, Command, Commit, Open, Proposal, Refusal
+from slipstream.core.draft import (
+    Close,
+    Command,
+    Commit,
+    Open,
+    Proposal,
+    Refusal,
+    SetPace,
+    SetWindow,
+)
 from slipstream.core.errors import InvalidRequest
 from slipstream.core.prefix import Prefix
 from slipstream.wire.codec import sampling_from_proto, sampling_to_proto
@@ -28,6 +37,14 @@ def command_to_proto(command: Command) -> drafter_pb2.DraftCommand:
         return drafter_pb2.DraftCommand(
             close=drafter_pb2.CloseSequence(sequence_id=command.sequence_id)
         )
+    if isinstance(command, SetWindow):
+        return drafter_pb2.DraftCommand(
+            window=drafter_pb2.SetWindow(sequence_id=command.sequence_id, window=command.window)
+        )
+    if isinstance(command, SetPace):
+        return drafter_pb2.DraftCommand(
+            pace=drafter_pb2.SetPace(cores=command.cores, burst=command.burst)
+        )
     return drafter_pb2.DraftCommand(
         open=drafter_pb2.OpenSequence(
             sequence_id=command.sequence_id,
@@ -49,8 +66,14 @@ def command_from_proto(message: drafter_pb2.DraftCommand) -> Command:
         return Commit(commit.sequence_id, prefix, tuple(commit.token_ids))
     if kind == "close":
         return Close(message.close.sequence_id)
+    if kind == "window":
+        return SetWindow(message.window.sequence_id, message.window.window)
+    if kind == "pace":
+        return SetPace(tuple(message.pace.cores), message.pace.burst)
     if kind != "open":
-        raise InvalidRequest(f"a draft command must be open, commit or close, got {kind}")
+        raise InvalidRequest(
+            f"a draft command must be open, commit, close, window or pace, got {kind}"
+        )
     opening = message.open
     tokens = tuple(opening.token_ids)
     if not 0 < opening.num_prompt_tokens <= len(tokens) < opening.max_length:
@@ -74,7 +97,10 @@ def response_to_proto(
     return drafter_pb2.DraftResponse(
         proposals=[
             drafter_pb2.Proposal(
-                sequence_id=p.sequence_id, prefix=_prefix(p.prefix), token_ids=p.tokens
+                sequence_id=p.sequence_id,
+                prefix=_prefix(p.prefix),
+                token_ids=p.tokens,
+                paused=p.paused,
             )
             for p in proposals
         ],
@@ -89,7 +115,9 @@ def response_to_proto(
 def proposals_from_proto(message: drafter_pb2.DraftResponse) -> list[Proposal]:
     """Chains only: a proposal with parents is a tree, which this version does not verify."""
     return [
-        Proposal(p.sequence_id, Prefix(p.prefix.length, p.prefix.hash), tuple(p.token_ids))
+        Proposal(
+            p.sequence_id, Prefix(p.prefix.length, p.prefix.hash), tuple(p.token_ids), p.paused
+        )
         for p in message.proposals
         if not p.parents
     ]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from drafter_service.engine import Draft, DrafterEngine, Key
+from drafter_service.draft import Draft, Key
+from drafter_service.engine import DrafterEngine
 from slipstream.core.draft import Close, Command, Commit, Open, Proposal, Refusal
 from slipstream.core.params import SamplingParams
 from slipstream.core.prefix import PrefixChain

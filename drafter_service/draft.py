@@ -1,0 +1,105 @@
+"""One open sequence on the drafter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slipstream.core.draft import Commit, Open
+from slipstream.core.prefix import Prefix
+from slipstream.engine.batch import Segment
+from slipstream.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A sequence of one of the verifiers, by the number of its connection."""
+
+    connection: int
+    sequence_id: int
+
+
+class Draft:
+    """An open sequence: what was committed, and how far the drafter has run ahead of it.
+
+    Attributes:
+        committed: tokens that the verifier has decided, as far as heard.
+        proposed: tokens that were decided or proposed; what lies beyond is yet to be told.
+        window: how many drafts may be ahead of the last commit.
+        in_flight: its rows are in a forward pass that has not come back.
+        loading: its context is on its way from the verifier; it is not computed meanwhile.
+        doubtful: what would come next is too unlikely to be worth a draft before the next commit.
+    """
+
+    def __init__(self, key: Key, command: Open, salt: str) -> None:
+        self.key = key
+        self.sequence = Sequence(command.tokens, command.num_prompt, command.params, salt)
+        self.committed = self.proposed = len(command.tokens)
+        self.window = command.window
+        self.max_length = command.max_length
+        self.in_flight = False
+        self.loading = False
+        self.doubtful = False
+
+    @property
+    def room(self) -> int:
+        """How many more drafts are wanted. The token at max_length - 1 is the verifier's own."""
+        if self.doubtful:
+            return 0
+        most = min(self.committed + self.window, self.max_length - 1)
+        return max(0, most - len(self.sequence))
+
+    def commit(self, command: Commit) -> int | None:
+        """Takes over what the verifier decided; drafts that agree stay.
+
+        Returns:
+            How many drafts were rolled back; None where the commit continues another prefix.
+        """
+        sequence, start = self.sequence, command.prefix.length
+        if start != self.committed or not sequence.chain.names(command.prefix):
+            return None
+        ahead = sequence.tokens[start:]
+        agree = 0
+        for mine, decided in zip(ahead, command.tokens, strict=False):
+            if mine != decided:
+                break
+            agree += 1
+        lost = 0
+        if agree < len(command.tokens):
+            lost = len(ahead) - agree
+            sequence.rollback(start + agree)
+            self.proposed = min(self.proposed, len(sequence))
+            for token in command.tokens[agree:]:
+                sequence.append(token)
+        self.committed = start + len(command.tokens)
+        self.proposed = max(self.proposed, self.committed)
+        self.doubtful = False
+        return lost
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A sequence's rows in one forward pass.
+
+    Attributes:
+        start: names the sequence when the pass began.
+        guesses: the last tokens of the segment, which are not the drafter's own: they are kept as
+            far as it draws the same.
+    """
+
+    draft: Draft
+    segment: Segment
+    start: Prefix
+    guesses: tuple[int, ...] = ()
+
+
+class Part:
+    """Something of the drafter that follows its sequences; all calls on the engine's thread."""
+
+    def opened(self, draft: Draft) -> None:
+        """A sequence was opened; nothing of it is computed yet."""
+
+    def committed(self, draft: Draft, command: Commit, lost: int) -> None:
+        """The verifier decided tokens, `lost` drafts of the sequence were rolled back."""
+
+    def closed(self, draft: Draft) -> None:
+        """A sequence is gone; called before its room in the pool is given back."""
