@@ -8,6 +8,7 @@ import logging
 import sys
 
 from slipstream.core.draft import Command
+from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.exactness import choose_shapes
 from slipstream.engine.loop import model_thread
@@ -24,18 +25,27 @@ from verifier_service.settings import Settings
 
 log = logging.getLogger(__name__)
 SERVICE = "slipstream.v1.VerifierService"
+# A row must not depend on how many rows there are, so nothing else serves as int8.
+_PLANS = {
+    "native": LayerPlan(),
+    "int8": LayerPlan(precision="w8a8", head_precision="w8a8"),
+}
 
 
 def _make_runner(settings: Settings) -> tuple[ModelRunner, str]:
     """The model, ready to run, and its exactness."""
     loaded = load_model(
-        settings.model, dtype=settings.dtype, device=resolve_device(settings.device)
+        settings.model,
+        dtype=settings.dtype,
+        device=resolve_device(settings.device),
+        plan=_PLANS[settings.precision],
     )
     runner = ModelRunner(loaded, int(settings.kv_cache_gib * 2**30))
     exactness, shapes = choose_shapes(runner, settings.exactness)
     log.info(
-        "%s, %s on %s, %.0f MB of weights, %d KV blocks, exactness %s with %s",
-        settings.model.name, loaded.dtype, loaded.device, loaded.weight_bytes / 1e6,
+        "%s, %s %s on %s, %.0f MB of weights, %d KV blocks, exactness %s with %s",
+        settings.model.name, loaded.dtype, settings.precision, loaded.device,
+        loaded.weight_bytes / 1e6,
         runner.pool.num_blocks, exactness, shapes,
     )  # fmt: skip
     return runner, exactness
@@ -69,7 +79,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     )
     running = asyncio.wrap_future(engine.start(thread))
     name = settings.served_model_name or settings.model.resolve().name
-    identity = Identity(name, exactness, settings.speculative)
+    identity = Identity(name, settings.precision, exactness, settings.speculative)
     servicer = VerifierServicer(engine, identity, link)
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
     await server.start()

@@ -38,6 +38,7 @@ class Identity:
     """What GetModel says beside what the engine knows."""
 
     name: str
+    precision: str
     exactness: str
     speculative: bool
 
@@ -118,6 +119,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=str(loaded.device),
             exactness=self._identity.exactness,
+            precision=self._identity.precision,
         )
 
     @unary

@@ -48,6 +48,11 @@ class Exactness(StrEnum):
     strict = "strict"
 
 
+class TargetPrecision(StrEnum):
+    native = "native"
+    int8 = "int8"
+
+
 class LogLevel(StrEnum):
     debug = "debug"
     info = "info"
@@ -77,7 +82,11 @@ def up(
     api_keys: Annotated[
         Path | None, typer.Option(help="File of API keys; without it loopback only.")
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Precision of the verifier.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Data type of the weights.")] = None,
+    precision: Annotated[
+        TargetPrecision | None,
+        typer.Option(help="Of the target model: native, or int8 for weights and activations."),
+    ] = None,
     device: Annotated[Device | None, typer.Option(help="Where both models compute.")] = None,
     exactness: Annotated[
         Exactness | None,
@@ -134,6 +143,7 @@ def up(
         },
         verifier_options={
             "dtype": _value(dtype),
+            "precision": _value(precision),
             "exactness": _value(exactness),
             "max-sequences": max_sequences,
             "max-queue": max_queue,

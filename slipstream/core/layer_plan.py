@@ -9,7 +9,10 @@ from typing import Literal, get_args
 
 from slipstream.core.errors import ConfigurationError, ModelMismatch
 
-Precision = Literal["native", "int8", "int4"]
+# int8 and int4 are weights of so many bits, with activations of 16 bits where rows are few and of
+# 8 where they are many. w8a8 fixes both at 8: what a row gives does not depend on how many there
+# are, which a verifier needs.
+Precision = Literal["native", "int8", "int4", "w8a8"]
 
 
 @dataclass(frozen=True, slots=True)

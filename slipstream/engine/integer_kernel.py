@@ -3,9 +3,10 @@
 The usual way to multiply by 4-bit weights, expanding them to floats, takes longer than reading
 them. Here both sides stay integers: weights are q * scale + low in groups of 32 inputs, and
 activations are rounded in the same groups with a scale each (as in llama.cpp's Q4_1 by Q8_1
-products), so that a group is eight `vpdpbusd` instructions over 16 outputs. For few rows the time
-is that of reading the weights, which leaves room to round activations to 16 bits, as a high and a
-low byte; for many rows 8 bits have to do.
+products), so that a group is eight `vpdpbusd` instructions over 16 outputs. Activations have 8
+bits, or 16 as a high and a low byte: for few rows the time is that of reading the weights, which
+leaves room for the second byte. A row's result then depends on how many rows there are, which a
+drafter may afford and a verifier may not, so a layer can also fix the bits for any number of rows.
 """
 
 from __future__ import annotations
@@ -255,21 +256,37 @@ def pack(
     return weights.reshape(-1).contiguous(), pairs.reshape(-1).contiguous()
 
 
-def compile_for(bits: int) -> None:
+def _parts(rows: int, activation_bits: int | None) -> int:
+    if activation_bits is None:
+        return 2 if rows <= _PRECISE_ROWS else 1
+    return activation_bits // 8
+
+
+def compile_for(bits: int, activation_bits: int | None = None) -> None:
     """Compiles what `multiply` will call, so that no request waits for it."""
+    # Any number of rows is cut into these; None cuts few and many rows at different bits.
     for rows in _ROWS:
-        for parts in (1, 2):
-            if parts == 1 or rows <= _PRECISE_ROWS:
-                _product(rows, bits, parts)
+        for total in (rows, _PRECISE_ROWS + 1):
+            _product(rows, bits, _parts(total, activation_bits))
 
 
 def multiply(
-    x: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor, outputs: int, bits: int
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    scales: torch.Tensor,
+    outputs: int,
+    bits: int,
+    activation_bits: int | None = None,
 ) -> torch.Tensor:
-    """x @ w.T with w as `pack` laid it out. x: bfloat16 [rows, in], contiguous; bfloat16 out."""
+    """x @ w.T with w as `pack` laid it out. x: bfloat16 [rows, in], contiguous; bfloat16 out.
+
+    Args:
+        activation_bits: what x is rounded to, 8 or 16; then every row is bitwise the same whatever
+            the number of rows. None takes 16 for up to four rows and 8 for more.
+    """
     rows, inputs = x.shape
     groups = inputs // GROUP
-    parts = 2 if rows <= _PRECISE_ROWS else 1
+    parts = _parts(rows, activation_bits)
     quantized = torch.empty((rows, parts, inputs), dtype=torch.int8)
     x_scales = torch.empty((rows, groups, 2))
     out = torch.empty((rows, outputs), dtype=torch.bfloat16)

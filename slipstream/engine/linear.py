@@ -14,6 +14,12 @@ from torch import nn
 from slipstream.core.layer_plan import Precision
 from slipstream.engine import integer_kernel, kernels
 
+# Bits of weights and of activations in the integer kernel; None: as the number of rows allows.
+_INTEGER_BITS: dict[Precision, tuple[int, int | None]] = {
+    "int4": (4, None),
+    "int8": (8, None),
+    "w8a8": (8, 8),
+}
 # torch's int4 kernel takes longer than int8 from here on.
 _INT4_MOST_ROWS = 8
 
@@ -116,20 +122,35 @@ def int4_error(weight: torch.Tensor) -> float:
 
 
 class GroupedLinear(nn.Module):
-    """Weights of 4 or 8 bits in groups of 32, in the CPU's integer dot products."""
+    """Weights of 4 or 8 bits in groups of 32, in the CPU's integer dot products.
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> None:
+    Args:
+        activation_bits: 8 or 16 for any number of rows; None: 16 for few rows, 8 for many.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        bits: int,
+        activation_bits: int | None = None,
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        integer_kernel.compile_for(bits)
+        integer_kernel.compile_for(bits, activation_bits)
         self._weight, self._scales = integer_kernel.pack(*quantized_groups(weight, bits), bits)
-        self._bits, self._bias = bits, bias
+        self._bits, self._activation_bits, self._bias = bits, activation_bits, bias
         self.bytes = self._weight.numel() + self._scales.numel() * 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
         out = integer_kernel.multiply(
-            rows, self._weight, self._scales, self.out_features, self._bits
+            rows,
+            self._weight,
+            self._scales,
+            self.out_features,
+            self._bits,
+            self._activation_bits,
         )
         out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
         return out if self._bias is None else out + self._bias
@@ -185,7 +206,7 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, precision: Prec
         weight: [out, in], bias: [out] or None, in the model's dtype and on its device.
     """
     if precision != "native" and GroupedLinear.fits(weight):
-        return GroupedLinear(weight, bias, bits=4 if precision == "int4" else 8)
+        return GroupedLinear(weight, bias, *_INTEGER_BITS[precision])
     if precision == "int4" and ExpandedInt4Linear.fits(weight):
         return ExpandedInt4Linear(weight, bias)
     if precision != "native":

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from slipstream.cli import up as command
 from slipstream.cli.addresses import claim, reachable
@@ -78,6 +80,26 @@ def test_without_drafter_there_are_two_services() -> None:
     verifier, gateway = services(plan(drafter=None))
     assert (verifier.name, gateway.name) == ("verifier", "gateway")
     assert options(verifier.command)["--drafter"] == "off"
+
+
+def test_the_precision_is_the_verifiers(monkeypatch, tiny_model_dir) -> None:
+    """--precision int8 reaches the verifier's command line and not the drafter's."""
+    plans = []
+
+    async def serve(plan, policy, *, keys) -> None:
+        plans.append(plan)
+
+    monkeypatch.setattr(command, "serve", serve)
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    ports = [f"--{name}=127.0.0.1:0" for name in ("http", "grpc", "verifier-listen")]
+    arguments = [*ports, "--drafter-listen=127.0.0.1:0", "--model", str(tiny_model_dir)]
+    app = typer.Typer()
+    app.command()(command.up)
+    ended = CliRunner().invoke(app, [*arguments, "--precision", "int8"])
+    assert ended.exit_code == 0, ended.output
+    drafter, verifier, _ = services(plans[0])
+    assert options(verifier.command)["--precision"] == "int8"
+    assert "--precision" not in options(drafter.command)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from slipstream.core.errors import ConfigurationError, ModelMismatch
 from slipstream.core.layer_plan import LayerPlan
 
-PRECISIONS = st.sampled_from(["native", "int8", "int4"])
+PRECISIONS = st.sampled_from(["native", "int8", "int4", "w8a8"])
 LAYERS = st.frozensets(st.integers(0, 200), max_size=12)
 
 

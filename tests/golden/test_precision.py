@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from slipstream.core.layer_plan import LayerPlan
+from slipstream.engine import integer_kernel
 from slipstream.engine.checkpoint import automatic_plan, load_model, read_config
-from slipstream.engine.linear import int4_error, make_linear
+from slipstream.engine.linear import GroupedLinear, int4_error, make_linear
 from slipstream.engine.runner import ModelRunner
 from tests.golden.families import FAMILIES, VOCAB, build_config
 from tests.golden.ragged import run_ragged
@@ -115,3 +116,21 @@ def test_int8_keeps_quiet_tokens_beside_loud_ones() -> None:
         # As many rows either way: few rows are multiplied at a higher precision than many.
         beside_loud, beside_itself = torch.cat((quiet, loud[:rows])), quiet.repeat(rows + 1, 1)
         assert torch.equal(layer(beside_loud)[:1], layer(beside_itself)[:1])
+
+
+@pytest.mark.skipif(not integer_kernel.available(), reason="needs AVX-512 VNNI")
+@pytest.mark.parametrize("activation_bits", [8, 16, None])
+def test_fixed_activations_do_not_depend_on_the_rows(activation_bits: int | None) -> None:
+    """With activation bits fixed, a row is bitwise the same whatever the number of rows and its
+    place among them; left open, few and many rows differ."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(96, 64, generator=generator)
+    layer = GroupedLinear(weight, None, 8, activation_bits)
+    x = torch.randn(33, 64, generator=generator).to(torch.bfloat16)
+    alone = torch.cat([layer(x[i : i + 1]) for i in range(len(x))])
+    exact = x.double() @ weight.double().T
+    assert (alone.double() - exact).norm() < 0.01 * exact.norm()
+    for rows in (2, 3, 4, 5, 7, 8, 9, 16, 33):
+        same = torch.equal(layer(x[:rows]), alone[:rows])
+        same = same and torch.equal(layer(x[-rows:]), alone[-rows:])
+        assert same == (activation_bits is not None or rows <= 4), rows

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.exactness import choose_shapes
 from slipstream.engine.runner import ModelRunner
@@ -35,3 +36,13 @@ def runner(strict_runner: ModelRunner) -> Iterator[ModelRunner]:
     """The same, given back empty by every test."""
     yield strict_runner
     assert strict_runner.pool.num_used == 0
+
+
+@pytest.fixture
+def int8_runner(checkpoint: Path, strict_runner: ModelRunner) -> Iterator[ModelRunner]:
+    """The same model served at 8 bits, in bfloat16, on the one thread of `strict_runner`."""
+    plan = LayerPlan(precision="w8a8", head_precision="w8a8")
+    runner = ModelRunner(load_model(checkpoint, dtype="bfloat16", plan=plan), kv_bytes=40 * 2048)
+    choose_shapes(runner, "strict")
+    yield runner
+    assert runner.pool.num_used == 0
