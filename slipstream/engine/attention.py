@@ -22,14 +22,22 @@ class ForwardContext:
 
     Args:
         kv_index: decoder layer index to the layer's place in the pool.
+        hidden: [1, rows, size], the rows as they leave the shard before this one.
     """
 
-    __slots__ = ("batch", "kv_index", "pool", "rope")
+    __slots__ = ("batch", "hidden", "kv_index", "pool", "rope")
 
-    def __init__(self, batch: Batch, pool: KvPool, kv_index: dict[int, int]) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        pool: KvPool,
+        kv_index: dict[int, int],
+        hidden: torch.Tensor | None = None,
+    ) -> None:
         self.batch = batch
         self.pool = pool
         self.kv_index = kv_index
+        self.hidden = hidden
         self.rope: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
 

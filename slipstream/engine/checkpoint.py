@@ -21,6 +21,7 @@ from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.attention import IMPLEMENTATION
 from slipstream.engine.integer_kernel import GROUP
 from slipstream.engine.linear import int4_error, weight_bytes
+from slipstream.engine.shards import Shard, cut, make_shard
 from slipstream.engine.transforms import decoder_layers, optimize, skip_sublayers
 
 # Rotary embeddings of these kinds depend on the longest sequence in the batch once it passes the
@@ -41,7 +42,9 @@ class LoadedModel:
 
     Attributes:
         model: `transformers` causal LM, transformed; call it through ModelRunner.
-        kv_layers: decoder layers that have keys and values, in order.
+        kv_layers: decoder layers that have keys and values here, in order.
+        num_kv_layers: how many have them in all parts of the model together.
+        shard: which part of the model this is; a model in one piece is the only one.
         weight_bytes: of all weights held.
         tensors_read: names of the tensors that were read from disk.
     """
@@ -53,6 +56,8 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     kv_layers: tuple[int, ...]
+    num_kv_layers: int
+    shard: Shard
     context_length: int
     eos_token_ids: frozenset[int]
     weight_bytes: int
@@ -196,12 +201,15 @@ def _read_weights(
         try:
             files = [stack.enter_context(safe_open(p, "pt")) for p in _weight_files(folder)]
             place = {name: file for file in files for name in file.keys()}
-            for name, _ in list(model.named_parameters()):
-                if name not in place and name in tied:
+            wanted = [name for name, _ in model.named_parameters()]
+            for name in wanted:
+                source = name if name in place else tied.get(name, name)
+                # What is tied to a parameter of this model becomes the same one below.
+                if source != name and source in wanted:
                     continue
-                if name not in place:
+                if source not in place:
                     raise CheckpointError(f"{folder} lacks the tensor {name}")
-                tensor = place[name].get_tensor(name).to(device=device, dtype=dtype)
+                tensor = place[source].get_tensor(source).to(device=device, dtype=dtype)
                 owner, _, leaf = name.rpartition(".")
                 module = model.get_submodule(owner)
                 expected = getattr(module, leaf).shape
@@ -210,12 +218,13 @@ def _read_weights(
                         f"{name} has shape {tuple(tensor.shape)}, the config says {tuple(expected)}"
                     )
                 setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
-                read.add(name)
+                read.add(source)
         except (SafetensorError, OSError) as failure:
             raise CheckpointError(f"cannot read the weights in {folder}: {failure}") from failure
-    if model.get_output_embeddings().weight.is_meta:  # type: ignore[operator]
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    if isinstance(head, nn.Linear) and head.weight.is_meta:
         embedding = model.get_input_embeddings()  # type: ignore[operator]
-        model.get_output_embeddings().weight = embedding.weight  # type: ignore[operator]
+        head.weight = embedding.weight
     return frozenset(read)
 
 
@@ -258,6 +267,7 @@ def load_model(
     device: str = "cpu",
     plan: LayerPlan | None = None,
     optimized: bool = True,
+    shard: tuple[int, int] = (0, 1),
 ) -> LoadedModel:
     """Loads the model in `folder` under a layer plan.
 
@@ -265,9 +275,11 @@ def load_model(
         dtype: auto (the checkpoint's, float16 becoming bfloat16), bfloat16 or float32.
         plan: what to skip and quantize; None is the full model.
         optimized: False leaves the layers as `transformers` has them.
+        shard: (index, count) loads one of several parts; the tensors of the others are not read.
 
     Raises:
         CheckpointError: missing, truncated or unsupported.
+        ConfigurationError: there is no such shard.
         ModelMismatch: the plan is for another model.
     """
     config = read_config(folder)
@@ -277,6 +289,8 @@ def load_model(
     torch_dtype, torch_device = _dtype(dtype, config), torch.device(device)
     model = _empty_model(config, torch_dtype, plan)
     skip_sublayers(model, plan)
+    part = make_shard(model, plan, *shard)
+    cut(model, part)
     read = _read_weights(model, folder, torch_dtype, torch_device)
     model.to(torch_device)
     if optimized:
@@ -288,7 +302,9 @@ def load_model(
         plan=plan,
         dtype=torch_dtype,
         device=torch_device,
-        kv_layers=tuple(i for i in range(config.num_hidden_layers) if i not in plan.skip_attention),
+        kv_layers=tuple(i for i in part.layers if i not in plan.skip_attention),
+        num_kv_layers=config.num_hidden_layers - len(plan.skip_attention),
+        shard=part,
         context_length=_context_length(config),
         eos_token_ids=eos_token_ids(folder, config),
         weight_bytes=weight_bytes(model),

@@ -1,4 +1,4 @@
-"""One forward pass: segments in, logits out."""
+"""One forward pass: segments in, logits out; or hidden states, where the model is a part."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence as Seq
 
 import torch
+import torch.nn.functional as F
 
 from slipstream.core.errors import ConfigurationError
 from slipstream.engine.attention import CONTEXT, ForwardContext
-from slipstream.engine.batch import Segment, pack
+from slipstream.engine.batch import Batch, Segment, pack
 from slipstream.engine.checkpoint import LoadedModel
 from slipstream.engine.kv_pool import BLOCK_TOKENS, KvPool
 
@@ -18,7 +19,8 @@ class ModelRunner:
     """A loaded model and its KV pool. One thread at a time.
 
     Args:
-        kv_bytes: size of the pool.
+        kv_bytes: size of the pool of the whole model. A part of one has as many blocks, each with
+            room for its own layers only.
 
     Attributes:
         min_rows, query_multiple: shapes that batches are padded to; see `exactness`.
@@ -31,8 +33,9 @@ class ModelRunner:
         heads = config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        layers = max(1, len(loaded.kv_layers))
-        per_block = KvPool.bytes_per_block(layers, kv_heads, head_dim, loaded.dtype)
+        per_block = KvPool.bytes_per_block(
+            max(1, loaded.num_kv_layers), kv_heads, head_dim, loaded.dtype
+        )
         blocks = kv_bytes // per_block
         if blocks < 2:
             raise ConfigurationError(
@@ -41,7 +44,7 @@ class ModelRunner:
             )
         try:
             self.pool = KvPool(
-                num_layers=layers,
+                num_layers=max(1, len(loaded.kv_layers)),
                 num_blocks=blocks,
                 num_kv_heads=kv_heads,
                 head_dim=head_dim,
@@ -59,14 +62,18 @@ class ModelRunner:
         self._kv_index = {layer: i for i, layer in enumerate(loaded.kv_layers)}
 
     @torch.inference_mode()
-    def forward(self, segments: Seq[Segment]) -> torch.Tensor:
+    def forward(self, segments: Seq[Segment], hidden: torch.Tensor | None = None) -> torch.Tensor:
         """Runs the rows of all segments at once.
 
         Keys and values of every row are in the pool afterwards, at the rows' positions.
 
+        Args:
+            hidden: [rows, size], the rows as the shard before this one returned them.
+
         Returns:
             Logits, [wanted, vocab] in the model's dtype: the last `num_logits` rows of each
-            segment, in the order of the segments.
+            segment, in the order of the segments. From a shard that is not the last: the hidden
+            states of all rows, [rows, size].
         """
         for segment in segments:
             self.pool.enter(segment.table, segment.position, segment.kv_length)
@@ -77,16 +84,25 @@ class ModelRunner:
             device=self.loaded.device,
         )
         started = time.perf_counter()
-        context = ForwardContext(batch, self.pool, self._kv_index)
-        output = self.loaded.model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            logits_to_keep=batch.logit_rows,
-            **{CONTEXT: context},
-        )
-        logits: torch.Tensor = output.logits[0, : batch.num_logits]
-        if logits.is_cuda:
-            torch.cuda.synchronize(logits.device)
+        result = self._run(batch, hidden)
+        if result.is_cuda:
+            torch.cuda.synchronize(result.device)
         self.model_seconds += time.perf_counter() - started
+        return result
+
+    def _run(self, batch: Batch, hidden: torch.Tensor | None) -> torch.Tensor:
+        model, rows = self.loaded.model, sum(s.positions.numel() for s in batch.segments)
+        inputs = {"input_ids": batch.input_ids}
+        if hidden is not None:
+            padding = batch.input_ids.shape[1] - rows
+            hidden = F.pad(hidden.to(self.loaded.device), (0, 0, 0, padding))[None]
+            inputs = {"inputs_embeds": hidden}
+        context = ForwardContext(batch, self.pool, self._kv_index, hidden)
+        common = {"position_ids": batch.position_ids, "use_cache": False, CONTEXT: context}
+        if not self.loaded.shard.last:
+            decoder = model.get_decoder()  # type: ignore[operator]
+            states: torch.Tensor = decoder(**inputs, **common).last_hidden_state
+            return states[0, :rows]
+        output = model(**inputs, **common, logits_to_keep=batch.logit_rows)
+        logits: torch.Tensor = output.logits[0, : batch.num_logits]
         return logits

@@ -83,8 +83,11 @@ def optimize(model: nn.Module, plan: LayerPlan) -> None:
             if type(child).__name__ in _FUSABLE_NORM:
                 setattr(parent, name, FusedNorm(child))
     for index, layer in enumerate(layers):
-        whole = isinstance(layer.self_attn, FusedAttention) and isinstance(layer.mlp, FusedMlp)
+        parts = dict(layer.named_children())
+        whole = isinstance(parts.get("self_attn"), FusedAttention)
+        whole &= isinstance(parts.get("mlp"), FusedMlp)
         if whole and type(layer).__name__ in _FUSABLE_LAYER:
             layers[index] = FusedBlock(layer)
-    head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
-    model.set_output_embeddings(converted(head, plan.head_precision))  # type: ignore[operator]
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    if isinstance(head, nn.Linear):  # a part of a model may have none
+        model.set_output_embeddings(converted(head, plan.head_precision))  # type: ignore[operator]
