@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from slipstream.bench.ideal import token_acceptance
 from slipstream.bench.records import TASKS, Sample, Speculation
+from slipstream.core.ideal import token_acceptance
 
 
 @dataclass(frozen=True, slots=True)

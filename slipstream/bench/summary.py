@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from slipstream.bench.aggregate import RowResult, differing_questions
-from slipstream.bench.ideal import best_ideal
 from slipstream.bench.records import (
     PLAIN,
     PLAIN_ALL,
@@ -15,6 +14,7 @@ from slipstream.bench.records import (
     TRANSFORMERS_PLD,
     Sample,
 )
+from slipstream.core.ideal import best_ideal
 
 MAX_OUTSIDE_MODEL = 0.05
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,6 +13,17 @@ from slipstream.core.errors import ConfigurationError, ModelMismatch
 # 8 where they are many. w8a8 fixes both at 8: what a row gives does not depend on how many there
 # are, which a verifier needs.
 Precision = Literal["native", "int8", "int4", "w8a8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Skips:
+    """Decoder layers, by index, whose attention or MLP is left out."""
+
+    attention: frozenset[int] = frozenset()
+    mlp: frozenset[int] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.attention) + len(self.mlp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,14 @@ class LayerPlan:
             raise ConfigurationError(
                 f"layer plan: layers {sorted(beyond)} do not exist; the model has {num_layers}"
             )
+
+    @property
+    def skips(self) -> Skips:
+        return Skips(self.skip_attention, self.skip_mlp)
+
+    def with_skips(self, skips: Skips) -> LayerPlan:
+        """This plan with other sublayers left out."""
+        return replace(self, skip_attention=skips.attention, skip_mlp=skips.mlp)
 
     def describe(self) -> str:
         skipped = f"{len(self.skip_attention)} attention and {len(self.skip_mlp)} MLP sublayers"

@@ -22,7 +22,13 @@ from slipstream.engine.attention import IMPLEMENTATION
 from slipstream.engine.integer_kernel import GROUP
 from slipstream.engine.linear import int4_error, weight_bytes
 from slipstream.engine.shards import Shard, cut, make_shard
-from slipstream.engine.transforms import decoder_layers, optimize, skip_sublayers
+from slipstream.engine.skips import SkipSet
+from slipstream.engine.transforms import (
+    decoder_layers,
+    optimize,
+    skip_sublayers,
+    skippable,
+)
 
 # Rotary embeddings of these kinds depend on the longest sequence in the batch once it passes the
 # original window, so a token would depend on its neighbours. The window ends there.
@@ -47,6 +53,7 @@ class LoadedModel:
         shard: which part of the model this is; a model in one piece is the only one.
         weight_bytes: of all weights held.
         tensors_read: names of the tensors that were read from disk.
+        skips: leaves out further sublayers, from one pass to the next.
     """
 
     model: nn.Module
@@ -62,6 +69,7 @@ class LoadedModel:
     eos_token_ids: frozenset[int]
     weight_bytes: int
     tensors_read: frozenset[str]
+    skips: SkipSet
 
 
 def read_config(folder: Path) -> Any:
@@ -170,9 +178,7 @@ def _check_supported(model: nn.Module, plan: LayerPlan) -> None:
             raise ValueError("its layers are not an attention and an MLP")
         if hasattr(layer.self_attn, "sinks"):
             raise ValueError("attention sinks are not implemented")
-        # Elsewhere a norm serves both sublayers, or stands behind them: it cannot go with one.
-        skippable = hasattr(layer, "input_layernorm") and hasattr(layer, "post_attention_layernorm")
-        if (plan.skip_attention or plan.skip_mlp) and not skippable:
+        if plan.skips and not skippable(layer):
             raise ValueError("its sublayers cannot be skipped")
 
 
@@ -288,7 +294,7 @@ def load_model(
     plan.check(identity, config.num_hidden_layers)
     torch_dtype, torch_device = _dtype(dtype, config), torch.device(device)
     model = _empty_model(config, torch_dtype, plan)
-    skip_sublayers(model, plan)
+    skip_sublayers(model, plan.skips)
     part = make_shard(model, plan, *shard)
     cut(model, part)
     read = _read_weights(model, folder, torch_dtype, torch_device)
@@ -309,4 +315,5 @@ def load_model(
         eos_token_ids=eos_token_ids(folder, config),
         weight_bytes=weight_bytes(model),
         tensors_read=read,
+        skips=SkipSet(model),
     )

@@ -157,7 +157,11 @@ class FusedAttention(nn.Module):
 class FusedBlock(nn.Module):
     """A pre-norm decoder layer made of fused parts; changes the residual stream in place.
 
-    Replaces a layer of which every part was fused: norm, attention, norm, MLP.
+    Replaces a layer of which every part that is not skipped was fused.
+
+    Attributes:
+        attends, mixes: whether the coming passes run the attention and the MLP.
+        has_attention, has_mlp: whether they were loaded at all.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -166,6 +170,8 @@ class FusedBlock(nn.Module):
         self.self_attn: FusedAttention = layer.self_attn
         self.post_attention_layernorm: FusedNorm = layer.post_attention_layernorm
         self.mlp: FusedMlp = layer.mlp
+        self.has_attention = self.attends = isinstance(layer.self_attn, FusedAttention)
+        self.has_mlp = self.mixes = isinstance(layer.mlp, FusedMlp)
 
     def forward(
         self,
@@ -174,8 +180,15 @@ class FusedBlock(nn.Module):
         **kwargs: Any,
     ) -> torch.Tensor:
         # Methods, not calls of modules: the hooks that a call looks for are never there.
+        if not self.attends:
+            if not self.mixes:
+                return hidden_states
+            normed = self.post_attention_layernorm.forward(hidden_states)
+            return hidden_states.add_(self.mlp.forward(normed))
         normed = self.input_layernorm.forward(hidden_states)
         delta = self.self_attn.forward(normed, position_embeddings, **kwargs)[0]
+        if not self.mixes:
+            return hidden_states.add_(delta)
         normed = self.post_attention_layernorm.add(hidden_states, delta)
         return hidden_states.add_(self.mlp.forward(normed))
 

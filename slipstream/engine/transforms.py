@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slipstream.core.layer_plan import LayerPlan, Precision
+from slipstream.core.layer_plan import LayerPlan, Precision, Skips
 from slipstream.engine.fused import FusedAttention, FusedBlock, FusedMlp, FusedNorm
 from slipstream.engine.linear import converted
 
@@ -39,23 +39,43 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return layers
 
 
-def skip_sublayers(model: nn.Module, plan: LayerPlan) -> None:
-    """Replaces the plan's skipped sublayers, and the norms that serve them alone."""
+def skippable(layer: nn.Module) -> bool:
+    """Whether the layer's sublayers can be left out one by one.
+
+    Elsewhere a norm serves both of them, or stands behind them: it cannot go with one.
+    """
+    return hasattr(layer, "input_layernorm") and hasattr(layer, "post_attention_layernorm")
+
+
+def stand_ins(layer: nn.Module, part: str) -> dict[str, nn.Module]:
+    """What takes the place of a skipped sublayer and of the norms that serve it alone.
+
+    Args:
+        part: attention or mlp.
+
+    Returns:
+        Modules by their name in the layer.
+    """
+    # Gemma wraps each sublayer in a norm before and a norm after; the others have one before.
+    wrapped = hasattr(layer, "pre_feedforward_layernorm")
+    if part == "attention":
+        norms = ["input_layernorm"] + ["post_attention_layernorm"] * wrapped
+        return {"self_attn": _Nothing(returns_pair=True)} | {n: nn.Identity() for n in norms}
+    norms = (
+        ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+        if wrapped
+        else ["post_attention_layernorm"]
+    )
+    return {"mlp": _Nothing(returns_pair=False)} | {n: nn.Identity() for n in norms}
+
+
+def skip_sublayers(model: nn.Module, skips: Skips) -> None:
+    """Replaces skipped sublayers, so that their weights are never read."""
     for index, layer in enumerate(decoder_layers(model)):
-        # Gemma wraps each sublayer in a norm before and a norm after; the others have one before.
-        wrapped = hasattr(layer, "pre_feedforward_layernorm")
-        if index in plan.skip_attention:
-            layer.self_attn = _Nothing(returns_pair=True)
-            layer.input_layernorm = nn.Identity()
-            if wrapped:
-                layer.post_attention_layernorm = nn.Identity()
-        if index in plan.skip_mlp:
-            layer.mlp = _Nothing(returns_pair=False)
-            if wrapped:
-                layer.pre_feedforward_layernorm = nn.Identity()
-                layer.post_feedforward_layernorm = nn.Identity()
-            else:
-                layer.post_attention_layernorm = nn.Identity()
+        for part, skipped in (("attention", skips.attention), ("mlp", skips.mlp)):
+            if index in skipped:
+                for name, module in stand_ins(layer, part).items():
+                    setattr(layer, name, module)
 
 
 def _convert_parts(layer: nn.Module, precision: Precision) -> None:
@@ -84,9 +104,9 @@ def optimize(model: nn.Module, plan: LayerPlan) -> None:
                 setattr(parent, name, FusedNorm(child))
     for index, layer in enumerate(layers):
         parts = dict(layer.named_children())
-        whole = isinstance(parts.get("self_attn"), FusedAttention)
-        whole &= isinstance(parts.get("mlp"), FusedMlp)
-        if whole and type(layer).__name__ in _FUSABLE_LAYER:
+        known = isinstance(parts.get("self_attn"), FusedAttention | _Nothing)
+        known &= isinstance(parts.get("mlp"), FusedMlp | _Nothing)
+        if known and type(layer).__name__ in _FUSABLE_LAYER:
             layers[index] = FusedBlock(layer)
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
     if isinstance(head, nn.Linear):  # a part of a model may have none

@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from slipstream.bench.aggregate import aggregate
-from slipstream.bench.ideal import best_ideal
 from slipstream.bench.machine import describe_machine
 from slipstream.bench.records import ROWS, EngineCost, Speculation
 from slipstream.bench.report import document, show, verdicts, write
 from slipstream.bench.summary import summarize
 from slipstream.core.errors import ConfigurationError
+from slipstream.core.ideal import best_ideal
 
 SPEEDS = {
     "plain-1core": 30.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slipstream.bench.ideal import best_ideal, pearl_speedup, token_acceptance
+from slipstream.core.ideal import best_ideal, pearl_speedup, token_acceptance
 
 
 @pytest.mark.parametrize(
