@@ -13,7 +13,7 @@ from drafter_service.settings import Settings
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.checkpoint import automatic_plan, load_model, read_config
 from slipstream.engine.loop import model_thread
-from slipstream.engine.placement import place, resolve_device
+from slipstream.engine.placement import own_cores, place, resolve_device
 from slipstream.engine.runner import ModelRunner
 from slipstream.wire.process import run_service, until_stopped
 from slipstream.wire.proto import drafter_pb2_grpc
@@ -48,7 +48,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     thread = model_thread()
     loop = asyncio.get_running_loop()
     runner = await loop.run_in_executor(thread, _make_runner, settings)
-    servicer = DrafterServicer()
+    servicer = DrafterServicer(own_cores() if runner.loaded.device.type == "cpu" else ())
     engine = DrafterEngine(runner, servicer.send, max_sequences=settings.max_sequences)
     servicer.attach(engine)
     running = asyncio.wrap_future(engine.start(thread))

@@ -22,6 +22,7 @@ from slipstream.core.draft import (
 from slipstream.core.errors import InvalidParameter
 from slipstream.engine.batch import Segment
 from slipstream.engine.loop import EngineLoop
+from slipstream.engine.placement import compute_on
 from slipstream.engine.runner import ModelRunner
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class DrafterEngine(EngineLoop):
         self._under_way = 0
         self._drafts: dict[Key, Draft] = {}
         self._paces: dict[int, SetPace] = {}
+        self._cores: tuple[int, ...] = ()
 
     # ---- from any thread -------------------------------------------------------------------
 
@@ -208,7 +210,11 @@ class DrafterEngine(EngineLoop):
                 self._commit(draft, command)
 
     def _set_pace(self, connection: int, pace: SetPace) -> None:
+        """Takes over a pace. Where verifiers disagree about cores, the last one has its way."""
         self._paces[connection] = pace
+        if pace.cores and pace.cores != self._cores:
+            self._cores = pace.cores
+            compute_on(pace.cores)
 
     def _commit(self, draft: Draft, command: Commit) -> None:
         vocab = self.runner.loaded.config.vocab_size

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import grpc
 
@@ -14,6 +14,7 @@ from drafter_service.engine import DrafterEngine
 from slipstream.core.draft import Proposal, Refusal
 from slipstream.core.errors import DeadlineExceeded, InvalidRequest, ModelMismatch
 from slipstream.wire.draft_codec import command_from_proto, response_to_proto
+from slipstream.wire.host import host_id
 from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
 from slipstream.wire.status import streaming, unary
 
@@ -22,10 +23,15 @@ _HELLO_TIMEOUT_SECONDS = 10.0
 
 
 class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
-    """Routes commands to the engine and proposals back to the verifier they are for."""
+    """Routes commands to the engine and proposals back to the verifier they are for.
 
-    def __init__(self) -> None:
+    Args:
+        cores: that this process may compute on; none where it computes elsewhere.
+    """
+
+    def __init__(self, cores: Iterable[int] = ()) -> None:
         self._engine: DrafterEngine
+        self._cores = sorted(cores)
         self._numbers = itertools.count(1)
         self._outboxes: dict[int, asyncio.Queue[drafter_pb2.DraftResponse | None]] = {}
         self._incarnation = uuid.uuid4().hex
@@ -93,6 +99,8 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             model_fingerprint=loaded.fingerprint,
             vocab_size=loaded.config.vocab_size,
             incarnation=self._incarnation,
+            host=host_id(),
+            cores=self._cores,
         )
 
     async def _read(

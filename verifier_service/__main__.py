@@ -10,18 +10,21 @@ import sys
 from slipstream.core.draft import Command
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.checkpoint import load_model
-from slipstream.engine.exactness import choose_shapes
+from slipstream.engine.exactness import choose_shapes, step_seconds
 from slipstream.engine.loop import model_thread
-from slipstream.engine.placement import place, resolve_device
+from slipstream.engine.placement import compute_on, own_cores, place, resolve_device
 from slipstream.engine.runner import ModelRunner
+from slipstream.wire.host import host_id
 from slipstream.wire.process import run_service, until_stopped
 from slipstream.wire.proto import verifier_pb2_grpc
 from slipstream.wire.transport import Server
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
+from verifier_service.placement import Drafter, Placement
 from verifier_service.plan import Limits
 from verifier_service.servicer import Identity, VerifierServicer
 from verifier_service.settings import Settings
+from verifier_service.speculation import Speculation, SpeculationSettings
 
 log = logging.getLogger(__name__)
 SERVICE = "slipstream.v1.VerifierService"
@@ -30,10 +33,12 @@ _PLANS = {
     "native": LayerPlan(),
     "int8": LayerPlan(precision="w8a8", head_precision="w8a8"),
 }
+# Row counts whose step time is probed when the model is loaded.
+PROBED_ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
 
 
-def _make_runner(settings: Settings) -> tuple[ModelRunner, str]:
-    """The model, ready to run, and its exactness."""
+def _make_runner(settings: Settings) -> tuple[ModelRunner, str, dict[int, float]]:
+    """The model, ready to run, its exactness, and the seconds of a step by rows."""
     loaded = load_model(
         settings.model,
         dtype=settings.dtype,
@@ -48,7 +53,7 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, str]:
         loaded.weight_bytes / 1e6,
         runner.pool.num_blocks, exactness, shapes,
     )  # fmt: skip
-    return runner, exactness
+    return runner, exactness, step_seconds(runner, PROBED_ROWS)
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -59,7 +64,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     server.bind()
     thread = model_thread()
     loop = asyncio.get_running_loop()
-    runner, exactness = await loop.run_in_executor(thread, _make_runner, settings)
+    runner, exactness, step_seconds = await loop.run_in_executor(thread, _make_runner, settings)
     loaded = runner.loaded
     link: DrafterLink | None = None
     if settings.drafter != "off":
@@ -69,11 +74,18 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         assert link is not None, "only a link announces a drafter"
         link.send(connection, commands)
 
+    on_cpu = loaded.device.type == "cpu"
+    placement = Placement(
+        settings.placement, Drafter(host_id(), own_cores() if on_cpu else frozenset()), compute_on
+    )
+    length = None if settings.draft_length == "auto" else settings.draft_length
+    speculation = Speculation(
+        send, SpeculationSettings(settings.window, length), step_seconds, placement
+    )
     engine = VerifierEngine(
         runner,
-        send,
+        speculation,
         limits=Limits(prefill_chunk=settings.prefill_chunk, strict=exactness == "strict"),
-        window=settings.window,
         max_running=settings.max_sequences,
         max_waiting=settings.max_queue,
     )

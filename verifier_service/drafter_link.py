@@ -21,6 +21,7 @@ from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
 from slipstream.wire.status import error_of
 from slipstream.wire.transport import channel
 from verifier_service.engine import VerifierEngine
+from verifier_service.placement import Drafter
 
 log = logging.getLogger(__name__)
 _HELLO_TIMEOUT_SECONDS = 10.0
@@ -108,7 +109,8 @@ class DrafterLink:
         self.connected, self.detail = True, ""
         self.connections += 1
         log.info("drafter %s connected", self._address)
-        engine.drafter_up(self._number)
+        theirs = first.hello
+        engine.drafter_up(self._number, Drafter(theirs.host, frozenset(theirs.cores)))
         writer = asyncio.create_task(self._write(stream))
         try:
             while (response := await stream.read()) is not grpc.aio.EOF:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from slipstream.core.draft import Close, Command, Proposal, Refusal
+from slipstream.core.draft import Proposal, Refusal
 from slipstream.core.errors import (
     ContextTooLong,
     InternalError,
@@ -29,7 +29,9 @@ from verifier_service.generation import (
     GenerationRequest,
     Progress,
 )
-from verifier_service.plan import Limits, Work, plan_step
+from verifier_service.placement import Drafter
+from verifier_service.plan import Limits, Work, next_turn, plan_step
+from verifier_service.speculation import Speculation
 
 log = logging.getLogger(__name__)
 
@@ -54,21 +56,19 @@ class VerifierEngine(EngineLoop):
 
     Submit, cancel and deliver from any thread; they only fill the inbox, which the engine
     empties once a step. What it decides goes out through each request's listener, and to the
-    drafter through `send_commands`, both called on the engine's thread.
+    drafter through `speculation`, both called on the engine's thread.
 
     Args:
-        send_commands: takes a drafter connection's number and its commands, in order.
-        window: how far beyond the last commit a drafter may run.
+        speculation: keeps the drafter informed and decides about drafts.
         max_running: most sequences in a step; `max_waiting`: most that queue for a place.
     """
 
     def __init__(
         self,
         runner: ModelRunner,
-        send_commands: Callable[[int, list[Command]], None],
+        speculation: Speculation,
         *,
         limits: Limits,
-        window: int = 8,
         max_running: int = 128,
         max_waiting: int = 1024,
     ) -> None:
@@ -76,8 +76,7 @@ class VerifierEngine(EngineLoop):
         self.runner = runner
         self.counters = EngineCounters()
         self.limits = limits
-        self._send_commands = send_commands
-        self._window = window
+        self.speculation = speculation
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._waiting: deque[Generation] = deque()
@@ -85,8 +84,6 @@ class VerifierEngine(EngineLoop):
         self._by_number: dict[int, Generation] = {}
         # next() on it is atomic, so two threads that submit never share a number.
         self._numbers = itertools.count(1)
-        self._drafter: int | None = None
-        self._commands: list[Command] = []
         self._prefilled_last = False
 
     # ---- from any thread -------------------------------------------------------------------
@@ -116,17 +113,19 @@ class VerifierEngine(EngineLoop):
         self._post(lambda: self._waiting.append(generation))
         return lambda: self._post(lambda: self._cancel(generation))
 
-    def deliver(self, drafter: int, proposals: list[Proposal], refusals: list[Refusal]) -> None:
+    def deliver(self, connection: int, proposals: list[Proposal], refusals: list[Refusal]) -> None:
         """Drafts that arrived from a drafter connection."""
-        self._post(lambda: self._take(drafter, proposals, refusals))
+        at, vocab = time.perf_counter(), self.runner.loaded.config.vocab_size
+        take, known = self.speculation.take, self._by_number
+        self._post(lambda: take(connection, proposals, refusals, known, vocab, at))
 
-    def drafter_up(self, drafter: int) -> None:
+    def drafter_up(self, connection: int, drafter: Drafter) -> None:
         """A drafter is there: live sequences are opened on it."""
-        self._post(lambda: self._set_drafter(drafter))
+        self._post(lambda: self.speculation.connect(connection, drafter, self._running))
 
-    def drafter_down(self, drafter: int) -> None:
+    def drafter_down(self, connection: int) -> None:
         """A drafter is gone: decoding goes on without."""
-        self._post(lambda: self._set_drafter(None) if self._drafter == drafter else None)
+        self._post(lambda: self.speculation.disconnect(connection, self._running))
 
     def _admit(self, request: GenerationRequest) -> Generation:
         loaded = self.runner.loaded
@@ -169,23 +168,27 @@ class VerifierEngine(EngineLoop):
             self._end(generation, Progress(finish=Finish.CANCELLED, counts=generation.counts))
 
     def step(self) -> bool:
-        """One step: read the inbox, plan, run the model, decide, tell. False: nothing to do."""
+        """One step: read the inbox, plan, run the model, decide, tell. False: nothing to do yet."""
         started = time.perf_counter()
         self._read_inbox()
         self._start_waiting()
-        work = plan_step(self._running, self.limits, not self._prefilled_last)
-        if not work:
-            self._flush_commands()
+        turn = next_turn(self._running, self.limits, not self._prefilled_last)
+        self.patience = self.speculation.patience(turn)
+        if self.patience or not (turn.decoding or turn.prompt):
+            self.speculation.flush()
             return False
+        work = plan_step(turn, self.limits, self.speculation.share)
         # Openings go out before the forward pass, so that the drafter starts beside it.
-        self._flush_commands()
+        self.speculation.flush()
         try:
             draws = Draws(self.runner.forward([item.segment for item in work]))
         except Exception as failure:
             self._fail(work, failure)
             return True
+        before = self.counters.generated_tokens
         self._decide(work, draws)
-        self._flush_commands()
+        self.speculation.stepped(work, self.counters.generated_tokens - before)
+        self.speculation.flush()
         self._count(work, time.perf_counter() - started)
         return True
 
@@ -200,7 +203,7 @@ class VerifierEngine(EngineLoop):
             generation.sequence.table = table
             self._running.append(generation)
             self.counters.prompt_tokens += len(generation.request.prompt)
-            self._open(generation)
+            self.speculation.open(generation)
 
     def _decide(self, work: list[Work], draws: Draws) -> None:
         row = 0
@@ -238,6 +241,7 @@ class VerifierEngine(EngineLoop):
         sequence.computed = len(sequence) - 1
         generation.settle(len(committed))
         generation.counts.record(len(drafts), accepted)
+        self.speculation.verified(generation, len(drafts), accepted)
         self.counters.accepted_tokens += accepted
         self.counters.generated_tokens += len(committed)
         counts = generation.counts.copy()
@@ -245,8 +249,7 @@ class VerifierEngine(EngineLoop):
         if generation.finish:
             self._end(generation, progress)
             return
-        if generation.opened:
-            self._commands.append(generation.commit_command(len(committed)))
+        self.speculation.committed(generation, len(committed))
         generation.request.listener(progress)
 
     def _with_logprobs(
@@ -288,45 +291,9 @@ class VerifierEngine(EngineLoop):
             self._running.remove(generation)
             self.runner.pool.release(generation.sequence.table)
         self.counters.stale_draft_tokens += generation.stale_drafts
-        if generation.opened:
-            self._commands.append(Close(generation.number))
+        self.speculation.close(generation)
         try:
             generation.request.listener(progress)
         except Exception:
             # Nobody is left to tell, and the others must not notice.
             log.exception("the listener of %s failed", generation.request.request_id)
-
-    # ---- the drafter, as the engine's thread sees it ---------------------------------------
-
-    def _set_drafter(self, drafter: int | None) -> None:
-        self._drafter = drafter
-        self._commands.clear()
-        for generation in self._running:
-            generation.opened = False
-            self._open(generation)
-
-    def _open(self, generation: Generation) -> None:
-        if self._drafter is not None and generation.request.speculative:
-            generation.opened = True
-            self._commands.append(generation.open_command(self._window))
-
-    def _take(self, drafter: int, proposals: list[Proposal], refusals: list[Refusal]) -> None:
-        if drafter != self._drafter:
-            return
-        vocab = self.runner.loaded.config.vocab_size
-        for proposal in proposals:
-            generation = self._by_number.get(proposal.sequence_id)
-            # A token id that does not exist would fail the forward pass of all that share it.
-            known = all(0 <= token < vocab for token in proposal.tokens)
-            if known and generation is not None and generation.opened:
-                generation.propose(proposal)
-        for refusal in refusals:
-            generation = self._by_number.get(refusal.sequence_id)
-            if generation is not None:
-                log.info("no drafts for %s: %s", generation.request.request_id, refusal.reason)
-                generation.opened = False
-
-    def _flush_commands(self) -> None:
-        if self._commands and self._drafter is not None:
-            self._send_commands(self._drafter, self._commands)
-        self._commands = []

@@ -11,6 +11,7 @@ from slipstream.core.errors import SlipstreamError
 from slipstream.core.params import SamplingParams, StopConditions
 from slipstream.core.prefix import PrefixChain
 from slipstream.engine.sequence import Sequence
+from verifier_service.estimates import Acceptance
 
 
 class Finish(Enum):
@@ -82,6 +83,13 @@ class Generation:
         number: names the sequence to the drafter.
         end_tokens: tokens that end this generation.
         max_length: most tokens of the sequence, prompt included.
+
+    Attributes:
+        opened: a drafter drafts for it, `window` tokens ahead.
+        paused: that drafter will send no more before the next commit.
+        acceptance: how good its drafts have been.
+        arrived_waiting, arrived_stepping, arrived_at: drafts that came since the last step began,
+            while the engine waited and while it computed, and when the last of the former came.
     """
 
     def __init__(
@@ -99,6 +107,11 @@ class Generation:
         self.finish: Finish | None = None
         self.counts = SpeculationCounts()
         self.opened = False
+        self.window = 0
+        self.paused = False
+        self.acceptance = Acceptance()
+        self.arrived_waiting = self.arrived_stepping = 0
+        self.arrived_at = 0.0
         self.last_step = 0
         self.stale_drafts = 0
         self._end_tokens = end_tokens
@@ -107,10 +120,22 @@ class Generation:
         # Names of the committed sequence extended by the pending drafts.
         self._pending_chain: PrefixChain | None = None
 
-    def propose(self, proposal: Proposal) -> None:
+    @property
+    def num_pending(self) -> int:
+        return len(self._pending)
+
+    @property
+    def room(self) -> int:
+        """Most drafts that could be accepted: the token at max_length - 1 is the rule's own."""
+        return max(0, self.max_length - len(self.sequence) - 1)
+
+    def propose(self, proposal: Proposal) -> int | None:
         """Takes the tokens of a proposal that continues what is committed and pending.
 
         A proposal for another prefix is dropped: late, duplicated and reordered ones do no harm.
+
+        Returns:
+            How many drafts are new; None where the proposal was dropped.
         """
         tokens, length = proposal.tokens, len(self.sequence)
         start = proposal.prefix.length
@@ -120,19 +145,20 @@ class Generation:
             known = tuple(overlap[: len(tokens)])
             if not self.sequence.chain.names(proposal.prefix) or tokens[: len(known)] != known:
                 self.stale_drafts += len(tokens)
-                return
+                return None
             tokens = tokens[len(known) :]
             if self._pending or not tokens:
-                return
+                return 0
         elif start == length and self.sequence.chain.names(proposal.prefix):
             self._pending.clear()
         elif not self._continues_pending(proposal):
             self.stale_drafts += len(tokens)
-            return
+            return None
         else:
             del self._pending[start - length :]
         self._pending.extend(tokens)
         self._pending_chain = None
+        return len(tokens)
 
     def _continues_pending(self, proposal: Proposal) -> bool:
         length = len(self.sequence)
@@ -146,8 +172,7 @@ class Generation:
 
     def drafts(self, most: int) -> tuple[int, ...]:
         """The drafts for the next step: at most `most`, and none that could not be accepted."""
-        room = self.max_length - len(self.sequence) - 1
-        return tuple(self._pending[: max(0, min(most, room))])
+        return tuple(self._pending[: min(most, self.room)])
 
     def append(self, token: int) -> None:
         """Commits a token and notices whether it is the last."""

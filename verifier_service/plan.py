@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from slipstream.engine.batch import Segment
 from slipstream.engine.exactness import MAX_STRICT_ROWS
 from verifier_service.generation import Generation
+
+# Takes decoding sequences, most rows of the step and most drafts of a sequence.
+Share = Callable[[Sequence[Generation], int, int], Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class Limits:
 
     prefill_chunk: int = 256
     decode_rows: int = MAX_STRICT_ROWS
-    max_drafts: int = 8
+    max_drafts: int = 16
     strict: bool = False
 
 
@@ -35,6 +38,11 @@ class Work:
     generation: Generation
     segment: Segment
     drafts: tuple[int, ...]
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is one committed token and drafts, no piece of a prompt."""
+        return len(self.segment.tokens) == 1 + len(self.drafts)
 
 
 def _prefill(generation: Generation, limits: Limits) -> Work:
@@ -55,22 +63,34 @@ def _decode(generation: Generation, drafts: tuple[int, ...]) -> Work:
     return Work(generation, segment, drafts)
 
 
-def plan_step(running: Iterable[Generation], limits: Limits, prefill_next: bool) -> list[Work]:
-    """The work of the next step, oldest generation first; empty where there is none.
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Who computes in the next step: sequences that decode, and at most one that has a prompt."""
 
-    A step carries every decoding sequence and one chunk of the oldest unfinished prompt. In
-    strict mode the two never share a step: `prefill_next` says whose turn it is.
-    """
+    decoding: tuple[Generation, ...]
+    prompt: Generation | None
+
+
+def next_turn(running: Iterable[Generation], limits: Limits, prefill_next: bool) -> Turn:
+    """Every decoding sequence and the oldest unfinished prompt. In strict mode the two never
+    share a step: `prefill_next` says whose turn it is."""
+    running = tuple(running)
     decoding = [g for g in running if g.sequence.todo == 1]
-    prompts = [g for g in running if g.sequence.todo > 1]
-    prompt = prompts[:1]
+    prompt = next((g for g in running if g.sequence.todo > 1), None)
     if limits.strict and prompt and decoding:
-        decoding, prompt = ([], prompt) if prefill_next else (decoding, [])
+        decoding, prompt = ([], prompt) if prefill_next else (decoding, None)
     if limits.strict:
         # More sequences than rows take turns, those that waited longest first.
         decoding = sorted(decoding, key=lambda g: g.last_step)[: limits.decode_rows]
-    each = 0
-    if decoding:
-        each = min(limits.max_drafts, max(0, limits.decode_rows - len(decoding)) // len(decoding))
-    work = [_decode(g, g.drafts(each)) for g in decoding]
-    return work + [_prefill(g, limits) for g in prompt]
+    return Turn(tuple(decoding), prompt)
+
+
+def plan_step(turn: Turn, limits: Limits, share: Share) -> list[Work]:
+    """The work of the next step, decoding sequences first; empty where there is none.
+
+    Args:
+        share: says how many of its drafts each decoding sequence gets.
+    """
+    lengths = share(turn.decoding, limits.decode_rows, limits.max_drafts) if turn.decoding else ()
+    work = [_decode(g, g.drafts(n)) for g, n in zip(turn.decoding, lengths, strict=True)]
+    return work + ([_prefill(turn.prompt, limits)] if turn.prompt else [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from slipstream.wire.process import ModelServiceSettings, settings_config
 
@@ -28,5 +28,13 @@ class Settings(ModelServiceSettings):
     )
     max_queue: int = Field(1024, ge=1, description="most requests that wait for a place")
     window: int = Field(8, ge=1, le=64, description="drafts ahead of the last commit")
+    draft_length: PositiveInt | Literal["auto"] = Field(
+        "auto", description="most drafts of a step; auto: as many as pay, and waiting where it does"
+    )
+    placement: Literal["auto", "separate", "shared"] = Field(
+        "auto",
+        description="where drafter and verifier share cores: side by side on half of them each, in"
+        " turn on all of them, or (auto) whichever measures faster",
+    )
     prefill_chunk: int = Field(256, ge=16, description="most prompt tokens of a step")
     speculative: bool = Field(True, description="speculate where a request does not say")

@@ -109,25 +109,39 @@ def strict_shapes(runner: ModelRunner, candidates: Sequence[Shapes] = _CANDIDATE
         probe.close()
 
 
-def _step_seconds(runner: ModelRunner) -> dict[Shapes, float]:
-    """Time of a plain decoding step with 1 and with 4 rows, the least of some runs each.
+def step_seconds(runner: ModelRunner, rows: Sequence[int], runs: int = 3) -> dict[int, float]:
+    """Time of a decoding or verification step of one sequence by its rows, the least of some runs.
+
+    Row counts for which the pool has no room are left out; the first one is always there.
+    """
+    best: dict[int, float] = {}
+    table = runner.pool.allocate(_CONTEXT + max(rows)) or runner.pool.allocate(rows[0])
+    if table is None:
+        raise ConfigurationError("the KV pool is too small for one step")
+    try:
+        start = min(_CONTEXT, table.capacity - rows[0])
+        for _ in range(runs):
+            for count in (n for n in rows if start + n <= table.capacity):
+                started = time.perf_counter()
+                runner.forward([Segment([1] * count, start, table, count)])
+                elapsed = time.perf_counter() - started
+                best[count] = min(best.get(count, elapsed), elapsed)
+    finally:
+        runner.pool.release(table)
+    return best
+
+
+def _plain_step_seconds(runner: ModelRunner) -> dict[Shapes, float]:
+    """Time of a plain decoding step with 1 and with 4 rows.
 
     Some kernels take longer over a vector than over a small matrix.
     """
-    table = runner.pool.allocate(_CONTEXT)
-    if table is None:
-        return {_CHEAP[0]: 0.0}
     best: dict[Shapes, float] = {}
-    try:
-        for _ in range(8):
-            for shapes in _CHEAP:
-                _use(runner, shapes)
-                started = time.perf_counter()
-                runner.forward([Segment([1], _CONTEXT - 1, table, 1)])
-                elapsed = time.perf_counter() - started
-                best[shapes] = min(best.get(shapes, elapsed), elapsed)
-    finally:
-        runner.pool.release(table)
+    for _ in range(8):
+        for shapes in _CHEAP:
+            _use(runner, shapes)
+            elapsed = step_seconds(runner, (1,), runs=1)[1]
+            best[shapes] = min(best.get(shapes, elapsed), elapsed)
     return best
 
 
@@ -159,7 +173,7 @@ def choose_shapes(runner: ModelRunner, exactness: str) -> tuple[str, Shapes]:
         strict = strict_shapes(runner, _CHEAP)
         if strict is not None:
             return "strict", strict
-    seconds = _step_seconds(runner)
+    seconds = _plain_step_seconds(runner)
     fastest = min(seconds, key=lambda shapes: seconds[shapes])
     _use(runner, fastest)
     return "fast", fastest

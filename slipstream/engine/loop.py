@@ -22,9 +22,15 @@ def model_thread() -> ThreadPoolExecutor:
 
 
 class EngineLoop(ABC):
-    """Runs `step` until stopped. Owned by its thread, but for `post`, `start`, `stop`, `alive`."""
+    """Runs `step` until stopped. Owned by its thread, but for `post`, `start`, `stop`, `alive`.
+
+    Attributes:
+        patience: a step that returns False may say how many seconds later it wants to look again;
+            0 for when something has come in.
+    """
 
     def __init__(self) -> None:
+        self.patience = 0.0
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -66,6 +72,6 @@ class EngineLoop(ABC):
         while not self._stopping:
             self._wake.clear()
             if not self.step():
-                self._wake.wait(_IDLE_WAIT_SECONDS)
+                self._wake.wait(self.patience or _IDLE_WAIT_SECONDS)
         self._read_inbox()
         self.close()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from slipstream.core.draft import Command
 from slipstream.core.params import SamplingParams
 from tests.drafter.rig import DrafterRig, Message
-from tests.verifier.rig import GREEDY, VOCAB, Rig, plain
+from tests.verifier.rig import ELSEWHERE, GREEDY, VOCAB, Rig, plain
 
 PENALTIES = SamplingParams(
     temperature=1.0,
@@ -58,7 +58,7 @@ class Pair:
     to_verifier: list[Message] = field(default_factory=list)
 
     def connect(self) -> None:
-        self.verifier.engine.drafter_up(self.connection)
+        self.verifier.engine.drafter_up(self.connection, ELSEWHERE)
 
     def collect(self) -> None:
         new, self.verifier.commands = self.verifier.commands, []

@@ -16,7 +16,7 @@ import pytest
 import torch
 from scipy import stats
 
-from slipstream.core.draft import Command, Commit, Open, Proposal
+from slipstream.core.draft import Command, Commit, Open, Proposal, SetPace
 from slipstream.core.params import SamplingParams, StopConditions
 from slipstream.core.prefix import PrefixChain
 from slipstream.core.sampling import Logits, TokenCounts, sample
@@ -27,7 +27,11 @@ from slipstream.engine.kv_pool import KvPool
 from slipstream.engine.sequence import Sequence
 from verifier_service.engine import VerifierEngine
 from verifier_service.generation import GenerationRequest, Progress
+from verifier_service.placement import Drafter, Placement
 from verifier_service.plan import Limits
+from verifier_service.speculation import Speculation, SpeculationSettings
+
+ELSEWHERE = Drafter("elsewhere", frozenset())
 
 ALARM = 1e-7
 VOCAB, LENGTH, COUNT = 5, 3, 6000
@@ -73,6 +77,8 @@ class Drafter:
     def proposals(self) -> list[Proposal]:
         result = []
         for command in self.commands:
+            if isinstance(command, SetPace):
+                continue
             number = command.sequence_id
             if isinstance(command, Open):
                 self.tokens[number] = list(command.tokens)
@@ -99,11 +105,16 @@ def sequences(drafter: Drafter, speculative: bool = True) -> tuple[list[tuple[in
     done: dict[int, list[int]] = {seed: [] for seed in range(COUNT)}
     engine = VerifierEngine(
         MarkovRunner(),  # type: ignore[arg-type]
-        lambda _, commands: drafter.commands.extend(commands),
+        Speculation(
+            lambda _, commands: drafter.commands.extend(commands),
+            SpeculationSettings(length=8),
+            {1: 0.001},
+            Placement("separate", ELSEWHERE, lambda _: None),
+        ),
         limits=Limits(decode_rows=1024),
         max_waiting=COUNT,
     )
-    engine.drafter_up(1)
+    engine.drafter_up(1, ELSEWHERE)
     for seed in range(COUNT):
 
         def listen(progress: Progress, seed: int = seed) -> None:

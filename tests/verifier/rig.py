@@ -22,12 +22,16 @@ from verifier_service.generation import (
     Progress,
     SpeculationCounts,
 )
+from verifier_service.placement import Drafter, Placement
 from verifier_service.plan import Limits
+from verifier_service.speculation import Speculation, SpeculationSettings
 
 VOCAB = 96
 EOS = 2
 CONTEXT = 256
 GREEDY = SamplingParams(temperature=0.0)
+HERE = Drafter("here", frozenset({0, 1}))
+ELSEWHERE = Drafter("elsewhere", frozenset())
 
 
 def write_checkpoint(folder: Path, *, seed: int = 1, context: int = CONTEXT) -> Path:
@@ -102,15 +106,22 @@ class Rig:
         max_running: int = 128,
         max_waiting: int = 1024,
         window: int = 8,
+        length: int | None = 8,
+        placement: str = "separate",
     ) -> None:
         assert runner.pool.num_used == 0, "an earlier test left blocks behind"
         self.runner = runner
         self.commands: list[tuple[int, Command]] = []
+        speculation = Speculation(
+            lambda connection, batch: self.commands.extend((connection, c) for c in batch),
+            SpeculationSettings(window=window, length=length),
+            {1: 0.001, 32: 0.002},
+            Placement(placement, HERE, lambda cores: None),
+        )
         self.engine = VerifierEngine(
             runner,
-            lambda connection, batch: self.commands.extend((connection, c) for c in batch),
+            speculation,
             limits=limits or Limits(strict=True),
-            window=window,
             max_running=max_running,
             max_waiting=max_waiting,
         )

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from slipstream.core.params import SamplingParams
 from slipstream.core.sampling import TokenCounts, sample
-from tests.verifier.rig import EOS, GREEDY, VOCAB, Outcome, Rig, plain
+from tests.verifier.rig import ELSEWHERE, EOS, GREEDY, VOCAB, Outcome, Rig, plain
 from tests.verifier.scripts import KINDS, Draft, Proposer
 
 EVERYTHING = SamplingParams(
@@ -55,7 +55,7 @@ def truth_of(expected: Outcome) -> list[int]:
 
 def speculated(runner, prompt, params, script, truth, **how) -> Outcome:
     rig = Rig(runner)
-    rig.engine.drafter_up(1)
+    rig.engine.drafter_up(1, ELSEWHERE)
     outcome = rig.submit(prompt, params, **how)
     rig.finish(Proposer(rig, 1, outcome, truth, script))
     check_counts(rig, [outcome])

@@ -11,7 +11,8 @@ from slipstream.core.params import StopConditions
 from slipstream.engine.kv_pool import BlockTable
 from tests.verifier.rig import GREEDY
 from verifier_service.generation import Generation, GenerationRequest
-from verifier_service.plan import Limits, plan_step
+from verifier_service.plan import Limits, Work, next_turn
+from verifier_service.plan import plan_step as plan_turn
 
 
 def at(number: int, length: int, computed: int, drafts: int = 0) -> Generation:
@@ -26,6 +27,16 @@ def at(number: int, length: int, computed: int, drafts: int = 0) -> Generation:
     chain = generation.sequence.chain
     generation.propose(Proposal(number, chain.at(length), tuple(range(drafts))))
     return generation
+
+
+def plan_step(running, limits: Limits, prefill_next: bool) -> list[Work]:
+    """The plan where every sequence gets as many drafts as there are rows for, evenly."""
+
+    def evenly(decoding, rows: int, most: int) -> list[int]:
+        each = min(most, max(0, rows - len(decoding)) // len(decoding))
+        return [min(each, len(g.drafts(most))) for g in decoding]
+
+    return plan_turn(next_turn(running, limits, prefill_next), limits, evenly)
 
 
 def shape(work) -> list[tuple[int, int, int, int]]:

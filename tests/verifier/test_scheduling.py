@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from slipstream.core.draft import Close, Commit, Open, Proposal, Refusal
 from slipstream.core.errors import ContextTooLong, InternalError, InvalidParameter, Overloaded
 from slipstream.core.params import SamplingParams
-from tests.verifier.rig import CONTEXT, GREEDY, VOCAB, Outcome, Rig, plain
+from tests.verifier.rig import CONTEXT, ELSEWHERE, GREEDY, VOCAB, Outcome, Rig, plain
 from tests.verifier.scripts import Draft, Proposer
 from tests.verifier.test_lossless import EVERYTHING, check_counts, some_script, truth_of
 from verifier_service.generation import Finish
@@ -24,7 +24,7 @@ LONG = tuple(i % VOCAB for i in range(100))
 
 def rig_with_drafter(runner, **how) -> Rig:
     rig = Rig(runner, **how)
-    rig.engine.drafter_up(1)
+    rig.engine.drafter_up(1, ELSEWHERE)
     return rig
 
 
@@ -219,7 +219,7 @@ def test_drafter_that_comes_and_goes(runner) -> None:
     rig.step()
     rig.step()
     assert rig.commands == []
-    rig.engine.drafter_up(7)
+    rig.engine.drafter_up(7, ELSEWHERE)
     rig.step()
     (connection, opened), *_ = rig.commands
     assert connection == 7
@@ -232,7 +232,7 @@ def test_drafter_that_comes_and_goes(runner) -> None:
     rig.engine.drafter_down(7)
     rig.step()
     assert len(rig.commands) == count
-    rig.engine.drafter_up(8)
+    rig.engine.drafter_up(8, ELSEWHERE)
     rig.engine.drafter_down(7)  # news of the old one, late
     rig.step()
     assert [(n, type(c)) for n, c in rig.commands[count:]] == [(8, Open), (8, Commit)]

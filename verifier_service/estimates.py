@@ -1,0 +1,126 @@
+"""What the length policy knows, all measured: step times, acceptance, how fast drafts come."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+
+# Share of a new measurement in a moving average: an old one has faded after some tens of steps.
+_NEW = 0.1
+# Draft positions that are told apart; later ones count as the last.
+POSITIONS = 8
+# Observations that an estimate starts with, and how many count at most: few enough that a change
+# of text shows within tens of steps.
+_PRIOR_WEIGHT = 3.0
+_MEMORY = 24.0
+
+
+def faded(before: float, new: float, share: float = _NEW) -> float:
+    """An exponential moving average; `before` is 0 where there is none yet."""
+    return before + share * (new - before) if before else new
+
+
+class StepCost:
+    """Seconds of a verifier's step as a function of its rows.
+
+    The shape is probed when the model is loaded; service corrects it, by row count where there
+    are measurements and as a whole elsewhere (context, company and clock change all of them).
+
+    Args:
+        probe: seconds by number of rows, at least one entry.
+    """
+
+    def __init__(self, probe: Mapping[int, float]) -> None:
+        self._rows = sorted(probe)
+        # Never less for more rows: a probe is a noisy thing.
+        self._seconds: list[float] = []
+        for rows in self._rows:
+            self._seconds.append(max([probe[rows], *self._seconds[-1:]]))
+        self._ratio = 1.0
+        self._ratios: dict[int, float] = {}
+
+    def probed(self, rows: int) -> float:
+        """By interpolation; beyond the last probe by its slope."""
+        at = bisect_left(self._rows, rows)
+        if at < len(self._rows) and self._rows[at] == rows:
+            return self._seconds[at]
+        if len(self._rows) == 1:
+            return self._seconds[0] * rows / self._rows[0]
+        at = min(max(at, 1), len(self._rows) - 1)
+        low, high = self._rows[at - 1], self._rows[at]
+        slope = (self._seconds[at] - self._seconds[at - 1]) / (high - low)
+        return max(self._seconds[at - 1] + slope * (rows - low), self._seconds[0])
+
+    def observe(self, rows: int, seconds: float) -> None:
+        # One stalled step (a collector, a neighbour) is not what steps cost.
+        ratio = min(seconds / self.probed(rows), 4.0 * self._ratio)
+        self._ratio = faded(self._ratio, ratio)
+        self._ratios[rows] = faded(self._ratios.get(rows, self._ratio), ratio)
+
+    def __call__(self, rows: int) -> float:
+        return self.probed(rows) * self._ratios.get(rows, self._ratio)
+
+
+class Acceptance:
+    """How likely the draft at each position of a run is right, given that those before it were.
+
+    Args:
+        prior: where nothing was observed; the estimate of all sequences for a new one.
+    """
+
+    def __init__(self, prior: Acceptance | None = None) -> None:
+        start = [0.8] * POSITIONS if prior is None else prior.rates()
+        self._tries = [_PRIOR_WEIGHT] * POSITIONS
+        self._hits = [_PRIOR_WEIGHT * rate for rate in start]
+
+    def record(self, drafted: int, accepted: int) -> None:
+        """Of a run of `drafted`, the first `accepted` were right; the next one was not."""
+        for i in range(min(drafted, accepted + 1)):
+            at = min(i, POSITIONS - 1)
+            keep = 1.0 - 1.0 / _MEMORY
+            self._tries[at] = self._tries[at] * keep + 1.0
+            self._hits[at] = self._hits[at] * keep + (i < accepted)
+
+    def rates(self) -> list[float]:
+        """By position. Few runs reach a late position, so each leans on the one before it."""
+        rates: list[float] = []
+        for tries, hits in zip(self._tries, self._hits, strict=True):
+            lean = rates[-1] if rates else hits / tries
+            rates.append((hits + _PRIOR_WEIGHT * lean) / (tries + _PRIOR_WEIGHT))
+        return rates
+
+    def survival(self, most: int) -> list[float]:
+        """Probability that the first 1, 2, ... `most` drafts of a run are all right."""
+        rates, alive, result = self.rates(), 1.0, []
+        for i in range(most):
+            alive *= rates[min(i, POSITIONS - 1)]
+            result.append(alive)
+        return result
+
+
+class Arrival:
+    """Seconds from draft to draft, as the verifier sees them arrive.
+
+    Attributes:
+        waiting: while the verifier waits, the way there included; 0 before the first measurement.
+        stepping: while it computes; infinite where none ever comes meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = 0.0
+        self.stepping = 0.0
+
+    def waited(self, seconds: float, drafts: float) -> None:
+        """`drafts` came in `seconds` of waiting; with none, at least that long is missing."""
+        each = seconds / max(1.0, drafts)
+        if drafts or each > self.waiting:
+            self.waiting = faded(self.waiting, each)
+
+    def stepped(self, seconds: float, drafts: float) -> None:
+        """`drafts` came during a step; those of a drafter that had paused say nothing."""
+        self.stepping = faded(self.stepping, seconds / drafts if drafts else 4.0 * seconds)
+
+
+def mean_survival(survivals: Sequence[Sequence[float]]) -> list[float]:
+    """Position by position over several sequences of equal length."""
+    return [sum(column) / len(column) for column in zip(*survivals, strict=True)]

@@ -1,0 +1,96 @@
+"""The length policy's decisions, as functions of measured quantities.
+
+Goodput is expected tokens per second (SmartSpec, arXiv 2406.14066). Nothing here has state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+# A longer run must promise that much more: estimates are noisy, and zero is always safe.
+_MARGIN = 1.02
+
+Cost = Callable[[int], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How many drafts each sequence should have in a step, and the tokens per second to expect."""
+
+    length: int
+    rate: float
+
+
+def best_length(
+    *,
+    quiet: Cost,
+    beside: Cost,
+    survival: Sequence[float],
+    waiting: float,
+    stepping: float,
+    sequences: int,
+    drafting: int,
+) -> Target:
+    """The run length with the highest goodput in steady state.
+
+    A cycle is one step and the wait for its drafts. While a step runs, the drafter makes
+    step / stepping more of them (none where it shares the device), of which the bonus token uses
+    one up. After a mismatch it starts over from nothing. So, with m drafts for d of n sequences
+    and s[i] the probability that the first i are right:
+
+        step  = beside(n + d m)
+        wait  = waiting (s[m] max(0, m - max(0, step / stepping - 1)) + (1 - s[m]) m)
+        rate  = (n + d (s[1] + ... + s[m])) / (step + wait)
+
+    Args:
+        quiet, beside: step seconds by rows, with the drafter silent and at work.
+        survival: s[1] to s[most].
+        waiting, stepping: seconds from draft to draft while the verifier waits and computes.
+        sequences, drafting: n, those that decode; d, those of them with a drafter.
+    """
+    best = Target(0, sequences / quiet(sequences))
+    expected = float(sequences)
+    for length, alive in enumerate(survival, start=1):
+        expected += drafting * alive
+        step = beside(sequences + drafting * length)
+        ahead = max(0.0, step / stepping - 1.0) if stepping else 0.0
+        missing = alive * max(0.0, length - ahead) + (1.0 - alive) * length
+        rate = expected / (step + waiting * missing)
+        if rate > best.rate * _MARGIN:
+            best = Target(length, rate)
+    return best
+
+
+def share_rows(chances: Sequence[Sequence[float]], cost: Cost, most_rows: int) -> list[int]:
+    """How many of its pending drafts each sequence gets in a step.
+
+    Rows go where they are most likely to become tokens, as long as that raises the expected
+    tokens per second of the step.
+
+    Args:
+        chances: of each sequence, the probability that its first 1, 2, ... drafts are all right.
+        cost: step seconds by rows.
+        most_rows: most rows of the step.
+
+    Returns:
+        Drafts for each sequence, in order.
+    """
+    count = len(chances)
+    # A later draft is never likelier than the one before it, so a sort keeps runs in order.
+    candidates = sorted(
+        ((alive, which) for which, run in enumerate(chances) for alive in run), reverse=True
+    )[: max(0, most_rows - count)]
+    taken, best_taken = 0, 0
+    expected = float(count)
+    best_rate = expected / cost(count)
+    for taken, (alive, _) in enumerate(candidates, start=1):
+        expected += alive
+        rate = expected / cost(count + taken)
+        # Some rows are free only together: cost is flat up to a border of a kernel's tile.
+        if rate > best_rate:
+            best_taken, best_rate = taken, rate
+    lengths = [0] * count
+    for _, which in candidates[:best_taken]:
+        lengths[which] += 1
+    return lengths

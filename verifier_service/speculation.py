@@ -1,0 +1,290 @@
+"""Drafts, as the verifier's engine sees them: who makes them, how many it takes, how long it waits.
+
+All of it on the engine's thread. Whatever is decided here changes speed only, never a token.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from slipstream.core.draft import Close, Command, Proposal, Refusal, SetPace, SetWindow
+from verifier_service.estimates import POSITIONS, Acceptance, Arrival, StepCost, mean_survival
+from verifier_service.generation import Generation
+from verifier_service.placement import Drafter, Layout, Placement
+from verifier_service.plan import Turn, Work
+from verifier_service.policy import Target, best_length, share_rows
+
+log = logging.getLogger(__name__)
+Send = Callable[[int, list[Command]], None]
+# While drafts are not worth their while, they are tried again: after so many steps, twice as many
+# after every failure, for so many steps, with so many drafts ahead.
+_PROBE_AFTER, _PROBE_LEAST_OFTEN, _PROBE_STEPS, _PROBE_WINDOW = 32, 512, 4, 3
+# A wait ends when drafts are this much later than expected.
+_PATIENCE, _PATIENCE_SECONDS = 2.0, 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationSettings:
+    """How drafts are used.
+
+    Attributes:
+        window: how far beyond the last commit a drafter may run.
+        length: None: as many drafts as promise the most tokens per second. A number: at most so
+            many, whatever there is, and no waiting.
+    """
+
+    window: int = 8
+    length: int | None = None
+
+
+class Speculation:
+    """Keeps the drafter informed, and decides what of its work goes into a step.
+
+    Args:
+        send: takes a drafter connection's number and its commands, in order.
+        probe: seconds of a quiet step by rows, measured when the model was loaded.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        settings: SpeculationSettings,
+        probe: dict[int, float],
+        placement: Placement,
+    ) -> None:
+        self.acceptance = Acceptance()
+        self.arrival = Arrival()
+        self.target = Target(0, 0.0)
+        self._send = send
+        self._settings = settings
+        self._probe = probe
+        self._placement = placement
+        self._costs: dict[tuple[Layout, bool], StepCost] = {}
+        self._arrivals: dict[Layout, Arrival] = {}
+        self._connection: int | None = None
+        self._commands: list[Command] = []
+        # What the drafter was told last.
+        self._pace = SetPace((), burst=False)
+        self._beside = False
+        self._step_started = self._step_ended = time.perf_counter()
+        self._waiting_since: float | None = None
+        self._steps_off = 0
+        self._probe_after = _PROBE_AFTER
+
+    # ---- the drafter -----------------------------------------------------------------------
+
+    def connect(self, connection: int, drafter: Drafter, running: Iterable[Generation]) -> None:
+        """A drafter is there: live sequences are opened on it."""
+        self._connection = connection
+        self._commands.clear()
+        self._pace = SetPace((), burst=False)
+        self._adopt(self._placement.pair(drafter))
+        for generation in running:
+            self.open(generation)
+
+    def disconnect(self, connection: int, running: Iterable[Generation]) -> None:
+        """A drafter is gone: what it had is pending still, more will not come."""
+        if connection != self._connection:
+            return
+        self._connection = None
+        self._commands.clear()
+        self._adopt(self._placement.pair(None))
+        for generation in running:
+            generation.opened = False
+
+    def open(self, generation: Generation) -> None:
+        generation.acceptance = Acceptance(self.acceptance)
+        if self._connection is None or not generation.request.speculative:
+            return
+        generation.opened, generation.paused = True, False
+        # On a shared device the prompt is not prefilled twice at a time: the drafter's turn
+        # comes when the verifier has decoded its first token.
+        wanted = self._wanted_window()
+        if self._placement.layout.burst and self._settings.length is None:
+            wanted = 0
+        generation.window = wanted
+        self._commands.append(generation.open_command(wanted))
+
+    def close(self, generation: Generation) -> None:
+        if generation.opened:
+            self._commands.append(Close(generation.number))
+
+    def committed(self, generation: Generation, count: int) -> None:
+        if generation.opened:
+            generation.paused = False
+            self._commands.append(generation.commit_command(count))
+
+    def flush(self) -> None:
+        """Sends what was said since the last time, in one message."""
+        if self._commands and self._connection is not None:
+            self._send(self._connection, self._commands)
+        self._commands = []
+
+    def take(
+        self,
+        connection: int,
+        proposals: Sequence[Proposal],
+        refusals: Sequence[Refusal],
+        generations: dict[int, Generation],
+        vocab: int,
+        at: float,
+    ) -> None:
+        """Drafts arrived at the time `at`."""
+        if connection != self._connection:
+            return
+        for proposal in proposals:
+            generation = generations.get(proposal.sequence_id)
+            # A token id that does not exist would fail the forward pass of all that share it.
+            known = all(0 <= token < vocab for token in proposal.tokens)
+            if not known or generation is None or not generation.opened:
+                continue
+            fresh = generation.propose(proposal)
+            if fresh is None:
+                continue
+            generation.paused = proposal.paused
+            if at > self._step_ended:
+                generation.arrived_waiting += fresh
+                generation.arrived_at = at
+            else:
+                generation.arrived_stepping += fresh
+        for refusal in refusals:
+            generation = generations.get(refusal.sequence_id)
+            if generation is not None:
+                log.info("no drafts for %s: %s", generation.request.request_id, refusal.reason)
+                generation.opened = False
+
+    # ---- before a step ---------------------------------------------------------------------
+
+    def patience(self, turn: Turn) -> float:
+        """Seconds to wait for drafts before the next step; 0 to go ahead."""
+        drafting = [g for g in turn.decoding if g.opened]
+        if turn.prompt or not drafting or self._settings.length is not None:
+            return 0.0
+        if self._waiting_since is None:
+            self._waiting_since = self._step_ended
+            self._learn_stepping(drafting)
+            self._retarget(turn.decoding, drafting)
+        length = self.target.length
+        missing = [
+            length - g.num_pending
+            for g in drafting
+            if not g.paused and g.window and g.num_pending < min(length, g.room)
+        ]
+        if not missing:
+            return 0.0
+        expected = self._draft_seconds() * max(
+            g.arrived_waiting + length - g.num_pending for g in drafting
+        )
+        deadline = self._waiting_since + _PATIENCE * expected + _PATIENCE_SECONDS
+        return max(0.0, deadline - time.perf_counter())
+
+    def share(self, decoding: Sequence[Generation], most_rows: int, most: int) -> list[int]:
+        """How many drafts of each decoding sequence go into the step that starts now."""
+        self._learn_waiting([g for g in decoding if g.opened])
+        self._step_started = time.perf_counter()
+        runs = [len(g.drafts(most)) for g in decoding]
+        self._beside = not self._placement.layout.burst and any(
+            g.opened and g.window and not g.paused for g in decoding
+        )
+        if self._settings.length is not None:
+            each = max(0, most_rows - len(decoding)) // max(1, len(decoding))
+            return [min(run, each, self._settings.length) for run in runs]
+        chances = [g.acceptance.survival(run) for g, run in zip(decoding, runs, strict=True)]
+        return share_rows(chances, self._cost(self._beside), most_rows)
+
+    # ---- after a step ----------------------------------------------------------------------
+
+    def verified(self, generation: Generation, drafted: int, accepted: int) -> None:
+        """Of `drafted` drafts of a sequence the first `accepted` were right."""
+        if drafted:
+            generation.acceptance.record(drafted, accepted)
+            self.acceptance.record(drafted, accepted)
+
+    def stepped(self, work: Sequence[Work], tokens: int) -> None:
+        """A step is over that committed `tokens` tokens."""
+        ended = time.perf_counter()
+        if all(item.decodes for item in work):
+            rows = sum(len(item.segment.tokens) for item in work)
+            self._cost(self._beside).observe(rows, ended - self._step_started)
+            layout = self._placement.cycled(len(work), tokens, ended - self._step_ended)
+            if layout is not self._placement.layout:
+                self._adopt(layout)
+        self._step_ended = ended
+        self._waiting_since = None
+
+    # ---- what was measured, and what follows from it ---------------------------------------
+
+    def _cost(self, beside: bool) -> StepCost:
+        key = (self._placement.layout, beside)
+        if key not in self._costs:
+            self._costs[key] = StepCost(self._probe)
+        return self._costs[key]
+
+    def _draft_seconds(self) -> float:
+        # Before the first measurement: a drafter is taken to be twice as fast as the verifier.
+        return self.arrival.waiting or 0.5 * self._probe[min(self._probe)]
+
+    def _learn_stepping(self, drafting: Sequence[Generation]) -> None:
+        active = [g for g in drafting if g.window and not g.paused]
+        if active and self._beside:
+            came = sum(g.arrived_stepping for g in active) / len(active)
+            self.arrival.stepped(self._step_ended - self._step_started, came)
+
+    def _learn_waiting(self, drafting: Sequence[Generation]) -> None:
+        waited = [g for g in drafting if g.arrived_waiting]
+        if waited:
+            seconds = max(g.arrived_at for g in waited) - self._step_ended
+            came = sum(g.arrived_waiting for g in waited) / len(waited)
+            self.arrival.waited(seconds, came)
+        for g in drafting:
+            g.arrived_waiting = g.arrived_stepping = 0
+
+    def _retarget(self, decoding: Sequence[Generation], drafting: Sequence[Generation]) -> None:
+        burst = self._placement.layout.burst
+        self.target = best_length(
+            quiet=self._cost(beside=False),
+            beside=self._cost(beside=not burst),
+            survival=mean_survival([g.acceptance.survival(POSITIONS) for g in drafting]),
+            waiting=self._draft_seconds(),
+            stepping=0.0 if burst else self.arrival.stepping,
+            sequences=len(decoding),
+            drafting=len(drafting),
+        )
+        self._count_off()
+        wanted = self._wanted_window()
+        for generation in drafting:
+            if generation.window != wanted:
+                generation.window = wanted
+                generation.paused = generation.paused and generation.num_pending >= wanted
+                self._commands.append(SetWindow(generation.number, wanted))
+
+    def _count_off(self) -> None:
+        """Counts the steps without drafts, and the probes that found that right."""
+        if self.target.length:
+            self._steps_off, self._probe_after = 0, _PROBE_AFTER
+            return
+        self._steps_off += 1
+        if self._steps_off >= self._probe_after + _PROBE_STEPS:
+            self._steps_off = 0
+            self._probe_after = min(2 * self._probe_after, _PROBE_LEAST_OFTEN)
+
+    def _wanted_window(self) -> int:
+        if self._settings.length is not None:
+            return self._settings.window
+        if self.target.length == 0 and self.target.rate:
+            return _PROBE_WINDOW if self._steps_off >= self._probe_after else 0
+        if self._placement.layout.burst:
+            return max(1, self.target.length)
+        return self._settings.window
+
+    def _adopt(self, layout: Layout) -> None:
+        """Computes where `layout` says from now on, and tells the drafter to do so."""
+        self._placement.use(layout)
+        self.arrival = self._arrivals.setdefault(layout, Arrival())
+        pace = SetPace(layout.drafter_cores, layout.burst)
+        if self._connection is not None and pace != self._pace:
+            self._commands.append(pace)
+        self._pace = pace
