@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slipstream.engine import integer_kernel
-from tests.verifier.rig import GREEDY, Rig, plain
+from tests.verifier.rig import ELSEWHERE, GREEDY, Rig, plain
 from tests.verifier.scripts import KINDS, Draft, Proposer
 from tests.verifier.test_lossless import (
     EVERYTHING,
@@ -42,7 +42,7 @@ def test_in_company(int8_runner, params) -> None:
     how = {"max_tokens": 30, "ignore_eos": True}
     expected = plain(int8_runner, PROMPT, params, **how)
     rig = Rig(int8_runner)
-    rig.engine.drafter_up(1)
+    rig.engine.drafter_up(1, ELSEWHERE)
     outcomes = [rig.submit(PROMPT, params, **how) for _ in range(3)]
     proposers = [
         Proposer(rig, number, outcome, truth_of(expected), [Draft(kind, size, 0) for kind in kinds])
