@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import binding, ir
-from numba import carray, njit, types
+from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-from slipstream.engine.kernels import OPTIONS, as_f32, as_i8, as_u16, load_bf16
+from slipstream.engine.kernels import OPTIONS, as_f32, as_i8, as_i64, as_u16, load_bf16
+from slipstream.engine.team import entry, next_piece, run
 
 GROUP = 32
 TILE = 16
@@ -177,24 +178,6 @@ def _tile(rows: int, bits: int, parts: int) -> Any:
     return tile
 
 
-@functools.cache
-def _product(rows: int, bits: int, parts: int) -> Any:
-    tile, group_bytes = _tile(rows, bits, parts), _group_bytes(bits)
-    arguments = ",".join(["int64"] * 7)
-
-    @njit(f"void({arguments})", **{**OPTIONS, "cache": False})
-    def product(
-        weights: int, scales: int, x: int, x_scales: int, out: int, groups: int, tiles: int
-    ) -> None:
-        for t in range(tiles):
-            tile(
-                weights + t * groups * group_bytes, scales + t * groups * _SCALE_BYTES,
-                x, x_scales, out + 2 * t * TILE, groups, tiles * TILE,
-            )  # fmt: skip
-
-    return product
-
-
 @njit("void(int64,int64,int64,int64,int64,int64)", **OPTIONS)
 def _quantize(x: int, out: int, scales: int, rows: int, groups: int, parts: int) -> None:
     """bfloat16 [rows, groups * GROUP] to int8 [rows, parts, groups * GROUP], and per group its
@@ -226,6 +209,73 @@ def _quantize(x: int, out: int, scales: int, rows: int, groups: int, parts: int)
                 total += np.float32(q) * np.float32(_LOW_UNIT)
         pair[0] = most / np.float32(127.0)
         pair[1] = pair[0] * total
+
+
+# Slots of a job (see `team`) behind the counter and the number of pieces.
+_JOB = 12
+# Pieces for each thread: enough that a slower one does not hold up the rest.
+_PIECES = 4
+# Fewer bytes of weights are read sooner than a team is called.
+_TEAM_BYTES = 1 << 16
+
+
+@functools.cache
+def _worker(bits: int, parts: int) -> Any:
+    """A worker (see `team`) whose pieces are runs of tiles, for all rows."""
+    tile1, tile2, tile4, tile8 = (_tile(rows, bits, parts) for rows in _ROWS)
+    group_bytes = _group_bytes(bits)
+
+    @cfunc("void(int64)", **{**OPTIONS, "cache": False, "nogil": False})
+    def worker(at: int) -> None:
+        job = carray(as_i64(at), (_JOB,))
+        pieces, rows, tiles, groups = job[1], job[2], job[3], job[4]
+        weights, scales, x, x_scales, out = job[5], job[6], job[7], job[8], job[9]
+        outputs, row_bytes = tiles * TILE, parts * groups * GROUP
+        while True:
+            piece = next_piece(at)
+            if piece >= pieces:
+                return
+            for t in range(tiles * piece // pieces, tiles * (piece + 1) // pieces):
+                w = weights + t * groups * group_bytes
+                s = scales + t * groups * _SCALE_BYTES
+                r = 0
+                while r < rows:
+                    x_at, scales_at = x + r * row_bytes, x_scales + 8 * r * groups
+                    into = out + 2 * (r * outputs + t * TILE)
+                    left = rows - r
+                    if left >= 8:
+                        tile8(w, s, x_at, scales_at, into, groups, outputs)
+                        r += 8
+                    elif left >= 4:
+                        tile4(w, s, x_at, scales_at, into, groups, outputs)
+                        r += 4
+                    elif left >= 2:
+                        tile2(w, s, x_at, scales_at, into, groups, outputs)
+                        r += 2
+                    else:
+                        tile1(w, s, x_at, scales_at, into, groups, outputs)
+                        r += 1
+
+    return worker
+
+
+@njit("void(" + ",".join(["int64"] * 12) + ")", **OPTIONS)
+def _multiply(
+    entry: int, worker: int, threads: int, x: int, weights: int, scales: int, out: int,
+    rows: int, groups: int, tiles: int, parts: int, bits: int,
+) -> None:  # fmt: skip
+    """Quantizes x, then has the worker go through the tiles, on a team where there is enough."""
+    quantized = np.empty(rows * parts * groups * GROUP, np.int8)
+    x_scales = np.empty(rows * groups * 2, np.float32)
+    _quantize(x, quantized.ctypes.data, x_scales.ctypes.data, rows, groups, parts)
+    job = np.empty(_JOB, np.int64)
+    job[0], job[2], job[3], job[4] = 0, rows, tiles, groups
+    job[5], job[6], job[7] = weights, scales, quantized.ctypes.data
+    job[8], job[9] = x_scales.ctypes.data, out
+    if tiles * groups * TILE * GROUP * bits // 8 < _TEAM_BYTES:
+        threads = 1
+    job[1] = min(tiles, threads * _PIECES) if threads > 1 else 1
+    run(entry, worker, job.ctypes.data, threads)
 
 
 def pack(
@@ -264,10 +314,8 @@ def _parts(rows: int, activation_bits: int | None) -> int:
 
 def compile_for(bits: int, activation_bits: int | None = None) -> None:
     """Compiles what `multiply` will call, so that no request waits for it."""
-    # Any number of rows is cut into these; None cuts few and many rows at different bits.
-    for rows in _ROWS:
-        for total in (rows, _PRECISE_ROWS + 1):
-            _product(rows, bits, _parts(total, activation_bits))
+    for rows in (1, _PRECISE_ROWS + 1):
+        _worker(bits, _parts(rows, activation_bits))
 
 
 def multiply(
@@ -285,19 +333,11 @@ def multiply(
             the number of rows. None takes 16 for up to four rows and 8 for more.
     """
     rows, inputs = x.shape
-    groups = inputs // GROUP
     parts = _parts(rows, activation_bits)
-    quantized = torch.empty((rows, parts, inputs), dtype=torch.int8)
-    x_scales = torch.empty((rows, groups, 2))
     out = torch.empty((rows, outputs), dtype=torch.bfloat16)
-    _quantize(x.data_ptr(), quantized.data_ptr(), x_scales.data_ptr(), rows, groups, parts)
-    done = 0
-    while done < rows:
-        count = max(n for n in _ROWS if n <= rows - done)
-        _product(count, bits, parts)(
-            weights.data_ptr(), scales.data_ptr(), quantized.data_ptr() + done * parts * inputs,
-            x_scales.data_ptr() + done * groups * 8, out.data_ptr() + 2 * done * outputs,
-            groups, outputs // TILE,
-        )  # fmt: skip
-        done += count
+    _multiply(
+        entry(), _worker(bits, parts).address, torch.get_num_threads(), x.data_ptr(),
+        weights.data_ptr(), scales.data_ptr(), out.data_ptr(), rows, inputs // GROUP,
+        outputs // TILE, parts, bits,
+    )  # fmt: skip
     return out
