@@ -10,6 +10,8 @@ from pathlib import Path
 from drafter_service.engine import DrafterEngine
 from drafter_service.servicer import DrafterServicer
 from drafter_service.settings import Settings
+from drafter_service.slow_stage import SlowStage
+from drafter_service.stage import LocalStage, Stage
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.checkpoint import automatic_plan, load_model, read_config
 from slipstream.engine.loop import model_thread
@@ -49,7 +51,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     runner = await loop.run_in_executor(thread, _make_runner, settings)
     servicer = DrafterServicer(own_cores() if runner.loaded.device.type == "cpu" else ())
-    engine = DrafterEngine(runner, servicer.send, max_sequences=settings.max_sequences)
+    stage: Stage = LocalStage(runner)
+    if settings.slowdown > 1:
+        stage = SlowStage(stage, settings.slowdown)
+    engine = DrafterEngine(runner, servicer.send, max_sequences=settings.max_sequences, stage=stage)
     servicer.attach(engine)
     running = asyncio.wrap_future(engine.start(thread))
     drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, server.grpc)

@@ -16,3 +16,6 @@ class Settings(ModelServiceSettings):
     layer_plan: str = Field(
         "auto", description="file of a layer plan; auto: all layers at 4 or 8 bits"
     )
+    slowdown: float = Field(
+        1.0, ge=1, description="for drills: every forward pass takes so many times as long"
+    )
