@@ -7,7 +7,9 @@ import logging
 import sys
 from pathlib import Path
 
+from drafter_service.confidence import make_early_stop
 from drafter_service.engine import DrafterEngine
+from drafter_service.guesses import make_assist
 from drafter_service.servicer import DrafterServicer
 from drafter_service.settings import Settings
 from drafter_service.slow_stage import SlowStage
@@ -54,7 +56,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     stage: Stage = LocalStage(runner)
     if settings.slowdown > 1:
         stage = SlowStage(stage, settings.slowdown)
-    engine = DrafterEngine(runner, servicer.send, max_sequences=settings.max_sequences, stage=stage)
+    engine = DrafterEngine(
+        runner,
+        servicer.send,
+        max_sequences=settings.max_sequences,
+        stage=stage,
+        assist=make_assist(settings.ngram),
+        early_stop=make_early_stop(settings.early_stop),
+    )
     servicer.attach(engine)
     running = asyncio.wrap_future(engine.start(thread))
     drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, server.grpc)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from slipstream.core.draft import Commit, Open
 from slipstream.core.prefix import Prefix
 from slipstream.engine.batch import Segment
 from slipstream.engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from drafter_service.stage import Drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,10 @@ class Draft:
         window: how many drafts may be ahead of the last commit.
         in_flight: its rows are in a forward pass that has not come back.
         loading: its context is on its way from the verifier; it is not computed meanwhile.
-        doubtful: what would come next is too unlikely to be worth a draft before the next commit.
+        doubtful: what would come next is too unlikely to be worth a draft before the verifier has
+            decided on those that there are.
+        told: the verifier knows that nothing follows before its next commit.
+        agreed: how many drafts the last commit took.
     """
 
     def __init__(self, key: Key, command: Open, salt: str) -> None:
@@ -39,6 +47,8 @@ class Draft:
         self.in_flight = False
         self.loading = False
         self.doubtful = False
+        self.told = False
+        self.agreed = 0
 
     @property
     def room(self) -> int:
@@ -72,7 +82,8 @@ class Draft:
                 sequence.append(token)
         self.committed = start + len(command.tokens)
         self.proposed = max(self.proposed, self.committed)
-        self.doubtful = False
+        self.agreed, self.told = agree, False
+        self.doubtful = self.doubtful and self.committed < len(sequence)
         return lost
 
 
@@ -84,12 +95,14 @@ class Work:
         start: names the sequence when the pass began.
         guesses: the last tokens of the segment, which are not the drafter's own: they are kept as
             far as it draws the same.
+        rate: whether the confidence of what is drawn is asked for.
     """
 
     draft: Draft
     segment: Segment
     start: Prefix
     guesses: tuple[int, ...] = ()
+    rate: bool = False
 
 
 class Part:
@@ -100,6 +113,12 @@ class Part:
 
     def committed(self, draft: Draft, command: Commit, lost: int) -> None:
         """The verifier decided tokens, `lost` drafts of the sequence were rolled back."""
+
+    def passed(self, work: Seq[Work], drawn: Seq[Drawn], seconds: float) -> None:
+        """A pass came back after `seconds`; what it drew was not yet taken over.
+
+        Some of its sequences may have been closed meanwhile.
+        """
 
     def closed(self, draft: Draft) -> None:
         """A sequence is gone; called before its room in the pool is given back."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+from drafter_service.confidence import EarlyStop
 from drafter_service.draft import Draft, Key, Part, Work
+from drafter_service.guesses import Assist
 from drafter_service.stage import Drawn, LocalStage, Stage
 from slipstream.core.draft import (
     Close,
@@ -37,6 +40,11 @@ class DraftCounters:
     step_seconds: float = 0.0
     drafted_tokens: int = 0
     rolled_back_tokens: int = 0
+    # N-gram guesses that had rows in a pass, and those that were what the drafter drew.
+    guessed_tokens: int = 0
+    right_guesses: int = 0
+    # Times that drafting paused for want of confidence.
+    early_stops: int = 0
     # Moving average of steps that advance one sequence by one token.
     single_step_seconds: float = 0.0
 
@@ -47,6 +55,8 @@ class DrafterEngine(EngineLoop):
     Args:
         send: takes a connection's number, proposals and refusals, on the engine's thread.
         stage: computes the passes; the model in this process where None.
+        assist: guesses what the model will draw; nobody where None.
+        early_stop: says when to pause for want of confidence; never where None.
         parts: what else follows the sequences.
     """
 
@@ -57,6 +67,8 @@ class DrafterEngine(EngineLoop):
         *,
         max_sequences: int = 128,
         stage: Stage | None = None,
+        assist: Assist | None = None,
+        early_stop: EarlyStop | None = None,
         parts: Sequence[Part] = (),
     ) -> None:
         super().__init__()
@@ -65,7 +77,9 @@ class DrafterEngine(EngineLoop):
         self._send = send
         self._max_sequences = max_sequences
         self._stage = stage or LocalStage(runner)
-        self._parts = tuple(parts)
+        self._assist = assist
+        self._early_stop = early_stop
+        self._parts = (*parts, *(part for part in (assist, early_stop) if part is not None))
         self._under_way = 0
         self._drafts: dict[Key, Draft] = {}
         self._paces: dict[int, SetPace] = {}
@@ -99,12 +113,12 @@ class DrafterEngine(EngineLoop):
         if not ready:
             return False
         started = time.perf_counter()
-        work = [self._plan(draft) for draft in ready]
+        work = self._plan(ready)
         for draft in ready:
             draft.in_flight = True
         self._under_way += 1
         try:
-            self._stage.submit(work, self._extend)
+            self._stage.submit(work, partial(self._extend, started))
         except Exception as failure:
             log.exception("a drafting step failed")
             self._under_way -= 1
@@ -123,17 +137,41 @@ class DrafterEngine(EngineLoop):
         prompts = [d for d in ready if d.sequence.todo > d.window + 1]
         return [d for d in ready if d.sequence.todo <= d.window + 1] + prompts[:1]
 
-    def _plan(self, draft: Draft) -> Work:
+    def _plan(self, ready: list[Draft]) -> list[Work]:
+        """The rows of a pass: what each sequence has yet to compute, and guesses behind it."""
+        plain = [self._rows(draft) for draft in ready]
+        guesses: list[tuple[int, ...]] = [()] * len(ready)
+        if self._assist is not None:
+            guesses = self._assist.choose(ready, sum(len(s.tokens) for s in plain))
+        return [
+            self._work(draft, segment, more)
+            for draft, segment, more in zip(ready, plain, guesses, strict=True)
+        ]
+
+    def _rows(self, draft: Draft) -> Segment:
         sequence = draft.sequence
         assert sequence.table is not None
         end = min(sequence.computed + _PREFILL_CHUNK, len(sequence))
         tokens = sequence.tokens[sequence.computed : end]
-        segment = Segment(tokens, sequence.computed, sequence.table, int(end == len(sequence)))
-        return Work(draft, segment, sequence.chain.at(len(sequence)))
+        return Segment(tokens, sequence.computed, sequence.table, int(end == len(sequence)))
 
-    def _extend(self, work: Sequence[Work], drawn: Sequence[Drawn]) -> None:
+    def _work(self, draft: Draft, segment: Segment, guesses: tuple[int, ...]) -> Work:
+        start = draft.sequence.chain.at(len(draft.sequence))
+        if guesses:
+            self.counters.guessed_tokens += len(guesses)
+            tokens = (*segment.tokens, *guesses)
+            segment = replace(segment, tokens=tokens, num_logits=1 + len(guesses))
+        pace = self._paces.get(draft.key.connection)
+        stop = self._early_stop
+        rate = stop is not None and stop.applies(shared=pace is not None and pace.burst)
+        return Work(draft, segment, start, guesses, rate)
+
+    def _extend(self, started: float, work: Sequence[Work], drawn: Sequence[Drawn]) -> None:
         """A pass came back: takes over what it drew, and proposes it."""
         self._under_way -= 1
+        seconds = time.perf_counter() - started
+        for part in self._parts:
+            part.passed(work, drawn, seconds)
         proposals: dict[int, list[Proposal]] = {}
         for item, result in zip(work, drawn, strict=True):
             draft = item.draft
@@ -159,18 +197,24 @@ class DrafterEngine(EngineLoop):
         computed = item.segment.kv_length - len(item.guesses)
         sequence.computed = max(sequence.computed, computed)
         if len(sequence) == start.length and result.tokens:
+            self.counters.right_guesses += len(result.tokens) - 1
             for token in result.tokens[: item.draft.room]:
                 sequence.append(token)
                 self.counters.drafted_tokens += 1
             # The rows of guesses that were drawn are computed, too.
             sequence.computed = len(sequence) - 1
+            if self._early_stop is not None and self._early_stop.doubts(item.draft, result):
+                item.draft.doubtful = True
+                self.counters.early_stops += 1
 
     def _proposal(self, draft: Draft) -> Proposal | None:
         """What is yet to be told of a sequence; None where that waits."""
         pace = self._paces.get(draft.key.connection)
         paused = not draft.room
-        if draft.proposed == len(draft.sequence) or (pace and pace.burst and not paused):
+        new = draft.proposed < len(draft.sequence) and (paused or not (pace and pace.burst))
+        if not new and (draft.told or not paused):
             return None
+        draft.told = paused
         prefix = draft.sequence.chain.at(draft.proposed)
         tokens = tuple(draft.sequence.tokens[draft.proposed :])
         draft.proposed = len(draft.sequence)
@@ -228,6 +272,11 @@ class DrafterEngine(EngineLoop):
         self.counters.rolled_back_tokens += lost
         for part in self._parts:
             part.committed(draft, command, lost)
+        # Where no pass will follow, nobody else would say so.
+        if draft.window and not draft.room and not draft.in_flight:
+            proposal = self._proposal(draft)
+            if proposal is not None:
+                self._send(draft.key.connection, [proposal], [])
 
     def _open(self, key: Key, command: Open) -> None:
         if key in self._drafts:

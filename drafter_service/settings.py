@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from slipstream.wire.process import ModelServiceSettings, settings_config
@@ -15,6 +17,12 @@ class Settings(ModelServiceSettings):
     listen: str = Field("127.0.0.1:50052", description="host:port to serve gRPC on")
     layer_plan: str = Field(
         "auto", description="file of a layer plan; auto: all layers at 4 or 8 bits"
+    )
+    ngram: Literal["off", "on", "auto"] = Field(
+        "auto", description="check n-gram guesses with the drafts; auto: where it is faster"
+    )
+    early_stop: Literal["off", "on", "auto"] = Field(
+        "auto", description="no drafts behind unlikely ones; auto: where they would cost something"
     )
     slowdown: float = Field(
         1.0, ge=1, description="for drills: every forward pass takes so many times as long"

@@ -18,7 +18,7 @@ class Drawn:
     Attributes:
         tokens: in order; all but the last agree with the guesses. Empty where the pass did not
             reach the sequence's end.
-        confidence: probability that the drafter gives each of them, 1 where nobody asked.
+        confidence: probability that the drafter gives each of them; empty where nobody asked.
         error: why nothing was drawn, where that is a fault.
     """
 
@@ -72,4 +72,8 @@ def draw(item: Work, draws: Draws, row: int) -> Drawn:
         tokens = draws.run(row, item.draft.sequence, item.guesses)
     except Exception as failure:
         return Drawn(error=f"the drafter could not draw a token: {failure}")
-    return Drawn(tuple(tokens), (1.0,) * len(tokens))
+    if not item.rate:
+        return Drawn(tuple(tokens))
+    temperature = item.draft.sequence.params.temperature
+    rated = (draws.probability(row + i, token, temperature) for i, token in enumerate(tokens))
+    return Drawn(tuple(tokens), tuple(rated))

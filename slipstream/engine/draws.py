@@ -9,6 +9,7 @@ import torch
 
 from slipstream.core.errors import InternalError
 from slipstream.core.sampling import Logits
+from slipstream.engine.reductions import sum_exp
 from slipstream.engine.sequence import Sequence
 
 
@@ -24,7 +25,7 @@ class Draws:
         self._rows: Logits = logits.float().cpu().numpy()
         argmax = self._rows.argmax(-1)
         self._argmax: list[int] = argmax.tolist()
-        best = np.take_along_axis(self._rows, argmax[:, None], axis=1)[:, 0]
+        self._best = best = np.take_along_axis(self._rows, argmax[:, None], axis=1)[:, 0]
         self._finite: list[bool] = np.isfinite(best).tolist()
 
     def row(self, index: int) -> Logits:
@@ -43,6 +44,13 @@ class Draws:
         if sequence.params.plain_argmax:
             return self._argmax[index]
         return sequence.draw(self.row(index))
+
+    def probability(self, index: int, token: int, temperature: float) -> float:
+        """Share of `token` in row `index` at a temperature, 0 taken as 1; without any filters."""
+        row, best = self._rows[index], self._best[index]
+        scale = np.float32(1.0 / temperature if temperature > 0 else 1.0)
+        share = np.exp((row[token] - best) * scale) / sum_exp(row, best, scale)
+        return float(share)
 
     def run(self, index: int, sequence: Sequence, guesses: Seq[int]) -> list[int]:
         """The tokens that follow `sequence`, from the rows behind it and behind each guess.

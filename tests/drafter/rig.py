@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from drafter_service.confidence import Stopping, make_early_stop
 from drafter_service.draft import Draft, Key
 from drafter_service.engine import DrafterEngine
+from drafter_service.guesses import Assistance, make_assist
 from slipstream.core.draft import Close, Command, Commit, Open, Proposal, Refusal
 from slipstream.core.params import SamplingParams
 from slipstream.core.prefix import PrefixChain
@@ -23,12 +25,25 @@ class DrafterRig:
         sent: what it sent and nobody took yet: (connection, proposals, refusals).
     """
 
-    def __init__(self, runner: ModelRunner, *, max_sequences: int = 128) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        *,
+        max_sequences: int = 128,
+        ngram: Assistance = "off",
+        early_stop: Stopping = "off",
+    ) -> None:
         assert runner.pool.num_used == 0, "an earlier test left blocks behind"
         self.runner = runner
         self.sent: list[Message] = []
+        self.assist = make_assist(ngram)
+        self.early_stop = make_early_stop(early_stop)
         self.engine = DrafterEngine(
-            runner, lambda *message: self.sent.append(message), max_sequences=max_sequences
+            runner,
+            lambda *message: self.sent.append(message),
+            max_sequences=max_sequences,
+            assist=self.assist,
+            early_stop=self.early_stop,
         )
 
     def obey(self, *commands: Command, connection: int = 1) -> None:

@@ -115,15 +115,28 @@ some_ticks = st.lists(
 )
 
 
-@pytest.mark.parametrize("drafter", ["drafter_runner", "skipping_runner"])
-@settings(deadline=None, max_examples=40, derandomize=True)
+SETTINGS = [
+    ("drafter_runner", "off", "off"),
+    ("skipping_runner", "off", "off"),
+    ("drafter_runner", "on", "off"),
+    ("skipping_runner", "auto", "auto"),
+    ("skipping_runner", "on", "on"),
+]
+
+
+@pytest.mark.parametrize(("drafter", "ngram", "early_stop"), SETTINGS)
+@settings(deadline=None, max_examples=30, derandomize=True)
 @given(ticks=some_ticks, seed=st.integers(0, 2**40), greedy=st.booleans(), count=st.integers(1, 3))
-def test_any_link(request, verifier_runner, drafter, ticks, seed, greedy, count) -> None:
-    """Proposals lost, late and reordered, commands late, streams cut: tokens of plain decoding."""
+def test_any_link(
+    request, verifier_runner, drafter, ngram, early_stop, ticks, seed, greedy, count
+) -> None:
+    """Proposals lost, late and reordered, commands late, streams cut: tokens of plain decoding,
+    with every setting of the drafter."""
     params = GREEDY if greedy else SamplingParams(temperature=1.0, top_p=0.95, seed=seed)
     prompts = [tuple((seed + j * (i + 1)) % VOCAB for j in range(2 + 13 * i)) for i in range(count)]
     expected = [plain(verifier_runner, prompt, params, max_tokens=24) for prompt in prompts]
-    pair = Pair(Rig(verifier_runner), DrafterRig(request.getfixturevalue(drafter)))
+    drafter_rig = DrafterRig(request.getfixturevalue(drafter), ngram=ngram, early_stop=early_stop)
+    pair = Pair(Rig(verifier_runner), drafter_rig)
     pair.connect()
     outcomes = [pair.verifier.submit(prompt, params, max_tokens=24) for prompt in prompts]
     script = itertools.cycle(ticks)
