@@ -133,10 +133,14 @@ async def start_verifier(
     cpus: Sequence[int],
     drafter_cpu: int | None,
     exactness: str,
+    verifier_options: Sequence[str] = (),
+    drafter_options: Sequence[str] = (),
 ) -> Verifier:
     """Starts a bf16 verifier on the given cores, with a drafter on `drafter_cpu` if not None.
 
-    Both end with `stack`. Raises what `wait_until_serving` and `wait_for_drafter` raise.
+    Options are words of the services' command lines. Both end with `stack`.
+
+    Raises what `wait_until_serving` and `wait_for_drafter` raise.
     """
     common = ["--model", str(model), "--dtype", "bfloat16", "--device", "cpu"]
     processes: list[Child] = []
@@ -144,11 +148,12 @@ async def start_verifier(
     if drafter_cpu is not None:
         drafter_address = free_address()
         command = [*_service("drafter_service", drafter_address, [drafter_cpu]), *common]
+        command += drafter_options
         processes.append(await stack.enter_async_context(child(f"{name}-drafter", command, logs)))
         await wait_until_serving(processes[-1], drafter_address, _START_SECONDS)
     address = free_address()
     command = [*_service("verifier_service", address, cpus), *common]
-    command += ["--drafter", drafter_address, "--exactness", exactness]
+    command += ["--drafter", drafter_address, "--exactness", exactness, *verifier_options]
     processes.append(await stack.enter_async_context(child(f"{name}-verifier", command, logs)))
     await wait_until_serving(processes[-1], address, _START_SECONDS)
     link = await stack.enter_async_context(channel(address))

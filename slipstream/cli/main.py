@@ -63,6 +63,20 @@ def bench(context: typer.Context) -> None:
     inner(args=list(context.args), prog_name="slipstream bench")
 
 
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)
+def tune(context: typer.Context) -> None:
+    """Find the drafter's layer plan by measuring; `tune compare` judges plans."""
+    from slipstream.cli import tune as command
+
+    command.app(args=list(context.args), prog_name="slipstream tune")
+
+
 def run() -> NoReturn:
     """Runs the command line; every error that we raise on purpose is one message, no traceback.
 

@@ -15,16 +15,39 @@ class Ideal:
     speedup: float
 
 
+def pearl_tokens(acceptance: float, window: int) -> float:
+    """Tokens that a round of PEARL commits in the mean (Liu et al., arXiv 2408.11850).
+
+    With a the acceptance and g the window:
+
+        E = g a^g + sum over 0 <= n < g of a^n (1-a) (n+1)      tokens of a post-verify round
+        p = a / (a + 1 - a^g)                                   share of post-verify rounds
+        tokens = 1 - p + p E
+
+    Raises:
+        ValueError: acceptance outside [0, 1], or window below 1.
+    """
+    if not 0.0 <= acceptance <= 1.0:
+        raise ValueError(f"acceptance must be in [0, 1], got {acceptance}")
+    if window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    if acceptance == 0.0:
+        return 1.0
+    post_share = acceptance / (acceptance + 1.0 - acceptance**window)
+    post_tokens = window * acceptance**window + sum(
+        acceptance**n * (1.0 - acceptance) * (n + 1) for n in range(window)
+    )
+    return 1.0 - post_share + post_share * post_tokens
+
+
 def pearl_speedup(
     acceptance: float, speed_ratio: float, window: int, *, communication: float = 0.0
 ) -> float:
     """Ideal throughput of PEARL relative to plain decoding (Liu et al., arXiv 2408.11850).
 
-    With a the acceptance, g the window, c the speed ratio and d the communication:
+    With g the window, c the speed ratio, d the communication and n the tokens of a round:
 
-        E = g a^g + sum over 0 <= n < g of a^n (1-a) (n+1)      tokens of a post-verify round
-        p = a / (a + 1 - a^g)                                   share of post-verify rounds
-        speedup = (1 - p + p E) c / (max(g, c) + d)
+        speedup = n c / (max(g, c) + d)
 
     Args:
         acceptance: probability that one draft token is accepted, given that those before it
@@ -36,21 +59,12 @@ def pearl_speedup(
     Raises:
         ValueError: an argument is out of its range.
     """
-    if not 0.0 <= acceptance <= 1.0:
-        raise ValueError(f"acceptance must be in [0, 1], got {acceptance}")
-    if not speed_ratio > 0.0 or window < 1 or communication < 0.0:
+    if not speed_ratio > 0.0 or communication < 0.0:
         raise ValueError(
-            "speed_ratio must be above 0, window at least 1 and communication at least 0, got "
-            f"{speed_ratio}, {window} and {communication}"
+            "speed_ratio must be above 0 and communication at least 0, got "
+            f"{speed_ratio} and {communication}"
         )
-    if acceptance == 0.0:
-        post_share = 0.0
-    else:
-        post_share = acceptance / (acceptance + 1.0 - acceptance**window)
-    post_tokens = window * acceptance**window + sum(
-        acceptance**n * (1.0 - acceptance) * (n + 1) for n in range(window)
-    )
-    tokens = 1.0 - post_share + post_share * post_tokens
+    tokens = pearl_tokens(acceptance, window)
     return tokens * speed_ratio / (max(window, speed_ratio) + communication)
 
 
@@ -71,7 +85,7 @@ def token_acceptance(accepted: int, drafted: int, runs: int) -> float:
     Tokens drafted after a mismatch count as rejected in accepted/drafted, whatever they are. A
     run of k draft tokens, each accepted with probability a given those before, has
     a + a^2 + ... + a^k accepted tokens in the mean; this solves for a, with k the mean length
-    drafted/runs, by bisection.
+    drafted/runs.
 
     Args:
         accepted, drafted: tokens over all runs, 0 <= accepted <= drafted.
@@ -84,10 +98,20 @@ def token_acceptance(accepted: int, drafted: int, runs: int) -> float:
         raise ValueError(f"impossible counts: {accepted=}, {drafted=}, {runs=}")
     if accepted == drafted:
         return 1.0
-    length, wanted = drafted / runs, accepted / runs
+    return geometric_acceptance(accepted / runs, drafted / runs)
+
+
+def geometric_acceptance(accepted: float, length: float) -> float:
+    """The a for which a run of `length` drafts has a + a^2 + ... = `accepted` in the mean.
+
+    Args:
+        accepted: in [0, length]; length: above 0, need not be whole.
+    """
+    if accepted >= length:
+        return 1.0
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
         expected = middle * (1.0 - middle**length) / (1.0 - middle)
-        low, high = (middle, high) if expected < wanted else (low, middle)
+        low, high = (middle, high) if expected < accepted else (low, middle)
     return (low + high) / 2

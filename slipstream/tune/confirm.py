@@ -1,0 +1,121 @@
+"""Plans in the real pipeline: verifier and drafter as processes, as the benchmark runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from slipstream.bench.records import Prompt, Speculation
+from slipstream.bench.services import Verifier, start_verifier
+from slipstream.core.layer_plan import LayerPlan
+
+PLAIN = "plain decoding"
+_WARM_UP_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """What a plan gave in the pipeline.
+
+    Attributes:
+        tokens_per_second: median over the repeats; rates: each of them.
+        acceptance: accepted over drafted tokens; None where there were none.
+        differing: answers, over all repeats, that are not those of plain decoding. None may be,
+            but for near-ties in fast exactness.
+    """
+
+    tokens_per_second: float
+    rates: tuple[float, ...]
+    acceptance: float | None
+    differing: int
+
+
+@dataclass(slots=True)
+class _Runs:
+    rates: list[float] = field(default_factory=list)
+    counts: Speculation = field(default_factory=Speculation)
+    tokens: list[tuple[int, ...]] = field(default_factory=list)
+
+
+async def confirm(
+    plans: Mapping[str, LayerPlan],
+    prompts: Sequence[Prompt],
+    *,
+    model: Path,
+    work: Path,
+    cpus: Sequence[int],
+    verifier_options: Sequence[str],
+    drafter_options: Sequence[str],
+    max_tokens: int,
+    repeats: int,
+    say: Callable[[str], None],
+) -> dict[str, Confirmed]:
+    """Greedy generations under each plan, one pair of services after the other, and without any.
+
+    Args:
+        work: folder for plan files and logs; it exists.
+        verifier_options, drafter_options: further words of the services' command lines.
+        repeats: the order of the plans is turned with each.
+
+    Raises:
+        SlipstreamError: a service did not start or failed.
+    """
+    runs = {name: _Runs() for name in [PLAIN, *plans]}
+    names = list(plans)
+    for repeat in range(repeats):
+        for place, name in enumerate(_turned(names, repeat)):
+            file = work / "candidate.json"
+            plans[name].save(file)
+            async with AsyncExitStack() as stack:
+                verifier = await start_verifier(
+                    stack,
+                    model,
+                    work,
+                    name="tune",
+                    cpus=cpus[:1],
+                    drafter_cpu=cpus[min(1, len(cpus) - 1)],
+                    exactness="auto",
+                    verifier_options=verifier_options,
+                    drafter_options=["--layer-plan", str(file), *drafter_options],
+                )
+                await verifier.generate(prompts[0].token_ids, _WARM_UP_TOKENS, speculative=True)
+                await _take(verifier, runs[name], prompts, max_tokens, speculative=True)
+                if place == 0:
+                    await _take(verifier, runs[PLAIN], prompts, max_tokens, speculative=False)
+            say(f"{name}: {runs[name].rates[-1]:.1f} tokens/s")
+    return {name: _confirmed(found, runs[PLAIN].tokens) for name, found in runs.items()}
+
+
+def _turned(names: list[str], by: int) -> list[str]:
+    start = by % len(names)
+    return names[start:] + names[:start]
+
+
+async def _take(
+    verifier: Verifier,
+    runs: _Runs,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    *,
+    speculative: bool,
+) -> None:
+    tokens, seconds = 0, 0.0
+    for prompt in prompts:
+        generation, _ = await verifier.generate(
+            prompt.token_ids, max_tokens, speculative=speculative
+        )
+        tokens += len(generation.token_ids)
+        seconds += generation.seconds
+        runs.counts += generation.speculation or Speculation()
+        runs.tokens.append(generation.token_ids)
+    runs.rates.append(tokens / seconds)
+
+
+def _confirmed(runs: _Runs, expected: Sequence[tuple[int, ...]]) -> Confirmed:
+    drafted, accepted = runs.counts.drafted, runs.counts.accepted
+    differing = sum(answer != expected[i % len(expected)] for i, answer in enumerate(runs.tokens))
+    acceptance = accepted / drafted if drafted else None
+    return Confirmed(median(runs.rates), tuple(runs.rates), acceptance, differing)
