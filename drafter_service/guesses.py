@@ -15,7 +15,8 @@ from typing import Literal
 from drafter_service.draft import Draft, Part, Work
 from drafter_service.pass_seconds import MOST_ROWS, PassSeconds
 from drafter_service.stage import Drawn
-from slipstream.core.ngram import Guess, NgramProposer, best_length
+from slipstream.core.goodput import share_rows
+from slipstream.core.ngram import Guess, NgramProposer
 
 Assistance = Literal["off", "on", "auto"]
 # How much of a long prompt is read into the index before one pass: about 2 ms.
@@ -60,18 +61,13 @@ class Assist(Part):
         guesses that are right; and no pass gets more than MOST_ROWS rows by them.
         """
         guesses = [self._guess(draft, MOST_ROWS - rows) for draft in ready]
-        # All chances of a sequence fall, so the best of all sequences are the first of each.
-        ranked = sorted(
-            ((chance, i) for i, guess in enumerate(guesses) for chance in guess.chances),
-            key=lambda pair: -pair[0],
-        )[: max(0, MOST_ROWS - rows)]
-        if self._automatic:
-            estimate = self.seconds.estimate
-            chances = [chance for chance, _ in ranked]
-            del ranked[best_length(chances, lambda n: estimate(rows + n), len(ready)) :]
-        counts = [0] * len(ready)
-        for _, i in ranked:
-            counts[i] += 1
+        # One row of each sequence is counted by `share_rows`; what it has to compute may be more.
+        more = rows - len(ready)
+
+        def cost(shared: int) -> float:
+            return self.seconds.estimate(more + shared) if self._automatic else 1.0
+
+        counts = share_rows([guess.chances for guess in guesses], cost, MOST_ROWS - more)
         for draft, guess in zip(ready, guesses, strict=True):
             self._guessers[draft].guess = guess
         return [guess.tokens[:count] for guess, count in zip(guesses, counts, strict=True)]

@@ -60,37 +60,3 @@ def best_length(
         if rate > best.rate * _MARGIN:
             best = Target(length, rate)
     return best
-
-
-def share_rows(chances: Sequence[Sequence[float]], cost: Cost, most_rows: int) -> list[int]:
-    """How many of its pending drafts each sequence gets in a step.
-
-    Rows go where they are most likely to become tokens, as long as that raises the expected
-    tokens per second of the step.
-
-    Args:
-        chances: of each sequence, the probability that its first 1, 2, ... drafts are all right.
-        cost: step seconds by rows.
-        most_rows: most rows of the step.
-
-    Returns:
-        Drafts for each sequence, in order.
-    """
-    count = len(chances)
-    # A later draft is never likelier than the one before it, so a sort keeps runs in order.
-    candidates = sorted(
-        ((alive, which) for which, run in enumerate(chances) for alive in run), reverse=True
-    )[: max(0, most_rows - count)]
-    taken, best_taken = 0, 0
-    expected = float(count)
-    best_rate = expected / cost(count)
-    for taken, (alive, _) in enumerate(candidates, start=1):
-        expected += alive
-        rate = expected / cost(count + taken)
-        # Some rows are free only together: cost is flat up to a border of a kernel's tile.
-        if rate > best_rate:
-            best_taken, best_rate = taken, rate
-    lengths = [0] * count
-    for _, which in candidates[:best_taken]:
-        lengths[which] += 1
-    return lengths

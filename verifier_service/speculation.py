@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from slipstream.core.draft import Close, Command, Proposal, Refusal, SetPace, SetWindow
+from slipstream.core.goodput import share_rows
 from verifier_service.estimates import POSITIONS, Acceptance, Arrival, StepCost, mean_survival
 from verifier_service.generation import Generation
 from verifier_service.placement import Drafter, Layout, Placement
 from verifier_service.plan import Turn, Work
-from verifier_service.policy import Target, best_length, share_rows
+from verifier_service.policy import Target, best_length
 
 log = logging.getLogger(__name__)
 Send = Callable[[int, list[Command]], None]

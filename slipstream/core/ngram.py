@@ -6,7 +6,7 @@ guess counts only where it equals the token that the sampling rule draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from slipstream.core.suffix_automaton import Match, SuffixAutomaton
@@ -125,25 +125,3 @@ class NgramProposer:
             chance *= self._rates.rate(length + i)
             chances.append(chance)
         return tuple(chances)
-
-
-def best_length(
-    chances: Sequence[float], seconds: Callable[[int], float], certain: float = 1.0
-) -> int:
-    """How many guesses give the most tokens a second: goodput, as in SmartSpec (arXiv 2406.14066).
-
-    Args:
-        chances: chances[i] is the probability that guess i counts, falling.
-        seconds: of a step with that many guesses in it.
-        certain: expected tokens of a step without any.
-
-    Returns:
-        A number in [0, len(chances)]; 0 unless guesses raise certain / seconds(0).
-    """
-    best, most, tokens = 0, certain / seconds(0), certain
-    for count, chance in enumerate(chances, 1):
-        tokens += chance
-        goodput = tokens / seconds(count)
-        if goodput > most:
-            best, most = count, goodput
-    return best

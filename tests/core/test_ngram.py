@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slipstream.core import suffix_automaton
-from slipstream.core.ngram import Guess, MatchRates, NgramProposer, best_length
+from slipstream.core.ngram import Guess, MatchRates, NgramProposer
 from slipstream.core.suffix_automaton import Match, SuffixAutomaton
 
 # Few different tokens, so that nearly everything repeats; and repeated pieces.
@@ -125,19 +125,3 @@ def test_learns_from_verdicts() -> None:
     assert taught[1] > 0.8 > second
     assert taught[2] < 0.2 < third + 0.2
     assert rates.rate(9) == MatchRates().rate(16), "the fourth guess was never looked at"
-
-
-@pytest.mark.parametrize(
-    ("chances", "seconds", "expected"),
-    [
-        ((), {0: 1.0}, 0),
-        ((0.9, 0.8, 0.7), {0: 1.0, 1: 1.1, 2: 1.2, 3: 1.3}, 3),
-        ((0.3, 0.1, 0.0), {0: 1.0, 1: 1.2, 2: 1.4, 3: 1.6}, 1),
-        ((0.1, 0.0, 0.0), {0: 1.0, 1: 1.2, 2: 1.4, 3: 1.6}, 0),
-        # The first two rows cost more than they bring, the third one is nearly free.
-        ((0.5, 0.5, 0.5), {0: 1.0, 1: 1.6, 2: 2.1, 3: 2.1}, 3),
-    ],
-)
-def test_as_many_as_pay(chances, seconds, expected) -> None:
-    """The number of guesses is the one with the most expected tokens a second; none if it is 0."""
-    assert best_length(chances, seconds.__getitem__) == expected
