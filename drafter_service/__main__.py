@@ -10,6 +10,7 @@ from pathlib import Path
 from drafter_service.confidence import make_early_stop
 from drafter_service.engine import DrafterEngine
 from drafter_service.guesses import make_assist
+from drafter_service.kv_context import KvContext
 from drafter_service.servicer import DrafterServicer
 from drafter_service.settings import Settings
 from drafter_service.slow_stage import SlowStage
@@ -52,7 +53,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     thread = model_thread()
     loop = asyncio.get_running_loop()
     runner = await loop.run_in_executor(thread, _make_runner, settings)
-    servicer = DrafterServicer(own_cores() if runner.loaded.device.type == "cpu" else ())
+    context = KvContext(runner, settings.kv_context)
+    cores = own_cores() if runner.loaded.device.type == "cpu" else ()
+    servicer = DrafterServicer(context, cores)
     stage: Stage = LocalStage(runner)
     if settings.slowdown > 1:
         stage = SlowStage(stage, settings.slowdown)
@@ -61,9 +64,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         servicer.send,
         max_sequences=settings.max_sequences,
         stage=stage,
+        parts=[context],
         assist=make_assist(settings.ngram),
         early_stop=make_early_stop(settings.early_stop),
     )
+    context.attach(engine.call, lambda: engine.counters.prefill_position_seconds)
     servicer.attach(engine)
     running = asyncio.wrap_future(engine.start(thread))
     drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, server.grpc)

@@ -47,6 +47,14 @@ class DraftCounters:
     early_stops: int = 0
     # Moving average of steps that advance one sequence by one token.
     single_step_seconds: float = 0.0
+    # Passes that were a prompt's rows and nothing else.
+    prefilled_positions: int = 0
+    prefill_seconds: float = 0.0
+
+    @property
+    def prefill_position_seconds(self) -> float:
+        """Mean for one position of a prompt; 0 where none was computed yet."""
+        return self.prefill_seconds / max(1, self.prefilled_positions)
 
 
 class DrafterEngine(EngineLoop):
@@ -233,6 +241,9 @@ class DrafterEngine(EngineLoop):
         if len(work) == 1 and len(work[0].segment.tokens) == 1:
             before = counters.single_step_seconds or seconds
             counters.single_step_seconds = 0.95 * before + 0.05 * seconds
+        elif len(work) == 1 and len(work[0].segment.tokens) > work[0].draft.window + 1:
+            counters.prefilled_positions += len(work[0].segment.tokens)
+            counters.prefill_seconds += seconds
 
     def _execute(self, connection: int, commands: list[Command]) -> None:
         for command in commands:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 import grpc
 
 from drafter_service.engine import DrafterEngine
+from drafter_service.kv_context import KvContext
 from slipstream.core.draft import Proposal, Refusal
 from slipstream.core.errors import DeadlineExceeded, InvalidRequest, ModelMismatch
 from slipstream.wire.draft_codec import command_from_proto, response_to_proto
@@ -26,11 +27,13 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
     """Routes commands to the engine and proposals back to the verifier they are for.
 
     Args:
+        context: is told where a verifier's keys and values are.
         cores: that this process may compute on; none where it computes elsewhere.
     """
 
-    def __init__(self, cores: Iterable[int] = ()) -> None:
+    def __init__(self, context: KvContext, cores: Iterable[int] = ()) -> None:
         self._engine: DrafterEngine
+        self._context = context
         self._cores = sorted(cores)
         self._numbers = itertools.count(1)
         self._outboxes: dict[int, asyncio.Queue[drafter_pb2.DraftResponse | None]] = {}
@@ -57,8 +60,9 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         request_iterator: AsyncIterator[drafter_pb2.DraftRequest],
         context: grpc.aio.ServicerContext,
     ) -> AsyncIterator[drafter_pb2.DraftResponse]:
-        await self._greet(request_iterator)
+        theirs = await self._greet(request_iterator)
         connection = next(self._numbers)
+        self._context.connect(connection, theirs.kv_address)
         outbox: asyncio.Queue[drafter_pb2.DraftResponse | None] = asyncio.Queue()
         self._outboxes[connection] = outbox
         log.info("verifier %s connected", context.peer())
@@ -74,9 +78,10 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             reader.cancel()
             del self._outboxes[connection]
             self._engine.disconnect(connection)
+            await self._context.disconnect(connection)
             log.info("verifier %s left", context.peer())
 
-    async def _greet(self, requests: AsyncIterator[drafter_pb2.DraftRequest]) -> None:
+    async def _greet(self, requests: AsyncIterator[drafter_pb2.DraftRequest]) -> drafter_pb2.Hello:
         """Reads the verifier's Hello. Raises InvalidRequest, ModelMismatch or DeadlineExceeded."""
         try:
             async with asyncio.timeout(_HELLO_TIMEOUT_SECONDS):
@@ -92,6 +97,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
                 f"the drafter serves model {own.model_fingerprint[:12]}, the verifier "
                 f"{theirs.model_fingerprint[:12]}; start both with the same model"
             )
+        return theirs
 
     def _own_hello(self) -> drafter_pb2.Hello:
         loaded = self._engine.runner.loaded
@@ -125,4 +131,22 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             step_seconds=counters.single_step_seconds,
             kv_blocks_used=engine.runner.pool.num_used,
             weight_bytes=loaded.weight_bytes,
+            kv=self._kv_counters(),
+        )
+
+    def _kv_counters(self) -> drafter_pb2.KvCounters:
+        context, engine = self._context.counters, self._engine.counters
+        return drafter_pb2.KvCounters(
+            mode=self._context.mode,
+            pulls=context.pulls,
+            pulled_positions=context.pulled_positions,
+            pulled_bytes=context.pulled_bytes,
+            shared_bytes=context.shared_bytes,
+            pull_seconds=context.pull_seconds,
+            pull_wait_seconds=context.pull_wait_seconds,
+            refreshed_positions=context.refreshed_positions,
+            refreshed_bytes=context.refreshed_bytes,
+            fallbacks=dict(context.fallbacks),
+            prefilled_positions=engine.prefilled_positions,
+            prefill_seconds=engine.prefill_seconds,
         )

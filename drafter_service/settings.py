@@ -27,3 +27,8 @@ class Settings(ModelServiceSettings):
     slowdown: float = Field(
         1.0, ge=1, description="for drills: every forward pass takes so many times as long"
     )
+    kv_context: Literal["own", "prompt", "commit"] = Field(
+        "prompt",
+        description="keys and values of a context: own computes them, prompt fetches those of the "
+        "prompt from the verifier, commit also those of what is committed",
+    )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import sys
+import uuid
 
 from slipstream.core.draft import Command
 from slipstream.core.layer_plan import LayerPlan
@@ -16,18 +17,20 @@ from slipstream.engine.placement import compute_on, own_cores, place, resolve_de
 from slipstream.engine.runner import ModelRunner
 from slipstream.wire.host import host_id
 from slipstream.wire.process import run_service, until_stopped
-from slipstream.wire.proto import verifier_pb2_grpc
+from slipstream.wire.proto import drafter_pb2, kv_pb2_grpc, verifier_pb2_grpc
 from slipstream.wire.transport import Server
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
+from verifier_service.kv_holder import KvHolder
+from verifier_service.kv_servicer import KvServicer
 from verifier_service.placement import Drafter, Placement
 from verifier_service.plan import Limits
 from verifier_service.servicer import Identity, VerifierServicer
-from verifier_service.settings import Settings
+from verifier_service.settings import Settings, advertised
 from verifier_service.speculation import Speculation, SpeculationSettings
 
 log = logging.getLogger(__name__)
-SERVICE = "slipstream.v1.VerifierService"
+SERVICES = ["slipstream.v1.VerifierService", "slipstream.v1.KvService"]
 # A row must not depend on how many rows there are, so nothing else serves as int8.
 _PLANS = {
     "native": LayerPlan(),
@@ -59,16 +62,24 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, str, dict[int, float]
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Binds, loads, serves until `stop`, ends cleanly."""
     place(settings.cpus, settings.threads, resolve_device(settings.device))
-    server = Server(settings.listen, [SERVICE])
+    server = Server(settings.listen, SERVICES)
     # The port first: a model takes seconds to load, a port in use is known at once.
     server.bind()
     thread = model_thread()
     loop = asyncio.get_running_loop()
     runner, exactness, step_seconds = await loop.run_in_executor(thread, _make_runner, settings)
     loaded = runner.loaded
+    incarnation = uuid.uuid4().hex
+    address = advertised(settings) if settings.kv_leases else ""
     link: DrafterLink | None = None
     if settings.drafter != "off":
-        link = DrafterLink(settings.drafter, loaded.fingerprint, loaded.config.vocab_size)
+        hello = drafter_pb2.Hello(
+            model_fingerprint=loaded.fingerprint,
+            vocab_size=loaded.config.vocab_size,
+            incarnation=incarnation,
+            kv_address=address,
+        )
+        link = DrafterLink(settings.drafter, hello)
 
     def send(connection: int, commands: list[Command]) -> None:
         assert link is not None, "only a link announces a drafter"
@@ -88,12 +99,15 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         limits=Limits(prefill_chunk=settings.prefill_chunk, strict=exactness == "strict"),
         max_running=settings.max_sequences,
         max_waiting=settings.max_queue,
+        kv=KvHolder(runner, most=settings.kv_leases, share=settings.kv_lease_share),
     )
     running = asyncio.wrap_future(engine.start(thread))
     name = settings.served_model_name or settings.model.resolve().name
     identity = Identity(name, settings.precision, exactness, settings.speculative)
     servicer = VerifierServicer(engine, identity, link)
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
+    kv_servicer = KvServicer(engine, address, incarnation)
+    kv_pb2_grpc.add_KvServiceServicer_to_server(kv_servicer, server.grpc)
     await server.start()
     linking = None if link is None else asyncio.create_task(link.run(engine))
     await server.set_serving(True)

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import logging
 import time
-import uuid
 
 import grpc
 
@@ -35,6 +34,7 @@ class DrafterLink:
 
     Args:
         address: host:port of the drafter.
+        hello: says who we are.
 
     Attributes:
         connected: whether a drafter has accepted us.
@@ -43,15 +43,13 @@ class DrafterLink:
         draft_step_seconds: what the drafter last said of its own speed.
     """
 
-    def __init__(self, address: str, fingerprint: str, vocab_size: int) -> None:
+    def __init__(self, address: str, hello: drafter_pb2.Hello) -> None:
         self.connected = False
         self.detail = "not connected yet"
         self.connections = 0
         self.draft_step_seconds = 0.0
         self._address = address
-        self._hello = drafter_pb2.Hello(
-            model_fingerprint=fingerprint, vocab_size=vocab_size, incarnation=uuid.uuid4().hex
-        )
+        self._hello = hello
         self._numbers = itertools.count(1)
         self._number = 0
         self._outbox: asyncio.Queue[drafter_pb2.DraftRequest] = asyncio.Queue()

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from slipstream.core.draft import Proposal, Refusal
 from slipstream.core.errors import (
@@ -29,6 +29,7 @@ from verifier_service.generation import (
     GenerationRequest,
     Progress,
 )
+from verifier_service.kv_holder import KvHolder
 from verifier_service.placement import Drafter
 from verifier_service.plan import Limits, Work, next_turn, plan_step
 from verifier_service.speculation import Speculation
@@ -49,6 +50,19 @@ class EngineCounters:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     stale_draft_tokens: int = 0
+    # By position in the drafts of a step: verified there, and accepted.
+    drafted_by_position: list[int] = field(default_factory=list)
+    accepted_by_position: list[int] = field(default_factory=list)
+
+    def count_drafts(self, drafted: int, accepted: int) -> None:
+        self.accepted_tokens += accepted
+        for counts, reached in (
+            (self.drafted_by_position, drafted),
+            (self.accepted_by_position, accepted),
+        ):
+            counts.extend([0] * (drafted - len(counts)))
+            for position in range(reached):
+                counts[position] += 1
 
 
 class VerifierEngine(EngineLoop):
@@ -60,6 +74,7 @@ class VerifierEngine(EngineLoop):
 
     Args:
         speculation: keeps the drafter informed and decides about drafts.
+        kv: leases on keys and values; touched on the engine's thread only.
         max_running: most sequences in a step; `max_waiting`: most that queue for a place.
     """
 
@@ -71,9 +86,11 @@ class VerifierEngine(EngineLoop):
         limits: Limits,
         max_running: int = 128,
         max_waiting: int = 1024,
+        kv: KvHolder | None = None,
     ) -> None:
         super().__init__()
         self.runner = runner
+        self.kv = kv or KvHolder(runner)
         self.counters = EngineCounters()
         self.limits = limits
         self.speculation = speculation
@@ -166,17 +183,19 @@ class VerifierEngine(EngineLoop):
         """Tells all that still run or wait that they were cancelled."""
         for generation in [*self._running, *self._waiting]:
             self._end(generation, Progress(finish=Finish.CANCELLED, counts=generation.counts))
+        self.kv.close()
 
     def step(self) -> bool:
         """One step: read the inbox, plan, run the model, decide, tell. False: nothing to do yet."""
         started = time.perf_counter()
         self._read_inbox()
+        more = self.kv.serve()
         self._start_waiting()
         turn = next_turn(self._running, self.limits, not self._prefilled_last)
         self.patience = self.speculation.patience(turn)
         if self.patience or not (turn.decoding or turn.prompt):
             self.speculation.flush()
-            return False
+            return more
         work = plan_step(turn, self.limits, self.speculation.share)
         # Openings go out before the forward pass, so that the drafter starts beside it.
         self.speculation.flush()
@@ -196,12 +215,14 @@ class VerifierEngine(EngineLoop):
         """Gives places and KV room to those who wait, in order; the first that lacks room waits."""
         while self._waiting and len(self._running) < self._max_running:
             generation = self._waiting[0]
-            table = self.runner.pool.allocate(generation.max_length)
+            room = generation.max_length
+            table = self.runner.pool.allocate(room) or self.kv.make_room(room)
             if table is None:
                 return
             self._waiting.popleft()
             generation.sequence.table = table
             self._running.append(generation)
+            self.kv.started(generation.number, generation.sequence)
             self.counters.prompt_tokens += len(generation.request.prompt)
             self.speculation.open(generation)
 
@@ -242,7 +263,7 @@ class VerifierEngine(EngineLoop):
         generation.settle(len(committed))
         generation.counts.record(len(drafts), accepted)
         self.speculation.verified(generation, len(drafts), accepted)
-        self.counters.accepted_tokens += accepted
+        self.counters.count_drafts(len(drafts), accepted)
         self.counters.generated_tokens += len(committed)
         counts = generation.counts.copy()
         progress = Progress(tuple(committed), generation.finish, counts=counts)
@@ -289,6 +310,7 @@ class VerifierEngine(EngineLoop):
             self._waiting.remove(generation)
         else:
             self._running.remove(generation)
+            self.kv.ended(generation.number)
             self.runner.pool.release(generation.sequence.table)
         self.counters.stale_draft_tokens += generation.stale_drafts
         self.speculation.close(generation)

@@ -147,6 +147,10 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             drafter_connections=0 if link is None else link.connections,
             kv_blocks_used=pool.num_used,
             open_sequences=engine.num_running,
+            draft_tokens_per_position=counters.drafted_by_position,
+            accepted_tokens_per_position=counters.accepted_by_position,
+            kv_leases=engine.kv.num_leases,
+            kv_leased_blocks=engine.kv.num_kept,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Literal
 
 from pydantic import Field, PositiveInt
@@ -37,4 +38,36 @@ class Settings(ModelServiceSettings):
         " turn on all of them, or (auto) whichever measures faster",
     )
     prefill_chunk: int = Field(256, ge=16, description="most prompt tokens of a step")
+    advertise: str = Field(
+        "", description="host:port by which drafters reach it for keys and values; empty: --listen"
+    )
+    kv_leases: int = Field(512, ge=0, description="most leases on keys and values; 0: none")
+    kv_lease_share: float = Field(
+        0.25, ge=0, le=1, description="part of the KV pool that leases may keep beyond sequences"
+    )
     speculative: bool = Field(True, description="speculate where a request does not say")
+
+
+def advertised(settings: Settings) -> str:
+    """host:port for drafters. Of a wildcard address, the one that packets to the drafter carry."""
+    if settings.advertise:
+        return settings.advertise
+    host, _, port = settings.listen.rpartition(":")
+    if host not in ("", "0.0.0.0", "[::]", "*"):  # noqa: S104 compared with, not bound
+        return settings.listen
+    return f"{_own_host(settings.drafter)}:{port}"
+
+
+def _own_host(peer: str) -> str:
+    """Our address as `peer` sees it; nothing is sent. The host's name where there is no route."""
+    host, _, port = peer.rpartition(":")
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_DGRAM
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(where)
+            own = str(probe.getsockname()[0])
+    except (OSError, ValueError):
+        return socket.gethostname()
+    return f"[{own}]" if ":" in own else own

@@ -7,6 +7,9 @@ SlipstreamError
 │   └── BodyTooLarge          the request body is over the limit      RESOURCE_EXHAUSTED   413
 ├── NotAuthenticated          no key, or an unknown one               UNAUTHENTICATED      401
 ├── ModelNotFound             the model asked for is not served       NOT_FOUND            404
+├── KvNotFound                nobody here has that prefix's KV        NOT_FOUND            404
+│   └── KvExpired             a lease is gone, by time or for room    NOT_FOUND            404
+│       └── KvHolderRestarted with the process that gave it           NOT_FOUND            404
 ├── Overloaded                no room now; worth another try          RESOURCE_EXHAUSTED   429
 ├── Unavailable               a part of the system cannot be reached  UNAVAILABLE          503
 ├── DeadlineExceeded          a wait reached its deadline             DEADLINE_EXCEEDED    504
@@ -77,6 +80,23 @@ class ModelNotFound(SlipstreamError):
     http_status = 404
     type = "invalid_request_error"
     code = "model_not_found"
+
+
+class KvNotFound(SlipstreamError):
+    """KV is a cache: whoever asked computes it instead."""
+
+    grpc_status = "NOT_FOUND"
+    http_status = 404
+    type = "invalid_request_error"
+    code = "kv_not_found"
+
+
+class KvExpired(KvNotFound):
+    code = "kv_expired"
+
+
+class KvHolderRestarted(KvExpired):
+    code = "kv_holder_restarted"
 
 
 class Overloaded(SlipstreamError):

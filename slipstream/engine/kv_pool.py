@@ -62,9 +62,12 @@ class KvPool:
         self.values = [layer[1] for layer in self._kv]
         # Where each layer's keys and values begin, for compiled kernels.
         self.addresses = [(layer[0].data_ptr(), layer[1].data_ptr()) for layer in self._kv]
+        self.num_kv_heads, self.head_dim, self.dtype = num_kv_heads, head_dim, dtype
         self.num_blocks = num_blocks
         self._free: list[tuple[int, int]] = [(1, num_blocks)] if num_blocks else []
         self._num_free = num_blocks
+        # Of blocks with several holders: how many there are beside the first.
+        self._others: dict[int, int] = {}
 
     @staticmethod
     def bytes_per_block(
@@ -121,11 +124,23 @@ class KvPool:
         else:
             self._kv[:, :, table.start + first : table.start + last].zero_()
 
+    def retain(self, table: BlockTable, tokens: int) -> BlockTable:
+        """Another hold on the blocks of the first `tokens` positions, to be released by itself."""
+        count = self.blocks_for(tokens)
+        for block in table.blocks[:count]:
+            self._others[block] = self._others.get(block, 0) + 1
+        slots = table.slots[: count * BLOCK_TOKENS]
+        return BlockTable(table.blocks[:count], slots, table.address, table.start)
+
     def release(self, table: BlockTable) -> None:
-        """Gives the blocks back. The table must not be used again."""
+        """Ends a hold: blocks that nobody else holds are free. The table must not be used again."""
         for block in table.blocks:
-            insort(self._free, (block, 1))
-        self._num_free += len(table.blocks)
+            others = self._others.pop(block, 0)
+            if others > 1:
+                self._others[block] = others - 1
+            if not others:
+                insort(self._free, (block, 1))
+                self._num_free += 1
         merged: list[tuple[int, int]] = []
         for start, length in self._free:
             if merged and sum(merged[-1]) == start:

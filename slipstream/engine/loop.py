@@ -7,8 +7,10 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 _IDLE_WAIT_SECONDS = 1.0
+T = TypeVar("T")
 
 
 def model_thread() -> ThreadPoolExecutor:
@@ -59,6 +61,24 @@ class EngineLoop(ABC):
     @property
     def alive(self) -> bool:
         return self._done is not None and not self._done.done()
+
+    def call(self, action: Callable[[], T]) -> Future[T]:
+        """Runs `action` on the engine's thread between two steps; from any thread.
+
+        The future never ends where the engine does first: wait with a deadline.
+        """
+        result: Future[T] = Future()
+
+        def run() -> None:
+            if not result.set_running_or_notify_cancel():
+                return
+            try:
+                result.set_result(action())
+            except Exception as failure:
+                result.set_exception(failure)
+
+        self._post(run)
+        return result
 
     def _post(self, action: Callable[[], None]) -> None:
         self._inbox.append(action)

@@ -132,7 +132,7 @@ class GetDrafterRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetDrafterResponse(_message.Message):
-    __slots__ = ("model_fingerprint", "layer_plan", "open_sequences", "steps", "drafted_tokens", "rolled_back_tokens", "step_seconds", "kv_blocks_used", "weight_bytes")
+    __slots__ = ("model_fingerprint", "layer_plan", "open_sequences", "steps", "drafted_tokens", "rolled_back_tokens", "step_seconds", "kv_blocks_used", "weight_bytes", "kv")
     MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LAYER_PLAN_FIELD_NUMBER: _ClassVar[int]
     OPEN_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +142,7 @@ class GetDrafterResponse(_message.Message):
     STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_FIELD_NUMBER: _ClassVar[int]
     model_fingerprint: str
     layer_plan: str
     open_sequences: int
@@ -151,4 +152,40 @@ class GetDrafterResponse(_message.Message):
     step_seconds: float
     kv_blocks_used: int
     weight_bytes: int
-    def __init__(self, model_fingerprint: _Optional[str] = ..., layer_plan: _Optional[str] = ..., open_sequences: _Optional[int] = ..., steps: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., rolled_back_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., kv_blocks_used: _Optional[int] = ..., weight_bytes: _Optional[int] = ...) -> None: ...
+    kv: KvCounters
+    def __init__(self, model_fingerprint: _Optional[str] = ..., layer_plan: _Optional[str] = ..., open_sequences: _Optional[int] = ..., steps: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., rolled_back_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., kv_blocks_used: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv: _Optional[_Union[KvCounters, _Mapping]] = ...) -> None: ...
+
+class KvCounters(_message.Message):
+    __slots__ = ("mode", "pulls", "pulled_positions", "pulled_bytes", "shared_bytes", "pull_seconds", "pull_wait_seconds", "refreshed_positions", "refreshed_bytes", "fallbacks", "prefilled_positions", "prefill_seconds")
+    class FallbacksEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    PULLS_FIELD_NUMBER: _ClassVar[int]
+    PULLED_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    PULLED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHARED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PULL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PULL_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REFRESHED_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    REFRESHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FALLBACKS_FIELD_NUMBER: _ClassVar[int]
+    PREFILLED_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    mode: str
+    pulls: int
+    pulled_positions: int
+    pulled_bytes: int
+    shared_bytes: int
+    pull_seconds: float
+    pull_wait_seconds: float
+    refreshed_positions: int
+    refreshed_bytes: int
+    fallbacks: _containers.ScalarMap[str, int]
+    prefilled_positions: int
+    prefill_seconds: float
+    def __init__(self, mode: _Optional[str] = ..., pulls: _Optional[int] = ..., pulled_positions: _Optional[int] = ..., pulled_bytes: _Optional[int] = ..., shared_bytes: _Optional[int] = ..., pull_seconds: _Optional[float] = ..., pull_wait_seconds: _Optional[float] = ..., refreshed_positions: _Optional[int] = ..., refreshed_bytes: _Optional[int] = ..., fallbacks: _Optional[_Mapping[str, int]] = ..., prefilled_positions: _Optional[int] = ..., prefill_seconds: _Optional[float] = ...) -> None: ...

@@ -66,7 +66,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("drafter_connected", "drafter_detail", "requests_running", "requests_waiting", "kv_cache_usage", "steps", "step_seconds", "model_seconds", "generated_tokens", "prompt_tokens", "draft_tokens", "accepted_tokens", "stale_draft_tokens", "plain_step_seconds", "draft_step_seconds", "drafter_connections", "kv_blocks_used", "open_sequences")
+    __slots__ = ("drafter_connected", "drafter_detail", "requests_running", "requests_waiting", "kv_cache_usage", "steps", "step_seconds", "model_seconds", "generated_tokens", "prompt_tokens", "draft_tokens", "accepted_tokens", "stale_draft_tokens", "plain_step_seconds", "draft_step_seconds", "drafter_connections", "kv_blocks_used", "open_sequences", "draft_tokens_per_position", "accepted_tokens_per_position", "kv_leases", "kv_leased_blocks")
     DRAFTER_CONNECTED_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_DETAIL_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,10 @@ class GetStatusResponse(_message.Message):
     DRAFTER_CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
     OPEN_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_TOKENS_PER_POSITION_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_PER_POSITION_FIELD_NUMBER: _ClassVar[int]
+    KV_LEASES_FIELD_NUMBER: _ClassVar[int]
+    KV_LEASED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     drafter_connected: bool
     drafter_detail: str
     requests_running: int
@@ -103,4 +107,8 @@ class GetStatusResponse(_message.Message):
     drafter_connections: int
     kv_blocks_used: int
     open_sequences: int
-    def __init__(self, drafter_connected: _Optional[bool] = ..., drafter_detail: _Optional[str] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., steps: _Optional[int] = ..., step_seconds: _Optional[float] = ..., model_seconds: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., stale_draft_tokens: _Optional[int] = ..., plain_step_seconds: _Optional[float] = ..., draft_step_seconds: _Optional[float] = ..., drafter_connections: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., open_sequences: _Optional[int] = ...) -> None: ...
+    draft_tokens_per_position: _containers.RepeatedScalarFieldContainer[int]
+    accepted_tokens_per_position: _containers.RepeatedScalarFieldContainer[int]
+    kv_leases: int
+    kv_leased_blocks: int
+    def __init__(self, drafter_connected: _Optional[bool] = ..., drafter_detail: _Optional[str] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., steps: _Optional[int] = ..., step_seconds: _Optional[float] = ..., model_seconds: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., stale_draft_tokens: _Optional[int] = ..., plain_step_seconds: _Optional[float] = ..., draft_step_seconds: _Optional[float] = ..., drafter_connections: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., open_sequences: _Optional[int] = ..., draft_tokens_per_position: _Optional[_Iterable[int]] = ..., accepted_tokens_per_position: _Optional[_Iterable[int]] = ..., kv_leases: _Optional[int] = ..., kv_leased_blocks: _Optional[int] = ...) -> None: ...

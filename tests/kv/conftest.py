@@ -1,0 +1,59 @@
+"""One tiny checkpoint, and the engines that hold, pull and draft on its keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from slipstream.core.layer_plan import LayerPlan
+from slipstream.engine.checkpoint import load_model
+from slipstream.engine.exactness import choose_shapes
+from slipstream.engine.runner import ModelRunner
+from tests.verifier.rig import write_checkpoint
+
+BLOCKS = 60
+MakeRunner = Callable[..., ModelRunner]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("small-llama"), context=1024)
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same shapes, other weights."""
+    return write_checkpoint(tmp_path_factory.mktemp("other-llama"), context=1024, seed=2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def make_runner(checkpoint: Path) -> MakeRunner:
+    """Runners of that checkpoint; those of one plan, type and size share their weights."""
+    loaded = {}
+
+    def make(
+        plan: LayerPlan | None = None, *, dtype: str = "auto", blocks: int = BLOCKS
+    ) -> ModelRunner:
+        key = (plan, dtype)
+        if key not in loaded:
+            loaded[key] = load_model(checkpoint, plan=plan, dtype=dtype)
+        layers = len(loaded[key].kv_layers)
+        width = loaded[key].dtype.itemsize
+        runner = ModelRunner(loaded[key], kv_bytes=blocks * layers * 512 * width)
+        assert runner.pool.num_blocks == blocks
+        if dtype == "auto":
+            choose_shapes(runner, "strict")
+        return runner
+
+    return make

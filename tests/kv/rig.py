@@ -1,0 +1,141 @@
+"""Verifier and drafter as real gRPC services in this process, and what tests ask of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import torch
+
+from drafter_service.engine import DrafterEngine
+from drafter_service.kv_context import KvContext, KvMode
+from drafter_service.servicer import DrafterServicer
+from slipstream.engine.runner import ModelRunner
+from slipstream.wire.proto import (
+    drafter_pb2,
+    drafter_pb2_grpc,
+    kv_pb2_grpc,
+    verifier_pb2_grpc,
+)
+from slipstream.wire.transport import Server
+from tests.integration.processes import until
+from verifier_service.drafter_link import DrafterLink
+from verifier_service.engine import VerifierEngine
+from verifier_service.kv_holder import KvHolder
+from verifier_service.kv_servicer import KvServicer
+from verifier_service.plan import Limits
+from verifier_service.servicer import Identity, VerifierServicer
+
+
+@dataclass(slots=True)
+class Drafter:
+    address: str
+    engine: DrafterEngine
+    context: KvContext
+
+    @property
+    def fallbacks(self) -> dict[str, int]:
+        return dict(self.context.counters.fallbacks)
+
+
+@dataclass(slots=True)
+class Verifier:
+    """A verifier.
+
+    Attributes:
+        kv: the servicer of its keys and values; tests may turn its incarnation.
+    """
+
+    address: str
+    engine: VerifierEngine
+    kv: KvServicer
+
+    async def on_engine(self, action: Callable[[KvHolder], object]) -> object:
+        return await asyncio.wrap_future(self.engine.call(lambda: action(self.engine.kv)))
+
+
+@asynccontextmanager
+async def drafter(
+    runner: ModelRunner, mode: KvMode = "prompt", **options: object
+) -> AsyncIterator[Drafter]:
+    context = KvContext(runner, mode, **options)  # type: ignore[arg-type]
+    servicer = DrafterServicer(context)
+    engine = DrafterEngine(runner, servicer.send, parts=[context])
+    context.attach(engine.call, lambda: engine.counters.prefill_position_seconds)
+    servicer.attach(engine)
+    server = Server("127.0.0.1:0", ["slipstream.v1.DrafterService"])
+    drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, server.grpc)
+    port = await server.start()
+    engine.start()
+    try:
+        yield Drafter(f"127.0.0.1:{port}", engine, context)
+    finally:
+        await server.stop(0)
+        await asyncio.to_thread(engine.stop)
+        assert runner.pool.num_used == 0
+
+
+@asynccontextmanager
+async def verifier(
+    runner: ModelRunner,
+    drafter_address: str = "",
+    *,
+    kv_address: str | None = None,
+    holder: KvHolder | None = None,
+    pause: float = 0.004,
+) -> AsyncIterator[Verifier]:
+    """Its drafter is connected when it is handed out.
+
+    Args:
+        kv_address: what it tells the drafter instead of its own address.
+        pause: seconds by which each of its steps is longer, so that the drafter keeps up.
+    """
+    forward = runner.forward
+
+    def slowly(segments):
+        time.sleep(pause)
+        return forward(segments)
+
+    runner.forward = slowly  # type: ignore[method-assign]
+    server = Server("127.0.0.1:0", ["slipstream.v1.VerifierService", "slipstream.v1.KvService"])
+    address = f"127.0.0.1:{server.bind()}"
+    loaded = runner.loaded
+    link = DrafterLink(
+        drafter_address,
+        drafter_pb2.Hello(
+            model_fingerprint=loaded.fingerprint,
+            vocab_size=loaded.config.vocab_size,
+            incarnation="first life",
+            kv_address=address if kv_address is None else kv_address,
+        ),
+    )
+    engine = VerifierEngine(runner, link.send, limits=Limits(strict=True), kv=holder)
+    identity = Identity("tiny", "native", "strict", True)
+    servicer = VerifierServicer(engine, identity, link)
+    kv = KvServicer(engine, address, "first life")
+    verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
+    kv_pb2_grpc.add_KvServiceServicer_to_server(kv, server.grpc)
+    await server.start()
+    engine.start()
+    linking = asyncio.create_task(link.run(engine)) if drafter_address else None
+    try:
+        if linking is not None:
+            await until(lambda: link.connected)
+        yield Verifier(address, engine, kv)
+    finally:
+        if linking is not None:
+            linking.cancel()
+        await server.stop(0)
+        await asyncio.to_thread(engine.stop)
+        assert runner.pool.num_used == 0
+
+
+def rows_of(runner: ModelRunner, table, layers: tuple[int, ...], start: int, end: int):
+    """Keys and values as the model sees them: [layers, 2, end - start, heads, dim]."""
+    places = [runner.loaded.kv_layers.index(layer) for layer in layers]
+    slots = table.slots[start:end]
+    pool = runner.pool
+    return torch.stack([torch.stack((pool.keys[i][slots], pool.values[i][slots])) for i in places])

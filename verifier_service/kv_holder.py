@@ -1,0 +1,311 @@
+"""The verifier's leases on keys and values: who may read what, and for how long it stays."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+
+from slipstream.core.errors import InvalidRequest, KvExpired, KvNotFound, Overloaded
+from slipstream.core.prefix import Prefix
+from slipstream.engine.kv_pool import BlockTable
+from slipstream.engine.kv_rows import read_rows, row_bytes
+from slipstream.engine.runner import ModelRunner
+from slipstream.engine.sequence import Sequence
+
+# Bytes that are copied between two steps: a few milliseconds at the speed of memory.
+_STEP_BYTES = 16 * 2**20
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """A hold on the blocks of a prefix.
+
+    Attributes:
+        table: the prefix's blocks, held by the lease itself.
+        running: whether its sequence still grows.
+        expiry: seconds since the epoch; counts only while nobody pulls.
+    """
+
+    id: str
+    prefix: Prefix
+    sequence: Sequence
+    table: BlockTable
+    expiry: float
+    running: bool
+    pulls: int = 0
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a read gave: the bytes of [start, end), and the name of the first `end` tokens."""
+
+    start: int
+    end: int
+    prefix: Prefix
+    data: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """Somebody waits for positions of a lease.
+
+    Attributes:
+        end: None for what there is behind `start`, at most `most` positions of a running sequence.
+        layers: places in the pool.
+        out: takes the bytes, None for a new tensor.
+        done: gets the rows; None where the sequence ended before `start`.
+    """
+
+    lease: Lease
+    layers: torch.Tensor
+    start: int
+    end: int | None
+    most: int = 0
+    out: torch.Tensor | None = None
+    done: Future[Rows | None] = field(default_factory=Future)
+
+
+class KvHolder:
+    """Lease table and reads. Everything on the engine's thread.
+
+    Leases of sequences that ended are worth less than a request that waits: they are given up
+    first when the pool is full, and never hold more than their share of it.
+
+    Args:
+        most: leases at once.
+        share: of the pool's blocks that leases may keep beyond their sequences.
+        clock: seconds since the epoch.
+
+    Attributes:
+        num_kept: blocks that leases hold beyond their sequences, counted once for each lease.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        *,
+        most: int = 512,
+        share: float = 0.25,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._pool = runner.pool
+        self._places = {layer: i for i, layer in enumerate(runner.loaded.kv_layers)}
+        self._most, self._clock = most, clock
+        self._most_kept = int(share * self._pool.num_blocks)
+        self.num_kept = 0
+        self._running: dict[int, Sequence] = {}
+        self._leases: dict[str, Lease] = {}
+        self._pulls: dict[object, Pulling] = {}
+        self._reads: deque[Read] = deque()
+        self._numbers = itertools.count(1)
+
+    # ---- what the engine tells -------------------------------------------------------------
+
+    def started(self, number: int, sequence: Sequence) -> None:
+        """A sequence has its place in the pool."""
+        self._running[number] = sequence
+
+    def ended(self, number: int) -> None:
+        """A sequence is about to give its blocks back; leases keep those of their prefix."""
+        sequence = self._running.pop(number)
+        for lease in self._of(sequence):
+            lease.running = False
+            self.num_kept += len(lease.table.blocks)
+            if sequence.computed < lease.prefix.length:
+                self._drop(lease)
+        self._keep_to_share()
+
+    def close(self) -> None:
+        """The engine ends: nothing is kept, nobody waits on."""
+        for lease in list(self._leases.values()):
+            self._drop(lease)
+        self.serve()
+
+    def make_room(self, tokens: int) -> BlockTable | None:
+        """Gives up leases of ended sequences for `tokens` tokens; None where that is not enough."""
+        for lease in [lease for lease in self._leases.values() if not lease.running]:
+            self._drop(lease)
+            table = self._pool.allocate(tokens)
+            if table is not None:
+                return table
+        return None
+
+    def serve(self) -> bool:
+        """Between two steps: ends leases, answers reads. True where there is more to copy."""
+        now = self._clock()
+        for lease in [x for x in self._leases.values() if not x.pulls and x.expiry <= now]:
+            self._drop(lease)
+        left, waiting = _STEP_BYTES, deque[Read]()
+        while self._reads:
+            read = self._reads.popleft()
+            if left > 0 or read.lease.gone:
+                left -= self._answer(read, waiting)
+            else:
+                waiting.append(read)
+        self._reads = waiting
+        return left <= 0
+
+    # ---- what pullers ask ------------------------------------------------------------------
+
+    @property
+    def num_leases(self) -> int:
+        return len(self._leases)
+
+    def acquire(self, prefix: Prefix, number: int | None, seconds: float) -> Lease:
+        """A lease on a prefix that a running sequence has, or that another lease keeps.
+
+        Args:
+            number: of the sequence that is preferred among those with the prefix.
+
+        Raises:
+            KvNotFound: nobody has it. Overloaded: there are too many leases.
+        """
+        found = self._find(prefix, number)
+        if found is None:
+            raise KvNotFound(f"nothing here has the prefix of {prefix.length} tokens asked for")
+        if len(self._leases) >= self._most:
+            raise Overloaded(f"{self._most} KV leases are out already")
+        sequence, table, running = found
+        lease = Lease(
+            id=str(next(self._numbers)),
+            prefix=prefix,
+            sequence=sequence,
+            table=self._pool.retain(table, prefix.length),
+            expiry=self._clock() + seconds,
+            running=running,
+        )
+        self._leases[lease.id] = lease
+        self.num_kept += 0 if running else len(lease.table.blocks)
+        self._keep_to_share()
+        return lease
+
+    def renew(self, lease_id: str, seconds: float) -> Lease:
+        """Raises KvExpired."""
+        lease = self._get(lease_id)
+        lease.expiry = max(lease.expiry, self._clock() + seconds)
+        return lease
+
+    def release(self, lease_id: str) -> None:
+        lease = self._leases.get(lease_id)
+        if lease is not None:
+            self._drop(lease)
+
+    def begin_pull(
+        self, key: object, lease_id: str, layers: tuple[int, ...], start: int, end: int
+    ) -> Pulling:
+        """A pull of positions [start, end) of some layers: until `end_pull` its lease stays.
+
+        Args:
+            key: names the pull.
+
+        Raises:
+            KvExpired, InvalidRequest.
+        """
+        lease = self._get(lease_id)
+        if not layers or not set(layers) <= self._places.keys():
+            raise InvalidRequest(f"layers {list(layers)} are not among {sorted(self._places)}")
+        if not 0 <= start <= end <= lease.prefix.length:
+            raise InvalidRequest(
+                f"positions {start} to {end} are not within the lease's {lease.prefix.length}"
+            )
+        lease.pulls += 1
+        places = torch.tensor([self._places[layer] for layer in layers])
+        places = places.to(lease.table.slots.device)
+        self._pulls[key] = Pulling(lease, places, row_bytes(self._pool, len(layers)))
+        return self._pulls[key]
+
+    def end_pull(self, key: object) -> None:
+        """Also where the pull never began."""
+        pull = self._pulls.pop(key, None)
+        if pull is not None:
+            pull.lease.pulls -= 1
+
+    def read(self, read: Read) -> None:
+        """Queues a read; it is answered when its positions are there."""
+        self._reads.append(read)
+
+    # ---- inside ----------------------------------------------------------------------------
+
+    def _get(self, lease_id: str) -> Lease:
+        lease = self._leases.get(lease_id)
+        if lease is None:
+            raise KvExpired(f"the KV lease {lease_id} is gone")
+        return lease
+
+    def _find(self, prefix: Prefix, number: int | None) -> tuple[Sequence, BlockTable, bool] | None:
+        preferred = None if number is None else self._running.get(number)
+        running = [preferred] if preferred is not None else []
+        for sequence in (*running, *self._running.values()):
+            if sequence.table is not None and sequence.chain.names(prefix):
+                return sequence, sequence.table, True
+        for lease in self._leases.values():
+            if prefix.length <= lease.prefix.length and lease.sequence.chain.names(prefix):
+                return lease.sequence, lease.table, lease.running
+        return None
+
+    def _of(self, sequence: Sequence) -> list[Lease]:
+        return [lease for lease in self._leases.values() if lease.sequence is sequence]
+
+    def _drop(self, lease: Lease) -> None:
+        del self._leases[lease.id]
+        lease.gone = True
+        self.num_kept -= 0 if lease.running else len(lease.table.blocks)
+        self._pool.release(lease.table)
+
+    def _keep_to_share(self) -> None:
+        """Drops the oldest leases of ended sequences until the rest is within its share."""
+        for lease in [lease for lease in self._leases.values() if not lease.running]:
+            if self.num_kept <= self._most_kept:
+                return
+            self._drop(lease)
+
+    def _answer(self, read: Read, waiting: deque[Read]) -> int:
+        """Answers a read, or lets it wait on. Returns how many bytes were copied."""
+        lease, sequence = read.lease, read.lease.sequence
+        follows = read.end is None
+        if read.done.cancelled():
+            return 0
+        if follows and not lease.running:
+            _resolve(read, None)
+            return 0
+        if lease.gone:
+            _fail(read, KvExpired(f"the KV lease {lease.id} is gone"))
+            return 0
+        end = min(read.start + read.most, sequence.computed) if read.end is None else read.end
+        if end <= read.start or end > sequence.computed:
+            waiting.append(read)
+            return 0
+        table = sequence.table if lease.running and sequence.table is not None else lease.table
+        try:
+            data = read_rows(self._pool, table, read.layers, read.start, end, read.out)
+        except Exception as failure:
+            _fail(read, failure)
+            return 0
+        _resolve(read, Rows(read.start, end, sequence.chain.at(end), data))
+        return data.numel()
+
+
+@dataclass(frozen=True, slots=True)
+class Pulling:
+    """A pull under way: its lease, the layers' places in the pool, bytes of one position."""
+
+    lease: Lease
+    layers: torch.Tensor
+    row_bytes: int
+
+
+def _resolve(read: Read, rows: Rows | None) -> None:
+    if read.done.set_running_or_notify_cancel():
+        read.done.set_result(rows)
+
+
+def _fail(read: Read, failure: Exception) -> None:
+    if read.done.set_running_or_notify_cancel():
+        read.done.set_exception(failure)
