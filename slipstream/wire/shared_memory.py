@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slipstream.wire.host import host_id
 from slipstream.wire.proto import kv_pb2
 
 _NAME = "slipstream-kv"
@@ -32,8 +33,7 @@ def memory_host() -> str:
     if sys.platform != "linux":
         return ""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        return f"{host_id()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 

@@ -22,12 +22,15 @@ from slipstream.wire.proto import (
 )
 from slipstream.wire.transport import Server
 from tests.integration.processes import until
+from tests.verifier.rig import HERE
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
 from verifier_service.kv_holder import KvHolder
 from verifier_service.kv_servicer import KvServicer
+from verifier_service.placement import Placement
 from verifier_service.plan import Limits
 from verifier_service.servicer import Identity, VerifierServicer
+from verifier_service.speculation import Speculation, SpeculationSettings
 
 
 @dataclass(slots=True)
@@ -85,7 +88,7 @@ async def verifier(
     *,
     kv_address: str | None = None,
     holder: KvHolder | None = None,
-    pause: float = 0.004,
+    pause: float = 0.008,
 ) -> AsyncIterator[Verifier]:
     """Its drafter is connected when it is handed out.
 
@@ -112,7 +115,13 @@ async def verifier(
             kv_address=address if kv_address is None else kv_address,
         ),
     )
-    engine = VerifierEngine(runner, link.send, limits=Limits(strict=True), kv=holder)
+    speculation = Speculation(
+        link.send,
+        SpeculationSettings(window=8, length=8),
+        {1: 0.001, 32: 0.002},
+        Placement("separate", HERE, lambda cores: None),
+    )
+    engine = VerifierEngine(runner, speculation, limits=Limits(strict=True), kv=holder)
     identity = Identity("tiny", "native", "strict", True)
     servicer = VerifierServicer(engine, identity, link)
     kv = KvServicer(engine, address, "first life")
