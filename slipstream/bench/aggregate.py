@@ -17,7 +17,8 @@ class RowResult:
     """One row of the table. None means "does not apply" or "not known".
 
     Attributes:
-        tokens_per_second: median over the repeats; _min and _max are its spread.
+        tokens_per_second: median over the repeats; _min and _max are its spread. Of all
+            together where `at_once` run side by side.
         ttft_seconds: median over all generations.
         acceptance_rate: accepted over drafted tokens.
         token_acceptance: probability that a draft token is accepted, given those before it.
@@ -47,13 +48,14 @@ class RowResult:
     others_cpu_fraction: float | None
     generated_tokens: int
     generations: int
+    at_once: int
 
 
 def _rate(samples: Iterable[Sample]) -> float:
     tokens, seconds = 0, 0.0
     for sample in samples:
         tokens += len(sample.generation.token_ids)
-        seconds += sample.generation.seconds
+        seconds += sample.share_seconds
     return tokens / seconds
 
 
@@ -79,7 +81,7 @@ def _median_of(values: Iterable[float]) -> float | None:
 
 def _others_cpu(samples: Sequence[Sample]) -> float | None:
     known = [s for s in samples if s.others_cpu_seconds is not None]
-    wall = sum(s.generation.seconds for s in known)
+    wall = sum(s.share_seconds for s in known)
     return sum(s.others_cpu_seconds or 0.0 for s in known) / wall if known else None
 
 
@@ -119,6 +121,7 @@ def aggregate_row(name: str, samples: Sequence[Sample]) -> RowResult:
         others_cpu_fraction=_others_cpu(samples),
         generated_tokens=tokens,
         generations=len(samples),
+        at_once=samples[0].at_once,
     )
 
 

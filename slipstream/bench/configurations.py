@@ -1,117 +1,87 @@
-"""The configurations behind the rows: which processes they need and how they generate."""
+"""The configurations behind the rows: how they generate, and whose processes do it."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from slipstream.bench.peer import TransformersPeer, start_peer
-from slipstream.bench.records import (
-    OUR_ROWS,
-    PLAIN,
-    PLAIN_ALL,
-    SPECULATIVE,
-    TRANSFORMERS,
-    TRANSFORMERS_PLD,
-    EngineCost,
-    Generation,
-)
-from slipstream.bench.services import Verifier, start_verifier
-from slipstream.core.errors import ConfigurationError
+from slipstream.bench.records import EngineCost, Generation
+from slipstream.bench.rows import TRANSFORMERS_PLD, Row, Setup
+from slipstream.bench.setups import Place, Running, start_setup
 
-Generate = Callable[[Sequence[int], int], Awaitable[tuple[Generation, EngineCost | None]]]
+Prompts = Sequence[Sequence[int]]
+Generate = Callable[[Prompts, int], Awaitable[tuple[list[Generation], EngineCost | None]]]
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """One row: how to run a generation (token ids, max_tokens), and its processes' ids."""
+    """A row that can be measured.
+
+    Attributes:
+        generate: takes prompts (`at_once` of them, as token ids) and max_tokens.
+        processes: ids of those that work for it, by name.
+        exactness: of our verifier; empty for transformers.
+    """
 
     row: str
     generate: Generate
-    pids: frozenset[int]
+    processes: Mapping[str, int] = field(default_factory=dict)
+    at_once: int = 1
+    exactness: str = ""
 
 
-def check_rows(rows: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """The rows asked for in the order of `known`. Raises ConfigurationError on an unknown one."""
-    unknown = [row for row in rows if row not in known]
-    if unknown or not rows:
-        raise ConfigurationError(f"rows must be among {', '.join(known)}; got {unknown or 'none'}")
-    return tuple(row for row in known if row in rows)
+def _ours(row: Row, running: Running) -> Configuration:
+    verifier, speculative = running.verifier, row.speculative
 
-
-def _ours(row: str, verifier: Verifier) -> Configuration:
     async def generate(
-        prompt: Sequence[int], max_tokens: int
-    ) -> tuple[Generation, EngineCost | None]:
-        return await verifier.generate(prompt, max_tokens, speculative=row == SPECULATIVE)
+        prompts: Prompts, max_tokens: int
+    ) -> tuple[list[Generation], EngineCost | None]:
+        if row.at_once == 1:
+            made = [
+                await verifier.generate(p, max_tokens, speculative=speculative) for p in prompts
+            ]
+            return [generation for generation, _ in made], made[-1][1]
+        return await verifier.together(prompts, max_tokens, speculative=speculative), None
 
-    # The drafter belongs to the speculative row alone: during plain decoding it must be idle.
-    children = verifier.processes if row == SPECULATIVE else verifier.processes[-1:]
-    return Configuration(row, generate, frozenset(child.process.pid for child in children))
+    # A drafter belongs to rows that speculate alone: during plain decoding it must be idle.
+    processes = {**(running.drafters if speculative else {}), **running.verifiers}
+    return Configuration(row.name, generate, processes, row.at_once, running.exactness)
 
 
-def _theirs(row: str, peer: TransformersPeer, eos: frozenset[int]) -> Configuration:
-    run = partial(peer.generate, eos=eos, prompt_lookup=row == TRANSFORMERS_PLD)
+def _theirs(row: Row, peer: TransformersPeer, eos: frozenset[int]) -> Configuration:
+    async def generate(prompts: Prompts, max_tokens: int) -> tuple[list[Generation], None]:
+        lookup = row.name == TRANSFORMERS_PLD
+        return [
+            await peer.generate(prompt, max_tokens, eos, prompt_lookup=lookup) for prompt in prompts
+        ], None
 
-    async def generate(prompt: Sequence[int], max_tokens: int) -> tuple[Generation, None]:
-        return await run(prompt, max_tokens), None
-
-    return Configuration(row, generate, frozenset({peer.process.process.pid}))
+    return Configuration(row.name, generate, {"transformers": peer.process.process.pid})
 
 
 async def start_configurations(
-    stack: AsyncExitStack,
-    rows: Sequence[str],
-    model: Path,
-    logs: Path,
-    *,
-    cpus: Sequence[int],
-    exactness: str,
-    progress: Progress,
+    stack: AsyncExitStack, rows: Sequence[Row], place: Place, progress: Progress
 ) -> list[Configuration]:
-    """Starts what the rows need; all of it ends with `stack`.
+    """Starts what the rows need, and nothing else; all of it ends with `stack`.
 
-    plain-1core and speculative share one verifier on the first core, with a drafter on the
-    second (or the first, where there is one only). plain-allcores has a verifier of its own.
-    All rows stop at the same end-of-sequence tokens: the verifier's where one is measured.
+    All rows stop at the same end-of-sequence tokens: the verifiers' where one is measured.
     """
-    configurations: dict[str, Configuration] = {}
-    eos: frozenset[int] | None = None
-    if PLAIN in rows or SPECULATIVE in rows:
-        progress("starting a verifier on one core")
-        drafter_cpu = cpus[min(1, len(cpus) - 1)] if SPECULATIVE in rows else None
-        verifier = await start_verifier(
-            stack,
-            model,
-            logs,
-            name="one-core",
-            cpus=cpus[:1],
-            drafter_cpu=drafter_cpu,
-            exactness=exactness,
-        )
-        eos = await verifier.eos_token_ids()
-        configurations |= {row: _ours(row, verifier) for row in (PLAIN, SPECULATIVE)}
-    if PLAIN_ALL in rows:
-        progress("starting a verifier on all cores")
-        verifier = await start_verifier(
-            stack,
-            model,
-            logs,
-            name="all-cores",
-            cpus=cpus,
-            drafter_cpu=None,
-            exactness=exactness,
-        )
-        eos = await verifier.eos_token_ids()
-        configurations[PLAIN_ALL] = _ours(PLAIN_ALL, verifier)
-    if set(rows) - set(OUR_ROWS):
-        progress("starting transformers")
-        peer = await start_peer(stack, model, logs, len(cpus))
-        stop = peer.eos_token_ids if eos is None else eos
-        for row in (TRANSFORMERS, TRANSFORMERS_PLD):
-            configurations[row] = _theirs(row, peer, stop)
-    return [configurations[row] for row in rows]
+    running: dict[Setup, Running] = {}
+    for setup in dict.fromkeys(row.setup for row in rows if row.setup is not None):
+        progress(f"starting {setup.name}")
+        drafter = any(row.speculative for row in rows if row.setup == setup)
+        running[setup] = await start_setup(stack, setup, place, drafter=drafter)
+    eos = next((each.eos_token_ids for each in running.values()), None)
+    peer: TransformersPeer | None = None
+    configurations = []
+    for row in rows:
+        if row.setup is not None:
+            configurations.append(_ours(row, running[row.setup]))
+            continue
+        if peer is None:
+            progress("starting transformers")
+            peer = await start_peer(stack, place.model, place.logs, len(place.cpus))
+        configurations.append(_theirs(row, peer, peer.eos_token_ids if eos is None else eos))
+    return configurations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +27,23 @@ def cpu_seconds(pid: int) -> float | None:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     except (OSError, IndexError, ValueError):
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of a process, in bytes. `private` leaves out what it maps from files, such as libraries."""
+
+    resident: int
+    private: int
+
+
+def memory(pid: int) -> Memory | None:
+    """What a process holds now; None where /proc has no answer."""
+    found = [_field(f"/proc/{pid}/status", name) for name in ("VmRSS", "RssAnon")]
+    if None in found:
+        return None
+    resident, private = (int((value or "0").split()[0]) * 1024 for value in found)
+    return Memory(resident, private)
 
 
 def _field(path: str, name: str) -> str | None:

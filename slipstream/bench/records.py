@@ -4,13 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PLAIN = "plain-1core"
-PLAIN_ALL = "plain-allcores"
-SPECULATIVE = "speculative"
-TRANSFORMERS = "transformers"
-TRANSFORMERS_PLD = "transformers-pld"
-ROWS = (PLAIN, PLAIN_ALL, SPECULATIVE, TRANSFORMERS, TRANSFORMERS_PLD)
-OUR_ROWS = (PLAIN, PLAIN_ALL, SPECULATIVE)
 EXACTNESS = ("auto", "fast", "strict")
 TASKS = ("multi_turn", "translation", "summarization", "qa", "math_reasoning", "rag")
 
@@ -92,6 +85,8 @@ class Sample:
     Attributes:
         others_cpu_seconds: processor time that the processes of other rows burnt meanwhile;
             None where the system does not tell.
+        at_once: how many generations ran side by side, this one among them.
+        group_seconds: what all of those took; None for one alone.
     """
 
     row: str
@@ -101,3 +96,12 @@ class Sample:
     generation: Generation
     engine: EngineCost | None = None
     others_cpu_seconds: float | None = None
+    at_once: int = 1
+    group_seconds: float | None = None
+
+    @property
+    def share_seconds(self) -> float:
+        """Its part of the wall time: with k at once, a k-th."""
+        if self.group_seconds is None:
+            return self.generation.seconds
+        return self.group_seconds / self.at_once

@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from slipstream.bench.aggregate import RowResult
+from slipstream.bench.bars import IdealComparison
+from slipstream.bench.machine import Memory
 from slipstream.bench.records import TASKS
-from slipstream.bench.summary import IdealComparison, Summary
+from slipstream.bench.summary import Summary
 from slipstream.core.errors import ConfigurationError
 
 _TASK_HEADINGS = ("chat", "transl.", "summ.", "QA", "math", "RAG")
-_TABLE_WIDTH = 140
+_TABLE_WIDTH = 150
 
 
 def _cell(value: float | None, form: str, scale: float = 1.0) -> str:
@@ -26,14 +28,14 @@ def _cell(value: float | None, form: str, scale: float = 1.0) -> str:
 
 def table(results: Sequence[RowResult]) -> Table:
     """One line a row; speeds in tokens per second, times in milliseconds."""
-    view = Table(title="Tokens per second, end to end with prefill")
+    view = Table(title="Tokens per second, end to end with prefill (x4: of four at once)")
     view.add_column("row", no_wrap=True)
     headings = ["tok/s", "min-max", *_TASK_HEADINGS, "TTFT\nms", "accept-\nance", "mean\nlength"]
     for heading in [*headings, "step\nms", "outside\nmodel", "others'\nCPU"]:
         view.add_column(heading, justify="right", no_wrap=True)
     for row in results:
         view.add_row(
-            row.name,
+            row.name if row.at_once == 1 else f"{row.name} x{row.at_once}",
             f"{row.tokens_per_second:.1f}",
             f"{row.tokens_per_second_min:.1f}-{row.tokens_per_second_max:.1f}",
             *(_cell(row.tokens_per_second_by_task.get(task), ".1f") for task in TASKS),
@@ -69,17 +71,19 @@ def _ideal_line(ideal: IdealComparison) -> str:
         f"speed ratio c {ideal.speed_ratio:.2f}, "
         f"per-token acceptance {ideal.token_acceptance:.3f}: "
         f"ideal {ideal.ideal_speedup:.2f} x plain (window {ideal.window}), "
-        f"measured {ideal.measured_speedup:.2f} x ({ideal.fraction:.0%} of it)"
+        f"measured {ideal.measured_speedup:.2f} x ({ideal.fraction:.0%} of it); "
+        f"where neither ever waits: ideal {ideal.free_running_speedup:.2f} x"
     )
 
 
 def document(
     results: Sequence[RowResult],
     summary: Summary,
+    memory: Mapping[str, Memory],
     machine: Mapping[str, Any],
     run: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of bench.json. `run` holds the settings of the run."""
+    """The content of bench.json. `memory` is of processes, `run` the settings of the run."""
     bars = [{**asdict(bar), "met": bar.met} for bar in summary.bars]
     ideal = summary.ideal
     return {
@@ -92,6 +96,7 @@ def document(
             "questions_unstable_between_repeats": summary.unstable,
             "questions": summary.questions,
         },
+        "memory_bytes": {name: asdict(held) for name, held in memory.items()},
         "machine": dict(machine),
         "run": dict(run),
     }

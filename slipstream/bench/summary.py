@@ -1,4 +1,4 @@
-"""The bars, the ideal, and whether all rows gave the same tokens."""
+"""What the rows say together: the bars, the ideal, and whether all gave the same tokens."""
 
 from __future__ import annotations
 
@@ -6,57 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from slipstream.bench.aggregate import RowResult, differing_questions
-from slipstream.bench.records import (
-    PLAIN,
-    PLAIN_ALL,
-    SPECULATIVE,
-    TRANSFORMERS,
-    TRANSFORMERS_PLD,
-    Sample,
-)
-from slipstream.core.ideal import best_ideal
-
-MAX_OUTSIDE_MODEL = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A figure and what is wanted of it. `measured` and `met` are None where rows are missing."""
-
-    name: str
-    measured: float | None
-    wanted: float
-    at_least: bool
-
-    @property
-    def met(self) -> bool | None:
-        if self.measured is None:
-            return None
-        if self.at_least:
-            return self.measured >= self.wanted
-        return self.measured <= self.wanted
-
-
-@dataclass(frozen=True, slots=True)
-class IdealComparison:
-    """PEARL's ideal at the measured acceptance and speed ratio, beside what was measured.
-
-    Attributes:
-        token_acceptance: per-token acceptance probability put into the formula.
-        speed_ratio: c, time of a plain verifier step over that of a draft step.
-        window, ideal_speedup: the best window of the formula and its speedup.
-        measured_speedup: speculative over plain-1core, prefill included on both sides.
-    """
-
-    token_acceptance: float
-    speed_ratio: float
-    window: int
-    ideal_speedup: float
-    measured_speedup: float
-
-    @property
-    def fraction(self) -> float:
-        return self.measured_speedup / self.ideal_speedup
+from slipstream.bench.bars import Bar, IdealComparison, bars, compare_with_ideal
+from slipstream.bench.machine import Memory
+from slipstream.bench.records import Sample
+from slipstream.bench.rows import PLAIN, PLAIN_INT8, SAME_TOKENS, TRANSFORMERS, TRANSFORMERS_PLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,43 +28,33 @@ class Summary:
     questions: int
 
 
-def _ratio(rows: Mapping[str, RowResult], over: str, under: str) -> float | None:
-    if over not in rows or under not in rows:
-        return None
-    return rows[over].tokens_per_second / rows[under].tokens_per_second
+def _differing(samples: Sequence[Sample]) -> tuple[dict[str, int], int | None]:
+    """Questions with different tokens: by pair of rows, and in all where there may be none."""
+    same = [(group[0], other) for group in SAME_TOKENS for other in group[1:]]
+    others = [(PLAIN, TRANSFORMERS), (TRANSFORMERS, TRANSFORMERS_PLD), (PLAIN, PLAIN_INT8)]
+    counts = {pair: differing_questions(samples, *pair) for pair in (*same, *others)}
+    known = {pair: count for pair, count in counts.items() if count is not None}
+    ours = [count for pair, count in known.items() if pair in same]
+    return {f"{a} vs {b}": n for (a, b), n in known.items()}, sum(ours) if ours else None
 
 
-def _bars(rows: Mapping[str, RowResult]) -> tuple[Bar, ...]:
-    ratios = [(SPECULATIVE, PLAIN, 1.5), (SPECULATIVE, TRANSFORMERS, 1.7)]
-    ratios.append((PLAIN_ALL, TRANSFORMERS, 1.8))
-    outside = rows[SPECULATIVE].outside_model_fraction if SPECULATIVE in rows else None
-    return (
-        *(Bar(f"{o} / {u}", _ratio(rows, o, u), wanted, True) for o, u, wanted in ratios),
-        Bar("share of a verify step outside the model", outside, MAX_OUTSIDE_MODEL, False),
-    )
+def summarize(
+    results: Sequence[RowResult],
+    samples: Sequence[Sample],
+    memory: Mapping[str, Memory],
+    *,
+    strict: bool,
+) -> Summary:
+    """What the rows say together.
 
-
-def _ideal(rows: Mapping[str, RowResult]) -> IdealComparison | None:
-    measured = _ratio(rows, SPECULATIVE, PLAIN)
-    if measured is None:
-        return None
-    acceptance = rows[SPECULATIVE].token_acceptance
-    plain, draft = rows[PLAIN].plain_step_seconds, rows[SPECULATIVE].draft_step_seconds
-    if acceptance is None or plain is None or draft is None:
-        return None
-    best = best_ideal(acceptance, plain / draft)
-    return IdealComparison(acceptance, plain / draft, best.window, best.speedup, measured)
-
-
-def summarize(results: Sequence[RowResult], samples: Sequence[Sample]) -> Summary:
+    Args:
+        memory: of the processes, by name.
+        strict: whether all our verifiers were; only then no two of their answers may differ.
+    """
     rows = {result.name: result for result in results}
-    pairs = [(PLAIN, SPECULATIVE), (PLAIN, PLAIN_ALL), (PLAIN, TRANSFORMERS)]
-    pairs.append((TRANSFORMERS, TRANSFORMERS_PLD))
-    differing = {
-        f"{left} vs {right}": count
-        for left, right in pairs
-        if (count := differing_questions(samples, left, right)) is not None
-    }
+    differing, forbidden = _differing(samples)
+    ideal = compare_with_ideal(rows)
+    verdicts = bars(rows, ideal, memory, forbidden if strict else None)
     unstable = {name: differing_questions(samples, name, name) or 0 for name in rows}
     questions = len({sample.question_id for sample in samples})
-    return Summary(_bars(rows), _ideal(rows), differing, unstable, questions)
+    return Summary(verdicts, ideal, differing, unstable, questions)

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from slipstream.bench.questions import DEFAULT_QUESTIONS
-from slipstream.bench.records import ROWS
 from slipstream.bench.report import show
+from slipstream.bench.rows import ROWS
 from slipstream.bench.run import BenchSettings, run
 from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on

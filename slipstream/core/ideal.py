@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_WINDOW = 64
+# A run that goes on this long, or is this unlikely, changes no figure that is shown.
+_MOST_TOKENS = 10_000
+_NEGLIGIBLE = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +30,7 @@ def pearl_tokens(acceptance: float, window: int) -> float:
     Raises:
         ValueError: acceptance outside [0, 1], or window below 1.
     """
-    if not 0.0 <= acceptance <= 1.0:
-        raise ValueError(f"acceptance must be in [0, 1], got {acceptance}")
-    if window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
+    _check(acceptance, 1.0, window)
     if acceptance == 0.0:
         return 1.0
     post_share = acceptance / (acceptance + 1.0 - acceptance**window)
@@ -59,11 +59,9 @@ def pearl_speedup(
     Raises:
         ValueError: an argument is out of its range.
     """
-    if not speed_ratio > 0.0 or communication < 0.0:
-        raise ValueError(
-            "speed_ratio must be above 0 and communication at least 0, got "
-            f"{speed_ratio} and {communication}"
-        )
+    _check(acceptance, speed_ratio, window)
+    if communication < 0.0:
+        raise ValueError(f"communication must be at least 0, got {communication}")
     tokens = pearl_tokens(acceptance, window)
     return tokens * speed_ratio / (max(window, speed_ratio) + communication)
 
@@ -77,6 +75,54 @@ def best_ideal(acceptance: float, speed_ratio: float) -> Ideal:
         ),
         key=lambda ideal: ideal.speedup,
     )
+
+
+def free_running_speedup(acceptance: float, speed_ratio: float, window: int) -> float:
+    """Ideal throughput, relative to plain decoding, where neither side ever waits for the other.
+
+    PEARL's rounds last as long as the slower side, max(g, c). A free-running drafter has no
+    rounds: a step takes what is there, and a draft under way when a step ends goes on. After a
+    mismatch the first step has no drafts; the drafter has made c j tokens (but no more than
+    `window` beyond the last commit) when step j begins. With V(j) the tokens committed by then if
+    all is accepted, a step is reached with probability a^V(j), and
+
+        speedup = (1 + a + a^2 + ...) / (a^V(0) + a^V(1) + ...),  V(0) = 0, V(j+1) = [c j] + 1.
+
+    Where c is a whole number and the window does not bind, this is pearl_speedup at window c:
+    free running changes nothing there. Just above a whole number it is better, since the rest of
+    a draft is not thrown away. Just below one it is worse: the last draft of each step comes a
+    little late, and it pays to wait for it. A drafter slower than the verifier (c < 1) never
+    catches up, and nothing is lost by it.
+
+    Args:
+        acceptance, speed_ratio: as for `pearl_speedup`.
+        window: most drafts ahead of the last commit, at least 1.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    _check(acceptance, speed_ratio, window)
+    if speed_ratio < 1.0:
+        return 1.0
+    made, committed, reached = 0.0, 0, 1.0
+    tokens = steps = 0.0
+    while reached > _NEGLIGIBLE and committed < _MOST_TOKENS:
+        steps += reached
+        before, committed = committed, int(made) + 1
+        made = min(made + speed_ratio, before + window)
+        for _ in range(before, committed):
+            tokens += reached
+            reached *= acceptance
+    return tokens / steps
+
+
+def _check(acceptance: float, speed_ratio: float, window: int) -> None:
+    if not 0.0 <= acceptance <= 1.0:
+        raise ValueError(f"acceptance must be in [0, 1], got {acceptance}")
+    if not speed_ratio > 0.0 or window < 1:
+        raise ValueError(
+            f"speed_ratio must be above 0 and window at least 1, got {speed_ratio} and {window}"
+        )
 
 
 def token_acceptance(accepted: int, drafted: int, runs: int) -> float:

@@ -9,7 +9,9 @@ from pathlib import Path
 from statistics import median
 
 from slipstream.bench.records import Prompt, Speculation
-from slipstream.bench.services import Verifier, start_verifier
+from slipstream.bench.rows import Setup
+from slipstream.bench.services import Verifier
+from slipstream.bench.setups import Place, start_setup
 from slipstream.core.layer_plan import LayerPlan
 
 PLAIN = "plain decoding"
@@ -69,18 +71,15 @@ async def confirm(
         for place, name in enumerate(_turned(names, repeat)):
             file = work / "candidate.json"
             plans[name].save(file)
+            setup = Setup(
+                "tune",
+                "own",
+                verifier_options=tuple(verifier_options),
+                drafter_options=("--layer-plan", str(file), *drafter_options),
+            )
             async with AsyncExitStack() as stack:
-                verifier = await start_verifier(
-                    stack,
-                    model,
-                    work,
-                    name="tune",
-                    cpus=cpus[:1],
-                    drafter_cpu=cpus[min(1, len(cpus) - 1)],
-                    exactness="auto",
-                    verifier_options=verifier_options,
-                    drafter_options=["--layer-plan", str(file), *drafter_options],
-                )
+                where = Place(model, work, tuple(cpus))
+                verifier = (await start_setup(stack, setup, where, drafter=True)).verifier
                 await verifier.generate(prompts[0].token_ids, _WARM_UP_TOKENS, speculative=True)
                 await _take(verifier, runs[name], prompts, max_tokens, speculative=True)
                 if place == 0:

@@ -21,10 +21,21 @@ def _sample(
     speculation: Speculation | None = None,
     engine: EngineCost | None = None,
     others: float | None = None,
+    at_once: int = 1,
 ) -> Sample:
     ids = tuple(range(first_id, first_id + tokens))
     generation = Generation(ids, seconds, seconds / 10, speculation)
-    return Sample(row, repeat, question, task, generation, engine, others)
+    return Sample(
+        row,
+        repeat,
+        question,
+        task,
+        generation,
+        engine,
+        others,
+        at_once,
+        seconds if at_once > 1 else None,
+    )
 
 
 @pytest.fixture

@@ -34,6 +34,8 @@ class ScriptedVerifier(verifier_pb2_grpc.VerifierServiceServicer):
             raise InvalidParameter("prompt_token_ids is empty", param="prompt_token_ids")
         self.requests.append(request)
         self.asked.clear()
+        async with asyncio.timeout(10):
+            await self.gate.wait()
         for place, run in enumerate(self.runs):
             self.steps += 1
             message = verifier_pb2.GenerateResponse(tokens=[types_pb2.Token(id=i) for i in run])
@@ -66,14 +68,16 @@ class ScriptedVerifier(verifier_pb2_grpc.VerifierServiceServicer):
 
 
 @asynccontextmanager
-async def connected(script):
+async def connected(script, together=1):
     script.asked = asyncio.Event()
+    # Nobody gets a token before so many have asked.
+    script.gate = asyncio.Barrier(together)
     server = Server("127.0.0.1:0", ["slipstream.v1.VerifierService"])
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(script, server.grpc)
     port = await server.start()
     try:
         async with channel(f"127.0.0.1:{port}") as link:
-            yield Verifier((), verifier_pb2_grpc.VerifierServiceStub(link))
+            yield Verifier(verifier_pb2_grpc.VerifierServiceStub(link))
     finally:
         await server.stop(0.0)
 
@@ -91,6 +95,15 @@ async def test_a_generation_has_its_tokens_counts_and_cost():
     assert cost.steps == 2
     assert cost.model_seconds / cost.step_seconds == pytest.approx(0.8)
     assert (cost.plain_step_seconds, cost.draft_step_seconds) == (0.03, 0.01)
+
+
+async def test_several_start_together():
+    """All requests are on their way before any has ended, and come back in order."""
+    script = ScriptedVerifier([[7], [8, 2]])
+    async with connected(script, together=3) as verifier:
+        made = await verifier.together([[1], [2], [3]], 16, speculative=True)
+    assert [generation.token_ids for generation in made] == [(7, 8, 2)] * 3
+    assert [list(request.prompt_token_ids) for request in script.requests] == [[1], [2], [3]]
 
 
 @pytest.mark.parametrize("speculative", [True, False])
@@ -130,12 +143,12 @@ async def test_a_missing_drafter_is_told_with_the_reason():
     async with connected(ScriptedVerifier([])) as verifier:
         with pytest.raises(DeadlineExceeded, match="refused: another model"):
             await verifier.wait_for_drafter(0.3)
-        assert await verifier.eos_token_ids() == {2, 5}
+        assert list((await verifier.model()).eos_token_ids) == [2, 5]
 
 
 async def test_an_unreachable_verifier_is_an_error_of_ours():
     """A transport failure arrives as an error of the tree."""
     async with channel("127.0.0.1:1") as link:
-        verifier = Verifier((), verifier_pb2_grpc.VerifierServiceStub(link))
+        verifier = Verifier(verifier_pb2_grpc.VerifierServiceStub(link))
         with pytest.raises(Unavailable):
             await verifier.status()

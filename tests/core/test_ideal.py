@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slipstream.core.ideal import best_ideal, pearl_speedup, token_acceptance
+from slipstream.core.ideal import best_ideal, free_running_speedup, pearl_speedup, token_acceptance
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,40 @@ def test_impossible_counts_are_refused(counts):
     """Counts that no run can have raise."""
     with pytest.raises(ValueError, match="impossible"):
         token_acceptance(*counts)
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.8, 0.97])
+@pytest.mark.parametrize("ratio", [1, 2, 3, 6])
+def test_free_running_is_pearl_at_whole_ratios(acceptance, ratio):
+    """Without rounds and with a whole speed ratio the ideal is that of PEARL with window c."""
+    free = free_running_speedup(acceptance, ratio, window=64)
+    assert free == pytest.approx(pearl_speedup(acceptance, ratio, ratio))
+
+
+def test_free_running_agrees_with_a_simulation():
+    """Played out token by token, with a drafter whose draft under way survives the end of a step
+    and a window that binds."""
+    import random
+
+    acceptance, ratio, window = 0.85, 2.6, 4
+    generator = random.Random(11)
+    tokens, steps = 0, 100_000
+    made, committed = 0.0, 0
+    for _ in range(steps):
+        drafts, before = int(made) - committed, committed
+        right = next((n for n in range(drafts + 1) if generator.random() >= acceptance), None)
+        made = min(made + ratio, before + window)
+        committed += (drafts if right is None else right) + 1
+        tokens += committed - before
+        if right is not None:
+            made, committed = 0.0, 0
+    expected = free_running_speedup(acceptance, ratio, window)
+    assert tokens / steps == pytest.approx(expected, rel=0.01)
+    assert expected < free_running_speedup(acceptance, ratio, 64)
+
+
+def test_a_slow_drafter_loses_nothing():
+    """Nobody waits for a drafter that is slower than the verifier."""
+    assert free_running_speedup(0.9, 0.5, 8) == 1.0
+    with pytest.raises(ValueError, match="window"):
+        free_running_speedup(0.9, 2.0, 0)
