@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from drafter_service.confidence import make_early_stop
@@ -13,6 +14,11 @@ from drafter_service.guesses import make_assist
 from drafter_service.kv_context import KvContext
 from drafter_service.servicer import DrafterServicer
 from drafter_service.settings import Settings
+from drafter_service.shard_engine import ShardEngine
+from drafter_service.shard_link import Door, ShardLink
+from drafter_service.shard_servicer import ShardServicer
+from drafter_service.shard_status import FirstShard
+from drafter_service.shards import ShardedStage
 from drafter_service.slow_stage import SlowStage
 from drafter_service.stage import LocalStage, Stage
 from slipstream.core.layer_plan import LayerPlan
@@ -21,11 +27,12 @@ from slipstream.engine.loop import model_thread
 from slipstream.engine.placement import own_cores, place, resolve_device
 from slipstream.engine.runner import ModelRunner
 from slipstream.wire.process import run_service, until_stopped
-from slipstream.wire.proto import drafter_pb2_grpc
+from slipstream.wire.proto import drafter_pb2_grpc, shard_pb2_grpc
 from slipstream.wire.transport import Server
 
 log = logging.getLogger(__name__)
 SERVICE = "slipstream.v1.DrafterService"
+SHARD_SERVICE = "slipstream.v1.ShardService"
 
 
 def _make_runner(settings: Settings) -> ModelRunner:
@@ -34,7 +41,11 @@ def _make_runner(settings: Settings) -> ModelRunner:
     else:
         plan = LayerPlan.load(Path(settings.layer_plan))
     loaded = load_model(
-        settings.model, dtype=settings.dtype, device=resolve_device(settings.device), plan=plan
+        settings.model,
+        dtype=settings.dtype,
+        device=resolve_device(settings.device),
+        plan=plan,
+        shard=(settings.shard_index, settings.shard_count),
     )
     runner = ModelRunner(loaded, int(settings.kv_cache_gib * 2**30))
     log.info(
@@ -48,15 +59,20 @@ def _make_runner(settings: Settings) -> ModelRunner:
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Binds, loads, serves until `stop`, ends cleanly."""
     place(settings.cpus, settings.threads, resolve_device(settings.device))
-    server = Server(settings.listen, [SERVICE])
+    server = Server(settings.listen, _services(settings))
     server.bind()
     thread = model_thread()
     loop = asyncio.get_running_loop()
     runner = await loop.run_in_executor(thread, _make_runner, settings)
-    context = KvContext(runner, settings.kv_context)
+    if settings.shard_index:
+        await _serve_shard(settings, stop, server, runner, thread)
+        return
+    sharded = ShardedStage(runner) if settings.shard_count > 1 else None
+    # A verifier's keys and values would have to reach every shard: they compute their own.
+    context = KvContext(runner, "own" if sharded else settings.kv_context)
     cores = own_cores() if runner.loaded.device.type == "cpu" else ()
     servicer = DrafterServicer(context, cores)
-    stage: Stage = LocalStage(runner)
+    stage: Stage = sharded or LocalStage(runner)
     if settings.slowdown > 1:
         stage = SlowStage(stage, settings.slowdown)
     engine = DrafterEngine(
@@ -64,7 +80,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         servicer.send,
         max_sequences=settings.max_sequences,
         stage=stage,
-        parts=[context],
+        parts=[context, *([sharded] if sharded else [])],
         assist=make_assist(settings.ngram),
         early_stop=make_early_stop(settings.early_stop),
     )
@@ -72,9 +88,56 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     servicer.attach(engine)
     running = asyncio.wrap_future(engine.start(thread))
     drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, server.grpc)
-    await server.start()
-    await server.set_serving(True)
+    linking: asyncio.Task[None] | None = None
+    if sharded is None:
+        await _serve(server, serving=True)
+    else:
+        face = FirstShard(engine, sharded, settings.next)
+        shard_pb2_grpc.add_ShardServiceServicer_to_server(face, server.grpc)
+        servicer.close_to_verifiers("the drafter's shards are not there yet")
+        await _serve(server, serving=False)
+        link = ShardLink(
+            settings.next,
+            runner,
+            passes=settings.shard_passes,
+            patience=settings.shard_timeout,
+            door=Door(server, servicer),
+        )
+        linking = asyncio.create_task(link.run(engine, sharded))
     log.info("serving on %s", settings.listen)
+    await until_stopped(stop, running)
+    log.info("stopping")
+    if linking is not None:
+        linking.cancel()
+    await server.stop(settings.stop_grace)
+    await asyncio.to_thread(engine.stop)
+
+
+def _services(settings: Settings) -> list[str]:
+    """Names of the gRPC services of this process."""
+    shard = [SHARD_SERVICE] if settings.shard_count > 1 else []
+    return shard if settings.shard_index else [SERVICE, *shard]
+
+
+async def _serve(server: Server, *, serving: bool) -> None:
+    await server.start()
+    await server.set_serving(serving)
+
+
+async def _serve_shard(
+    settings: Settings,
+    stop: asyncio.Event,
+    server: Server,
+    runner: ModelRunner,
+    thread: ThreadPoolExecutor,
+) -> None:
+    """A shard behind the first."""
+    engine = ShardEngine(runner)
+    servicer = ShardServicer(engine, settings.next, settings.shard_timeout)
+    running = asyncio.wrap_future(engine.start(thread))
+    shard_pb2_grpc.add_ShardServiceServicer_to_server(servicer, server.grpc)
+    await _serve(server, serving=True)
+    log.info("shard %d serving on %s", settings.shard_index, settings.listen)
     await until_stopped(stop, running)
     log.info("stopping")
     await server.stop(settings.stop_grace)

@@ -31,6 +31,7 @@ class Draft:
         proposed: tokens that were decided or proposed; what lies beyond is yet to be told.
         window: how many drafts may be ahead of the last commit.
         in_flight: its rows are in a forward pass that has not come back.
+        last_pass: number of the pass that its rows were last in.
         loading: its context is on its way from the verifier; it is not computed meanwhile.
         doubtful: what would come next is too unlikely to be worth a draft before the verifier has
             decided on those that there are.
@@ -45,6 +46,7 @@ class Draft:
         self.window = command.window
         self.max_length = command.max_length
         self.in_flight = False
+        self.last_pass = 0
         self.loading = False
         self.doubtful = False
         self.told = False

@@ -89,6 +89,7 @@ class DrafterEngine(EngineLoop):
         self._early_stop = early_stop
         self._parts = (*parts, *(part for part in (assist, early_stop) if part is not None))
         self._under_way = 0
+        self._passes = 0
         self._drafts: dict[Key, Draft] = {}
         self._paces: dict[int, SetPace] = {}
         self._cores: tuple[int, ...] = ()
@@ -107,7 +108,15 @@ class DrafterEngine(EngineLoop):
         """A verifier is gone: frees what was open for it."""
         self._post(lambda: self._drop_connection(connection))
 
+    def post(self, action: Callable[[], None]) -> None:
+        """Runs `action` on the engine's thread, before its next step."""
+        self._post(action)
+
     # ---- the engine's thread ---------------------------------------------------------------
+
+    def drop_all(self, reason: str) -> None:
+        """Gives up every sequence; its verifier may open it again."""
+        self._refuse(list(self._drafts.values()), reason)
 
     def close(self) -> None:
         """Frees all that is still open."""
@@ -122,8 +131,9 @@ class DrafterEngine(EngineLoop):
             return False
         started = time.perf_counter()
         work = self._plan(ready)
+        self._passes += 1
         for draft in ready:
-            draft.in_flight = True
+            draft.in_flight, draft.last_pass = True, self._passes
         self._under_way += 1
         try:
             self._stage.submit(work, partial(self._extend, started))
@@ -131,19 +141,27 @@ class DrafterEngine(EngineLoop):
             log.exception("a drafting step failed")
             self._under_way -= 1
             self._refuse(ready, f"the drafter's forward pass failed: {failure}")
-            return True
-        self._count(work, time.perf_counter() - started)
         return True
 
     def _ready(self) -> list[Draft]:
-        """Sequences that have room for a draft; of those that have yet to prefill, the oldest."""
+        """Sequences that have room for a draft; of those that have yet to prefill, the oldest.
+
+        Where several passes may be under way, a share of them, those first that waited longest:
+        if all went into one pass, they would come back together and go on as one for ever.
+        """
         ready = [
             d
             for d in self._drafts.values()
             if d.room and not d.in_flight and not d.loading and self._has_memory(d)
         ]
         prompts = [d for d in ready if d.sequence.todo > d.window + 1]
-        return [d for d in ready if d.sequence.todo <= d.window + 1] + prompts[:1]
+        ready = [d for d in ready if d.sequence.todo <= d.window + 1] + prompts[:1]
+        depth = self._stage.depth
+        if depth < 2:
+            return ready
+        flying = sum(d.in_flight for d in self._drafts.values())
+        share = -(-(len(ready) + flying) // depth)
+        return sorted(ready, key=lambda d: d.last_pass)[:share]
 
     def _plan(self, ready: list[Draft]) -> list[Work]:
         """The rows of a pass: what each sequence has yet to compute, and guesses behind it."""
@@ -178,6 +196,7 @@ class DrafterEngine(EngineLoop):
         """A pass came back: takes over what it drew, and proposes it."""
         self._under_way -= 1
         seconds = time.perf_counter() - started
+        self._count(work, seconds)
         for part in self._parts:
             part.passed(work, drawn, seconds)
         proposals: dict[int, list[Proposal]] = {}
@@ -234,7 +253,7 @@ class DrafterEngine(EngineLoop):
             draft.sequence.table = self.runner.pool.allocate(draft.max_length)
         return draft.sequence.table is not None
 
-    def _count(self, work: list[Work], seconds: float) -> None:
+    def _count(self, work: Sequence[Work], seconds: float) -> None:
         counters = self.counters
         counters.steps += 1
         counters.step_seconds += seconds
@@ -267,7 +286,7 @@ class DrafterEngine(EngineLoop):
     def _set_pace(self, connection: int, pace: SetPace) -> None:
         """Takes over a pace. Where verifiers disagree about cores, the last one has its way."""
         self._paces[connection] = pace
-        if pace.cores and pace.cores != self._cores:
+        if pace.cores and pace.cores != self._cores and self._stage.movable:
             self._cores = pace.cores
             compute_on(pace.cores)
 

@@ -13,7 +13,7 @@ import grpc
 from drafter_service.engine import DrafterEngine
 from drafter_service.kv_context import KvContext
 from slipstream.core.draft import Proposal, Refusal
-from slipstream.core.errors import DeadlineExceeded, InvalidRequest, ModelMismatch
+from slipstream.core.errors import DeadlineExceeded, InvalidRequest, ModelMismatch, Unavailable
 from slipstream.wire.draft_codec import command_from_proto, response_to_proto
 from slipstream.wire.host import host_id
 from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
@@ -37,11 +37,23 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         self._cores = sorted(cores)
         self._numbers = itertools.count(1)
         self._outboxes: dict[int, asyncio.Queue[drafter_pb2.DraftResponse | None]] = {}
+        self._refusal = ""
         self._incarnation = uuid.uuid4().hex
         self._loop = asyncio.get_running_loop()
 
     def attach(self, engine: DrafterEngine) -> None:
         self._engine = engine
+
+    def open_to_verifiers(self, cores: Iterable[int]) -> None:
+        """Takes streams, says that it computes on `cores`."""
+        self._refusal, self._cores = "", sorted(cores)
+
+    def close_to_verifiers(self, reason: str) -> None:
+        """Ends all streams and takes no new ones."""
+        self._refusal = reason
+        if reason:
+            for outbox in self._outboxes.values():
+                outbox.put_nowait(None)
 
     def send(self, connection: int, proposals: list[Proposal], refusals: list[Refusal]) -> None:
         """Called on the engine's thread."""
@@ -61,6 +73,8 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         context: grpc.aio.ServicerContext,
     ) -> AsyncIterator[drafter_pb2.DraftResponse]:
         theirs = await self._greet(request_iterator)
+        if self._refusal:
+            raise Unavailable(self._refusal)
         connection = next(self._numbers)
         self._context.connect(connection, theirs.kv_address)
         outbox: asyncio.Queue[drafter_pb2.DraftResponse | None] = asyncio.Queue()
@@ -73,6 +87,8 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             yield drafter_pb2.DraftResponse(hello=self._own_hello())
             while (message := await outbox.get()) is not None:
                 yield message
+            if not reader.done():
+                raise Unavailable(self._refusal or "the drafter lost its shards")
             reader.result()
         finally:
             reader.cancel()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slipstream.wire.process import ModelServiceSettings, settings_config
 
@@ -32,3 +32,24 @@ class Settings(ModelServiceSettings):
         description="keys and values of a context: own computes them, prompt fetches those of the "
         "prompt from the verifier, commit also those of what is committed",
     )
+    shard_count: int = Field(
+        1, ge=1, description="parts that the drafter is split into, each a process of its own"
+    )
+    shard_index: int = Field(
+        0, ge=0, description="which part this is; verifiers talk to shard 0, the others serve it"
+    )
+    next: str = Field("", description="host:port of the next shard; empty on the last one")
+    shard_timeout: float = Field(
+        10.0, gt=0, description="seconds until a pass that does not come back means a dead shard"
+    )
+    shard_passes: int = Field(
+        0, ge=0, description="passes under way at once; 0: as many as shards have own devices"
+    )
+
+    @model_validator(mode="after")
+    def _row(self) -> Self:
+        if self.shard_index >= self.shard_count:
+            raise ValueError("--shard-index counts from 0 and must be below --shard-count")
+        if bool(self.next) != (self.shard_index < self.shard_count - 1):
+            raise ValueError("every shard but the last one needs --next, and only those")
+        return self

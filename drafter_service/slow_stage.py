@@ -16,9 +16,16 @@ class SlowStage:
     """
 
     def __init__(self, stage: Stage, factor: float) -> None:
-        self.depth = stage.depth
         self._stage = stage
         self._factor = factor
+
+    @property
+    def depth(self) -> int:
+        return self._stage.depth
+
+    @property
+    def movable(self) -> bool:
+        return self._stage.movable
 
     def submit(self, work: Sequence[Work], done: Done) -> None:
         started = time.perf_counter()

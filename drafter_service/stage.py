@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from drafter_service.draft import Work
 from slipstream.engine.draws import Draws
 from slipstream.engine.runner import ModelRunner
@@ -35,9 +37,14 @@ class Stage(Protocol):
 
     Attributes:
         depth: how many passes may be under way.
+        movable: whether the passes follow this process to other cores.
     """
 
-    depth: int
+    @property
+    def depth(self) -> int: ...
+
+    @property
+    def movable(self) -> bool: ...
 
     def submit(self, work: Sequence[Work], done: Done) -> None:
         """Runs one pass and calls `done` on the engine's thread, at once or later, in order.
@@ -51,17 +58,23 @@ class LocalStage:
     """The model in this process."""
 
     depth = 1
+    movable = True
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
 
     def submit(self, work: Sequence[Work], done: Done) -> None:
-        draws = Draws(self._runner.forward([item.segment for item in work]))
-        drawn, row = [], 0
-        for item in work:
-            drawn.append(draw(item, draws, row))
-            row += item.segment.num_logits
-        done(work, drawn)
+        done(work, draw_all(work, self._runner.forward([item.segment for item in work])))
+
+
+def draw_all(work: Sequence[Work], logits: torch.Tensor) -> list[Drawn]:
+    """Draws for each sequence of a pass from its logits, [wanted, vocab]."""
+    draws = Draws(logits)
+    drawn, row = [], 0
+    for item in work:
+        drawn.append(draw(item, draws, row))
+        row += item.segment.num_logits
+    return drawn
 
 
 def draw(item: Work, draws: Draws, row: int) -> Drawn:

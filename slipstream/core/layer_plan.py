@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -76,16 +77,23 @@ class LayerPlan:
         """This plan with other sublayers left out."""
         return replace(self, skip_attention=skips.attention, skip_mlp=skips.mlp)
 
+    def digest(self) -> str:
+        """Names the plan by content: 32 hex digits."""
+        return blake2b(self._json().encode(), digest_size=16).hexdigest()
+
     def describe(self) -> str:
         skipped = f"{len(self.skip_attention)} attention and {len(self.skip_mlp)} MLP sublayers"
         return f"{self.precision} (head {self.head_precision}), {skipped} skipped"
 
-    def save(self, path: Path) -> None:
+    def _json(self) -> str:
         data = asdict(self) | {
             "skip_attention": sorted(self.skip_attention),
             "skip_mlp": sorted(self.skip_mlp),
         }
-        path.write_text(json.dumps(data, indent=2) + "\n")
+        return json.dumps(data, indent=2) + "\n"
+
+    def save(self, path: Path) -> None:
+        path.write_text(self._json())
 
     @classmethod
     def load(cls, path: Path) -> LayerPlan:

@@ -80,6 +80,11 @@ class KvPool:
         return -(-tokens // BLOCK_TOKENS)
 
     @property
+    def total_bytes(self) -> int:
+        """Of all blocks, whether or not they were ever used."""
+        return self._kv.numel() * self._kv.element_size()
+
+    @property
     def num_free(self) -> int:
         return self._num_free
 
