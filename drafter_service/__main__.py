@@ -69,7 +69,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         return
     sharded = ShardedStage(runner) if settings.shard_count > 1 else None
     # A verifier's keys and values would have to reach every shard: they compute their own.
-    context = KvContext(runner, "own" if sharded else settings.kv_context)
+    context = KvContext(
+        runner,
+        "own" if sharded else settings.kv_context,
+        share_memory=settings.kv_transport == "auto",
+    )
     cores = own_cores() if runner.loaded.device.type == "cpu" else ()
     servicer = DrafterServicer(context, cores)
     stage: Stage = sharded or LocalStage(runner)

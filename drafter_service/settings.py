@@ -27,6 +27,9 @@ class Settings(ModelServiceSettings):
     slowdown: float = Field(
         1.0, ge=1, description="for drills: every forward pass takes so many times as long"
     )
+    kv_transport: Literal["auto", "grpc"] = Field(
+        "auto", description="auto: through shared memory where the verifier is on this host"
+    )
     kv_context: Literal["own", "prompt", "commit"] = Field(
         "prompt",
         description="keys and values of a context: own computes them, prompt fetches those of the "

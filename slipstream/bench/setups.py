@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from slipstream.bench.link import Link
 from slipstream.bench.processes import child, free_address, wait_until_serving
 from slipstream.bench.rows import NUM_SHARDS, SLOWDOWN, Setup
 from slipstream.bench.services import Verifier
@@ -111,7 +112,12 @@ def verifier_command(setup: Setup, place: Place, address: str, drafter: str) -> 
 
 
 async def start_setup(
-    stack: AsyncExitStack, setup: Setup, place: Place, *, drafter: bool
+    stack: AsyncExitStack,
+    setup: Setup,
+    place: Place,
+    *,
+    drafter: bool,
+    link: Link | None = None,
 ) -> Running:
     """Starts one after the other what a setup needs; all of it ends with `stack`.
 
@@ -119,6 +125,7 @@ async def start_setup(
 
     Args:
         drafter: False leaves it out, where no row speculates.
+        link: between verifier (its near end) and drafter; None: none but the machine's own.
 
     Raises:
         SlipstreamError: what `wait_until_serving` and `wait_for_drafter` raise.
@@ -134,10 +141,14 @@ async def start_setup(
     for command in drafters:
         await start(command)
     address, name = free_address(), f"{setup.name}-verifier"
-    wanted = drafters[-1].address if drafters else "off"
-    await start(Command(name, address, verifier_command(setup, place, address, wanted)))
-    link = await stack.enter_async_context(channel(address))
-    verifier = Verifier(verifier_pb2_grpc.VerifierServiceStub(link))
+    wanted, advertised = drafters[-1].address if drafters else "off", address
+    if link is not None:
+        wanted = await link.forward(wanted)
+        advertised = await link.forward(address, from_far_end=True)
+    words = verifier_command(setup, place, address, wanted)
+    await start(Command(name, address, [*words, "--advertise", advertised]))
+    direct = await stack.enter_async_context(channel(address))
+    verifier = Verifier(verifier_pb2_grpc.VerifierServiceStub(direct))
     if drafters:
         await verifier.wait_for_drafter(_CONNECT_SECONDS)
     model = await verifier.model()

@@ -13,11 +13,17 @@ from slipstream.bench.questions import DEFAULT_QUESTIONS
 from slipstream.bench.report import show
 from slipstream.bench.rows import ROWS
 from slipstream.bench.run import BenchSettings, run
+from slipstream.cli.bench_link import link
 from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command()(link)
 
+
+@app.callback(invoke_without_command=True)
 def bench(
+    context: typer.Context,
     questions: Annotated[
         Path, typer.Option(help="Question file in Spec-Bench's format (JSON lines).")
     ] = DEFAULT_QUESTIONS,
@@ -37,11 +43,13 @@ def bench(
     ] = "auto",
     out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("build/bench.json"),
 ) -> None:
-    """Measures tokens per second, acceptance and step times; greedy, bf16, on this machine's CPU.
+    """Measure tokens per second, acceptance and step times; greedy, bf16, on this machine's CPU.
 
     Requests go straight to the verifier: the gateway is not in the path. The logs of the
     processes are left beside the JSON.
     """
+    if context.invoked_subcommand is not None:
+        return
     errors = Console(stderr=True)
     settings = BenchSettings(
         questions=questions,

@@ -54,13 +54,11 @@ def _options(
     },
 )
 def bench(context: typer.Context) -> None:
-    """Measure tokens per second beside transformers' own generate."""
+    """Measure tokens per second beside transformers' own; `bench link` over a slow network."""
     # Imported here: no other command needs what it brings.
     from slipstream.cli import bench as command
 
-    inner = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    inner.command()(command.bench)
-    inner(args=list(context.args), prog_name="slipstream bench")
+    command.app(args=list(context.args), prog_name="slipstream bench")
 
 
 @app.command(
