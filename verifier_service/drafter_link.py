@@ -114,7 +114,10 @@ class DrafterLink:
             while (response := await stream.read()) is not grpc.aio.EOF:
                 self.draft_step_seconds = response.draft_step_seconds
                 engine.deliver(
-                    self._number, proposals_from_proto(response), refusals_from_proto(response)
+                    self._number,
+                    proposals_from_proto(response),
+                    refusals_from_proto(response),
+                    response.draft_step_seconds,
                 )
         finally:
             writer.cancel()

@@ -130,11 +130,17 @@ class VerifierEngine(EngineLoop):
         self._post(lambda: self._waiting.append(generation))
         return lambda: self._post(lambda: self._cancel(generation))
 
-    def deliver(self, connection: int, proposals: list[Proposal], refusals: list[Refusal]) -> None:
-        """Drafts that arrived from a drafter connection."""
+    def deliver(
+        self,
+        connection: int,
+        proposals: list[Proposal],
+        refusals: list[Refusal],
+        draft_seconds: float = 0.0,
+    ) -> None:
+        """Drafts arrived from a drafter connection, which takes `draft_seconds` for one."""
         at, vocab = time.perf_counter(), self.runner.loaded.config.vocab_size
         take, known = self.speculation.take, self._by_number
-        self._post(lambda: take(connection, proposals, refusals, known, vocab, at))
+        self._post(lambda: take(connection, proposals, refusals, known, vocab, at, draft_seconds))
 
     def drafter_up(self, connection: int, drafter: Drafter) -> None:
         """A drafter is there: live sequences are opened on it."""

@@ -13,6 +13,7 @@ POSITIONS = 8
 # of text shows within tens of steps.
 _PRIOR_WEIGHT = 3.0
 _MEMORY = 24.0
+_PROBE_WEIGHT = 1.0
 
 
 def faded(before: float, new: float, share: float = _NEW) -> float:
@@ -80,6 +81,12 @@ class Acceptance:
             keep = 1.0 - 1.0 / _MEMORY
             self._tries[at] = self._tries[at] * keep + 1.0
             self._hits[at] = self._hits[at] * keep + (i < accepted)
+
+    def forget(self) -> None:
+        """Keeps the estimates, and lets the next few runs outweigh them."""
+        for at, tries in enumerate(self._tries):
+            share = min(1.0, _PROBE_WEIGHT / tries)
+            self._tries[at], self._hits[at] = tries * share, self._hits[at] * share
 
     def rates(self) -> list[float]:
         """By position. Few runs reach a late position, so each leans on the one before it."""

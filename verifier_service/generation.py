@@ -86,8 +86,10 @@ class Generation:
 
     Attributes:
         opened: a drafter drafts for it, `window` tokens ahead.
-        paused: that drafter will send no more before the next commit.
-        acceptance: how good its drafts have been.
+        paused: that drafter will send no more before the next commit; `stalled`, whether it was so
+            at any time of the last step.
+        acceptance: how good its drafts have been; `agreed`, whether those that were pending at the
+            last step's end agreed with what it committed.
         arrived_waiting, arrived_stepping, arrived_at: drafts that came since the last step began,
             while the engine waited and while it computed, and when the last of the former came.
     """
@@ -108,7 +110,8 @@ class Generation:
         self.counts = SpeculationCounts()
         self.opened = False
         self.window = 0
-        self.paused = False
+        self.paused = self.stalled = False
+        self.agreed = True
         self.acceptance = Acceptance()
         self.arrived_waiting = self.arrived_stepping = 0
         self.arrived_at = 0.0
@@ -129,13 +132,13 @@ class Generation:
         """Most drafts that could be accepted: the token at max_length - 1 is the rule's own."""
         return max(0, self.max_length - len(self.sequence) - 1)
 
-    def propose(self, proposal: Proposal) -> int | None:
+    def propose(self, proposal: Proposal) -> bool:
         """Takes the tokens of a proposal that continues what is committed and pending.
 
         A proposal for another prefix is dropped: late, duplicated and reordered ones do no harm.
 
         Returns:
-            How many drafts are new; None where the proposal was dropped.
+            Whether it continued what is here; else it was dropped.
         """
         tokens, length = proposal.tokens, len(self.sequence)
         start = proposal.prefix.length
@@ -145,20 +148,20 @@ class Generation:
             known = tuple(overlap[: len(tokens)])
             if not self.sequence.chain.names(proposal.prefix) or tokens[: len(known)] != known:
                 self.stale_drafts += len(tokens)
-                return None
+                return False
             tokens = tokens[len(known) :]
             if self._pending or not tokens:
-                return 0
+                return True
         elif start == length and self.sequence.chain.names(proposal.prefix):
             self._pending.clear()
         elif not self._continues_pending(proposal):
             self.stale_drafts += len(tokens)
-            return None
+            return False
         else:
             del self._pending[start - length :]
         self._pending.extend(tokens)
         self._pending_chain = None
-        return len(tokens)
+        return True
 
     def _continues_pending(self, proposal: Proposal) -> bool:
         length = len(self.sequence)
@@ -185,8 +188,10 @@ class Generation:
     def settle(self, committed: int) -> None:
         """After a step that committed `committed` tokens: keeps the drafts that still continue."""
         new = self.sequence.tokens[-committed:]
-        agrees = self._pending[:committed] == new
-        self._pending = self._pending[committed:] if agrees else []
+        self.agreed = all(
+            mine == decided for mine, decided in zip(self._pending, new, strict=False)
+        )
+        self._pending = self._pending[committed:] if self.agreed else []
         self._pending_chain = None
 
     def open_command(self, window: int) -> Open:

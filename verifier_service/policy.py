@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# A longer run must promise that much more: estimates are noisy, and zero is always safe.
+# Drafts must promise that much more than none: estimates are noisy, and none is always safe.
 _MARGIN = 1.02
 
 Cost = Callable[[int], float]
@@ -49,7 +49,8 @@ def best_length(
         waiting, stepping: seconds from draft to draft while the verifier waits and computes.
         sequences, drafting: n, those that decode; d, those of them with a drafter.
     """
-    best = Target(0, sequences / quiet(sequences))
+    plain = Target(0, sequences / quiet(sequences))
+    best = Target(0, plain.rate * _MARGIN)
     expected = float(sequences)
     for length, alive in enumerate(survival, start=1):
         expected += drafting * alive
@@ -57,6 +58,6 @@ def best_length(
         ahead = max(0.0, step / stepping - 1.0) if stepping else 0.0
         missing = alive * max(0.0, length - ahead) + (1.0 - alive) * length
         rate = expected / (step + waiting * missing)
-        if rate > best.rate * _MARGIN:
+        if rate > best.rate:
             best = Target(length, rate)
-    return best
+    return best if best.length else plain

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from slipstream.core.draft import Close, Command, Proposal, Refusal, SetPace, SetWindow
 from slipstream.core.goodput import share_rows
-from verifier_service.estimates import POSITIONS, Acceptance, Arrival, StepCost, mean_survival
+from verifier_service.estimates import Acceptance, Arrival, StepCost, mean_survival
 from verifier_service.generation import Generation
 from verifier_service.placement import Drafter, Layout, Placement
 from verifier_service.plan import Turn, Work
@@ -23,6 +23,12 @@ Send = Callable[[int, list[Command]], None]
 # While drafts are not worth their while, they are tried again: after so many steps, twice as many
 # after every failure, for so many steps, with so many drafts ahead.
 _PROBE_AFTER, _PROBE_LEAST_OFTEN, _PROBE_STEPS, _PROBE_WINDOW = 32, 512, 4, 3
+# The target is computed anew after so many steps.
+_RETARGET_STEPS = 3
+# A probe waits for at most this share of a step.
+_PROBE_PATIENCE = 0.5
+# Longest run that is considered where the drafter makes runs on demand.
+_LONGEST_RUN = 12
 # A wait ends when drafts are this much later than expected.
 _PATIENCE, _PATIENCE_SECONDS = 2.0, 0.002
 
@@ -47,6 +53,7 @@ class Speculation:
     Args:
         send: takes a drafter connection's number and its commands, in order.
         probe: seconds of a quiet step by rows, measured when the model was loaded.
+        clock: seconds; the same clock stamps what arrives.
     """
 
     def __init__(
@@ -55,13 +62,16 @@ class Speculation:
         settings: SpeculationSettings,
         probe: dict[int, float],
         placement: Placement,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.acceptance = Acceptance()
         self.arrival = Arrival()
         self.target = Target(0, 0.0)
         self._send = send
         self._settings = settings
+        self._longest = max(settings.window, _LONGEST_RUN)
         self._probe = probe
+        self._clock = clock
         self._placement = placement
         self._costs: dict[tuple[Layout, bool], StepCost] = {}
         self._arrivals: dict[Layout, Arrival] = {}
@@ -70,9 +80,12 @@ class Speculation:
         # What the drafter was told last.
         self._pace = SetPace((), burst=False)
         self._beside = False
-        self._step_started = self._step_ended = time.perf_counter()
+        self._step_started = self._step_ended = clock()
         self._waiting_since: float | None = None
-        self._steps_off = 0
+        self._waited = False
+        self._reported = 0.0
+        self._steps_on = self._steps_off = 0
+        self._company = (0, 0)
         self._probe_after = _PROBE_AFTER
 
     # ---- the drafter -----------------------------------------------------------------------
@@ -132,25 +145,28 @@ class Speculation:
         generations: dict[int, Generation],
         vocab: int,
         at: float,
+        draft_seconds: float,
     ) -> None:
-        """Drafts arrived at the time `at`."""
+        """Drafts arrived at the time `at`, from a drafter that takes `draft_seconds` for one."""
         if connection != self._connection:
             return
+        self._reported = draft_seconds
         for proposal in proposals:
             generation = generations.get(proposal.sequence_id)
             # A token id that does not exist would fail the forward pass of all that share it.
             known = all(0 <= token < vocab for token in proposal.tokens)
             if not known or generation is None or not generation.opened:
                 continue
-            fresh = generation.propose(proposal)
-            if fresh is None:
+            if not generation.propose(proposal):
+                generation.agreed = False
                 continue
             generation.paused = proposal.paused
             if at > self._step_ended:
-                generation.arrived_waiting += fresh
+                generation.arrived_waiting += len(proposal.tokens)
                 generation.arrived_at = at
             else:
-                generation.arrived_stepping += fresh
+                generation.arrived_stepping += len(proposal.tokens)
+                generation.stalled |= proposal.paused
         for refusal in refusals:
             generation = generations.get(refusal.sequence_id)
             if generation is not None:
@@ -167,7 +183,12 @@ class Speculation:
         if self._waiting_since is None:
             self._waiting_since = self._step_ended
             self._learn_stepping(drafting)
-            self._retarget(turn.decoding, drafting)
+            # The estimates move slowly, and in Python this takes as long as a small kernel.
+            self._steps_on += 1
+            company = (len(turn.decoding), len(drafting))
+            if company != self._company or not self._steps_on % _RETARGET_STEPS or self._steps_off:
+                self._company = company
+                self._retarget(turn.decoding, drafting)
         length = self.target.length
         missing = [
             length - g.num_pending
@@ -179,13 +200,18 @@ class Speculation:
         expected = self._draft_seconds() * max(
             g.arrived_waiting + length - g.num_pending for g in drafting
         )
-        deadline = self._waiting_since + _PATIENCE * expected + _PATIENCE_SECONDS
-        return max(0.0, deadline - time.perf_counter())
+        most = _PATIENCE * expected + _PATIENCE_SECONDS
+        if self._probing:
+            most = min(most, _PROBE_PATIENCE * self._cost(beside=False)(1))
+        deadline = self._waiting_since + most
+        left = max(0.0, deadline - self._clock())
+        self._waited = self._waited or left > 0.0
+        return left
 
     def share(self, decoding: Sequence[Generation], most_rows: int, most: int) -> list[int]:
         """How many drafts of each decoding sequence go into the step that starts now."""
         self._learn_waiting([g for g in decoding if g.opened])
-        self._step_started = time.perf_counter()
+        self._step_started = self._clock()
         runs = [len(g.drafts(most)) for g in decoding]
         self._beside = not self._placement.layout.burst and any(
             g.opened and g.window and not g.paused for g in decoding
@@ -206,7 +232,7 @@ class Speculation:
 
     def stepped(self, work: Sequence[Work], tokens: int) -> None:
         """A step is over that committed `tokens` tokens."""
-        ended = time.perf_counter()
+        ended = self._clock()
         if all(item.decodes for item in work):
             rows = sum(len(item.segment.tokens) for item in work)
             self._cost(self._beside).observe(rows, ended - self._step_started)
@@ -225,11 +251,15 @@ class Speculation:
         return self._costs[key]
 
     def _draft_seconds(self) -> float:
-        # Before the first measurement: a drafter is taken to be twice as fast as the verifier.
-        return self.arrival.waiting or 0.5 * self._probe[min(self._probe)]
+        if self.arrival.waiting:
+            return self.arrival.waiting
+        # Before the first wait: what the drafter says of itself, or half a step.
+        guess = self._reported or 0.5 * self._probe[min(self._probe)]
+        return min(guess, self.arrival.stepping or guess)
 
     def _learn_stepping(self, drafting: Sequence[Generation]) -> None:
-        active = [g for g in drafting if g.window and not g.paused]
+        # Of a drafter that was contradicted or had no room nobody knows how much it could make.
+        active = [g for g in drafting if g.window and g.agreed and not g.stalled]
         if active and self._beside:
             came = sum(g.arrived_stepping for g in active) / len(active)
             self.arrival.stepped(self._step_ended - self._step_started, came)
@@ -240,21 +270,30 @@ class Speculation:
             seconds = max(g.arrived_at for g in waited) - self._step_ended
             came = sum(g.arrived_waiting for g in waited) / len(waited)
             self.arrival.waited(seconds, came)
+        elif self._waited:
+            self.arrival.waited(self._clock() - self._step_ended, 0.0)
+        self._waited = False
         for g in drafting:
             g.arrived_waiting = g.arrived_stepping = 0
+            g.stalled = g.paused
 
     def _retarget(self, decoding: Sequence[Generation], drafting: Sequence[Generation]) -> None:
         burst = self._placement.layout.burst
-        self.target = best_length(
+        best = best_length(
             quiet=self._cost(beside=False),
             beside=self._cost(beside=not burst),
-            survival=mean_survival([g.acceptance.survival(POSITIONS) for g in drafting]),
+            survival=mean_survival([g.acceptance.survival(self._longest) for g in drafting]),
             waiting=self._draft_seconds(),
             stepping=0.0 if burst else self.arrival.stepping,
             sequences=len(decoding),
             drafting=len(drafting),
         )
-        self._count_off()
+        self._count_off(best)
+        if self._steps_off == self._probe_after:
+            for generation in drafting:
+                generation.acceptance.forget()
+        # Taking turns, a probe has to wait for its draft; side by side it need not.
+        self.target = Target(1, best.rate) if burst and self._probing else best
         wanted = self._wanted_window()
         for generation in drafting:
             if generation.window != wanted:
@@ -262,9 +301,13 @@ class Speculation:
                 generation.paused = generation.paused and generation.num_pending >= wanted
                 self._commands.append(SetWindow(generation.number, wanted))
 
-    def _count_off(self) -> None:
+    @property
+    def _probing(self) -> bool:
+        return self._steps_off >= self._probe_after
+
+    def _count_off(self, best: Target) -> None:
         """Counts the steps without drafts, and the probes that found that right."""
-        if self.target.length:
+        if best.length:
             self._steps_off, self._probe_after = 0, _PROBE_AFTER
             return
         self._steps_off += 1
@@ -276,7 +319,7 @@ class Speculation:
         if self._settings.length is not None:
             return self._settings.window
         if self.target.length == 0 and self.target.rate:
-            return _PROBE_WINDOW if self._steps_off >= self._probe_after else 0
+            return _PROBE_WINDOW if self._probing else 0
         if self._placement.layout.burst:
             return max(1, self.target.length)
         return self._settings.window

@@ -1,0 +1,119 @@
+"""The length policy in simulated time, against the best that a fixed choice reaches."""
+
+from __future__ import annotations
+
+import pytest
+
+from slipstream.core.draft import SetWindow
+from tests.verifier.world import Machine, World
+from verifier_service.policy import Target
+
+
+def _always(rate: float):
+    return lambda length: rate
+
+
+def _flat(rows: int) -> float:
+    """A small CPU: free up to four rows, then by the row."""
+    return 0.020 if rows <= 4 else 0.020 + 0.0012 * (rows - 4)
+
+
+def _wide(rows: int) -> float:
+    """A GPU: nearly flat."""
+    return 0.020 + 0.0001 * rows
+
+
+def _steep(rows: int) -> float:
+    """Bound by arithmetic from the first row on."""
+    return 0.010 + 0.010 * rows
+
+
+CPU = {"step": _flat, "alone": 0.0085, "beside": 0.0115, "slowdown": 1.2}
+TURNS = {"step": lambda rows: 0.016 + 0.0006 * rows, "alone": 0.006, "beside": 1e9}
+MACHINES = {
+    "cpu, good drafts": ("separate", Machine(**CPU, accepted=_always(0.97))),
+    "cpu, fair drafts": ("separate", Machine(**CPU, accepted=_always(0.8))),
+    "cpu, half wrong": ("separate", Machine(**CPU, accepted=_always(0.5))),
+    "gpu, fast drafter": ("separate", Machine(_wide, 0.005, 0.005, _always(0.9))),
+    "gpu, faster and worse": ("separate", Machine(_wide, 0.0025, 0.0025, _always(0.6))),
+    "in turn, good drafts": ("shared", Machine(**TURNS, accepted=_always(0.97))),
+    "in turn, fair drafts": ("shared", Machine(**TURNS, accepted=_always(0.7))),
+    "in turn, bad drafts": ("shared", Machine(**TURNS, accepted=_always(0.2))),
+    "steep": ("separate", Machine(_steep, 0.005, 0.005, _always(0.9))),
+}
+
+
+class Fixed(World):
+    """The same world with a run length that somebody chose."""
+
+    def __init__(self, machine: Machine, placement: str, length: int) -> None:
+        super().__init__(machine, placement=placement)
+        speculation = self.speculation
+
+        def retarget(decoding, drafting) -> None:
+            speculation.target = Target(length, 1.0)
+            window = max(1, length) if placement == "shared" else 8
+            for generation in drafting:
+                if generation.window != (window if length else 0):
+                    generation.window = window if length else 0
+                    speculation._commands.append(SetWindow(generation.number, generation.window))
+
+        speculation._retarget = retarget
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_comes_close_to_the_best_fixed_choice(name) -> None:
+    """With no setting at all: at least 0.9 of what the best run length from 0 to 10 reaches."""
+    placement, machine = MACHINES[name]
+    world = World(machine, placement=placement)
+    world.run(150)
+    reached = world.run(800)
+    best = max(Fixed(machine, placement, length).run(800) for length in range(11))
+    assert reached >= 0.9 * best
+
+
+@pytest.mark.parametrize("placement", ["separate", "shared"])
+@pytest.mark.parametrize(
+    ("accepted", "alone"), [(0.0, 0.0085), (0.0, 0.0001), (0.95, 0.2), (0.1, 0.02)]
+)
+def test_never_slower_than_off(placement, accepted, alone) -> None:
+    """Random, flooding and hopelessly slow drafters cost under 3% from the first token on."""
+    machine = Machine(_flat, alone, alone, _always(accepted), slowdown=1.1)
+    world = World(machine, placement=placement)
+    assert world.run(1000) >= 0.97 / machine.step(1)
+
+
+def test_follows_the_text() -> None:
+    """Easy text, hard text, easy text: within 60 to 80 steps of a change it does what is best."""
+    for placement, how in (("separate", CPU), ("shared", TURNS)):
+        chance = [0.97]
+        machine = Machine(**how, accepted=lambda _, chance=chance: chance[0])
+        world = World(machine, placement=placement)
+        easy = (world.run(150), world.run(300))[1]
+        assert easy > 1.4 / machine.step(1)
+        chance[0] = 0.0
+        world.steps.clear()
+        world.run(60)
+        assert sum(drafts for drafts, _ in world.steps[-10:]) <= 10
+        chance[0] = 0.97
+        world.steps.clear()
+        while len(world.steps) < 80:
+            world.run(1)
+        assert sum(tokens for _, tokens in world.steps[-10:]) >= 20, placement
+
+
+def test_off_leaves_the_drafter_idle() -> None:
+    """Where drafts are worthless the drafter is told to stop: it works in under a tenth of time."""
+    world = World(Machine(**CPU, accepted=_always(0.0)))
+    world.run(300)
+    started, busy = world.now, world.drafter_busy
+    world.run(1000)
+    assert world.drafter_busy - busy < 0.1 * (world.now - started)
+
+
+def test_a_fixed_length_is_kept() -> None:
+    """With a length of 2 no step has more drafts, and nobody waits for any."""
+    world = World(Machine(**CPU, accepted=_always(0.97)), length=2)
+    world.run(300)
+    assert max(drafts for drafts, _ in world.steps) == 2
+    assert min(drafts for drafts, _ in world.steps) <= 1

@@ -1,0 +1,212 @@
+"""A simulated machine: a verifier's steps and a drafter's drafts in simulated time.
+
+The policy is the real one; only the model, the drafter and the clock are made up, so that what it
+reaches can be compared with what could be reached.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+from slipstream.core.draft import Close, Command, Commit, Open, Proposal, SetPace, SetWindow
+from slipstream.core.params import SamplingParams, StopConditions
+from slipstream.core.prefix import PrefixChain
+from slipstream.engine.kv_pool import BlockTable
+from verifier_service.generation import Generation, GenerationRequest
+from verifier_service.placement import Drafter, Placement
+from verifier_service.plan import Limits, Turn, Work, plan_step
+from verifier_service.speculation import Speculation, SpeculationSettings
+
+RIGHT, WRONG = 7, 8
+_LIMITS = Limits()
+
+
+@dataclass(slots=True)
+class Machine:
+    """How long things take, in seconds, and how good the drafts are.
+
+    Attributes:
+        step: of the verifier, by rows.
+        alone, beside: from draft to draft, while the verifier waits and while it computes.
+        accepted: probability that a draft is right, by the number of tokens generated so far.
+        slowdown: of a verifier's step while the drafter works beside it.
+        latency: of a message, either way.
+    """
+
+    step: Callable[[int], float]
+    alone: float
+    beside: float
+    accepted: Callable[[int], float]
+    slowdown: float = 1.0
+    latency: float = 0.0005
+
+
+@dataclass(slots=True)
+class _Drafter:
+    """One sequence on the drafter."""
+
+    machine: Machine
+    rng: random.Random
+    tokens: list[int] = field(default_factory=list)
+    committed: int = 0
+    window: int = 0
+    burst: bool = False
+    proposed: int = 0
+    chain: PrefixChain = field(default_factory=lambda: PrefixChain(""))
+    progress: float = 0.0  # share of the next draft that is done
+
+    def obey(self, command: Command) -> None:
+        if isinstance(command, Open):
+            self.tokens = list(command.tokens)
+            self.chain = PrefixChain("", self.tokens)
+            self.committed = self.proposed = len(self.tokens)
+            self.window = command.window
+        elif isinstance(command, Commit):
+            start, new = command.prefix.length, list(command.tokens)
+            if self.tokens[start : start + len(new)] != new:
+                self.tokens[start:] = new
+                self.chain.truncate(start)
+                self.chain.extend(new)
+                self.progress = 0.0
+            self.committed = start + len(new)
+            self.proposed = max(min(self.proposed, len(self.tokens)), self.committed)
+        elif isinstance(command, SetWindow):
+            self.window = command.window
+        elif isinstance(command, SetPace):
+            self.burst = command.burst
+        else:
+            assert isinstance(command, Close)
+
+    @property
+    def room(self) -> int:
+        return max(0, self.window - (len(self.tokens) - self.committed))
+
+    def draft(self) -> Proposal | None:
+        chance = self.machine.accepted(len(self.tokens))
+        self.tokens.append(RIGHT if self.rng.random() < chance else WRONG)
+        self.chain.extend(self.tokens[-1:])
+        if self.burst and self.room:
+            return None
+        start = self.proposed
+        self.proposed = len(self.tokens)
+        return Proposal(1, self.chain.at(start), tuple(self.tokens[start:]), not self.room)
+
+
+class World:
+    """One sequence decoded with drafts, in simulated time. The right token is always RIGHT."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        *,
+        placement: str = "separate",
+        length: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.now = 100.0
+        self.machine = machine
+        self.steps: list[tuple[int, int]] = []  # drafts and tokens of each step
+        self.drafter_busy = 0.0
+        self._drafter = _Drafter(machine, random.Random(seed))
+        self._inbox: list[tuple[Proposal, float]] | None = None
+        self._on_way: list[tuple[float, Command | Proposal]] = []
+        probe = {n: machine.step(n) for n in (1, 2, 4, 8, 16, 32)}
+        host = Drafter("here", frozenset())
+        self.speculation = Speculation(
+            self._send,
+            SpeculationSettings(length=length),
+            probe,
+            Placement(placement, host, lambda _: None),
+            clock=lambda: self.now,
+        )
+        request = GenerationRequest(
+            "r", (1, 2, 3), SamplingParams(0.0), StopConditions(10**6), True, None, lambda _: None
+        )
+        self.generation = Generation(1, request, "", frozenset(), 10**6)
+        self.generation.sequence.table = cast("BlockTable", object())
+        self.generation.sequence.computed = 2
+        self.speculation.connect(1, Drafter("elsewhere", frozenset()), [self.generation])
+
+    def run(self, tokens: int) -> float:
+        """Decodes so many tokens. Returns tokens per second."""
+        started, length = self.now, len(self.generation.sequence)
+        while len(self.generation.sequence) - length < tokens:
+            self._one()
+        return (len(self.generation.sequence) - length) / (self.now - started)
+
+    def _send(self, connection: int, commands: list[Command]) -> None:
+        self._on_way += [(self.now + self.machine.latency, command) for command in commands]
+
+    def _take(self, proposal: Proposal, at: float) -> None:
+        if self._inbox is not None:
+            self._inbox.append((proposal, at))
+            return
+        known = {1: self.generation}
+        self.speculation.take(1, [proposal], [], known, 100, at, self.machine.alone)
+
+    def _pass(self, until: float, *, stepping: bool) -> None:
+        """Lets time pass; the drafter works meanwhile. Ends early where a proposal arrives."""
+        each = self.machine.beside if stepping else self.machine.alone
+        drafter = self._drafter
+        while self.now < until:
+            self._on_way.sort(key=lambda item: item[0])
+            following = self._on_way[0][0] if self._on_way else until
+            done = self.now + (1.0 - drafter.progress) * each if drafter.room else until
+            end = min(until, max(following, self.now), done)
+            if drafter.room:
+                drafter.progress += (end - self.now) / each
+                self.drafter_busy += end - self.now
+            self.now = end
+            if drafter.room and drafter.progress > 1.0 - 1e-9:
+                drafter.progress = 0.0
+                proposal = drafter.draft()
+                if proposal:
+                    self._on_way.append((self.now + self.machine.latency, proposal))
+            arrived = [item for at, item in self._on_way if at <= self.now]
+            self._on_way = [entry for entry in self._on_way if entry[0] > self.now]
+            for item in arrived:
+                if isinstance(item, Proposal):
+                    self._take(item, self.now)
+                else:
+                    drafter.obey(item)
+            if any(isinstance(item, Proposal) for item in arrived) and not stepping:
+                return
+
+    def _one(self) -> None:
+        generation, speculation = self.generation, self.speculation
+        turn = Turn((generation,), None)
+        patience = speculation.patience(turn)
+        speculation.flush()
+        if patience:
+            self._pass(self.now + patience, stepping=False)
+            return
+        work = plan_step(turn, _LIMITS, speculation.share)
+        seconds = self.machine.step(len(work[0].segment.tokens))
+        if self._drafter.room and not self._drafter.burst:
+            seconds *= self.machine.slowdown
+        # What arrives during a step is read after it, as by the engine's inbox.
+        self._inbox = []
+        self._pass(self.now + seconds, stepping=True)
+        late, self._inbox = self._inbox, None
+        self._decide(work[0])
+        for proposal, at in late or []:
+            self._take(proposal, at)
+
+    def _decide(self, work: Work) -> None:
+        generation, accepted = self.generation, 0
+        for draft in work.drafts:
+            if draft != RIGHT:
+                break
+            accepted += 1
+        for _ in range(accepted + 1):
+            generation.append(RIGHT)
+        generation.sequence.computed = len(generation.sequence) - 1
+        generation.settle(accepted + 1)
+        self.speculation.verified(generation, len(work.drafts), accepted)
+        self.speculation.committed(generation, accepted + 1)
+        self.speculation.stepped([work], accepted + 1)
+        self.speculation.flush()
+        self.steps.append((len(work.drafts), accepted + 1))
