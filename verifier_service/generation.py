@@ -13,6 +13,9 @@ from slipstream.core.prefix import PrefixChain
 from slipstream.engine.sequence import Sequence
 from verifier_service.estimates import Acceptance
 
+# Most drafts that wait; the widest window. A drafter that floods is not worth the memory.
+MOST_PENDING = 64
+
 
 class Finish(Enum):
     STOP = "stop"
@@ -159,7 +162,7 @@ class Generation:
             return False
         else:
             del self._pending[start - length :]
-        self._pending.extend(tokens)
+        self._pending.extend(tokens[: max(0, MOST_PENDING - len(self._pending))])
         self._pending_chain = None
         return True
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 
 from slipstream.wire.process import ModelServiceSettings, settings_config
+from verifier_service.generation import MOST_PENDING
 
 
 class Settings(ModelServiceSettings):
@@ -28,7 +29,7 @@ class Settings(ModelServiceSettings):
         description="strict: bitwise the same tokens in any batch; auto: strict where it is free",
     )
     max_queue: int = Field(1024, ge=1, description="most requests that wait for a place")
-    window: int = Field(8, ge=1, le=64, description="drafts ahead of the last commit")
+    window: int = Field(8, ge=1, le=MOST_PENDING, description="drafts ahead of the last commit")
     draft_length: PositiveInt | Literal["auto"] = Field(
         "auto", description="most drafts of a step; auto: as many as pay, and waiting where it does"
     )

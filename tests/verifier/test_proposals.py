@@ -8,7 +8,7 @@ from slipstream.core.draft import Proposal
 from slipstream.core.params import StopConditions
 from slipstream.core.prefix import Prefix, PrefixChain
 from tests.verifier.rig import EOS, GREEDY
-from verifier_service.generation import Finish, Generation, GenerationRequest
+from verifier_service.generation import MOST_PENDING, Finish, Generation, GenerationRequest
 
 PROMPT = (10, 11, 12)
 
@@ -63,6 +63,17 @@ def test_most_and_room() -> None:
     assert g.drafts(2) == (20, 21)
     assert g.drafts(8) == (20, 21, 22)  # the fourth token is the step's own
     assert g.drafts(0) == ()
+
+
+def test_no_drafter_fills_the_memory() -> None:
+    """Of one endless proposal, or of many that go on, the widest window is kept; those kept are
+    the first."""
+    at_once, piece_by_piece = generation(max_tokens=200), generation(max_tokens=200)
+    at_once.propose(after(PROMPT, *[7] * 5000))
+    for start in range(0, 150, 10):
+        piece_by_piece.propose(after((*PROMPT, *[7] * start), *[7] * 10))
+    for g in (at_once, piece_by_piece):
+        assert g.drafts(1000) == (7,) * MOST_PENDING
 
 
 @pytest.mark.parametrize(
