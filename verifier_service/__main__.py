@@ -91,7 +91,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     )
     length = None if settings.draft_length == "auto" else settings.draft_length
     speculation = Speculation(
-        send, SpeculationSettings(settings.window, length), step_seconds, placement
+        send, SpeculationSettings(settings.window, length, settings.ngram), step_seconds, placement
     )
     engine = VerifierEngine(
         runner,

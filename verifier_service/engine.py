@@ -268,7 +268,7 @@ class VerifierEngine(EngineLoop):
         sequence.computed = len(sequence) - 1
         generation.settle(len(committed))
         generation.counts.record(len(drafts), accepted)
-        self.speculation.verified(generation, len(drafts), accepted)
+        self.speculation.verified(generation, accepted)
         self.counters.count_drafts(len(drafts), accepted)
         self.counters.generated_tokens += len(committed)
         counts = generation.counts.copy()

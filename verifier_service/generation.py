@@ -8,6 +8,7 @@ from enum import Enum
 
 from slipstream.core.draft import Commit, Open, Proposal
 from slipstream.core.errors import SlipstreamError
+from slipstream.core.ngram import NgramProposer
 from slipstream.core.params import SamplingParams, StopConditions
 from slipstream.core.prefix import PrefixChain
 from slipstream.engine.sequence import Sequence
@@ -93,6 +94,8 @@ class Generation:
             at any time of the last step.
         acceptance: how good its drafts have been; `agreed`, whether those that were pending at the
             last step's end agreed with what it committed.
+        ngram: what its text repeats.
+        drafted: how many drafts of the step under way are the drafter's; the others are guesses.
         arrived_waiting, arrived_stepping, arrived_at: drafts that came since the last step began,
             while the engine waited and while it computed, and when the last of the former came.
     """
@@ -116,6 +119,8 @@ class Generation:
         self.paused = self.stalled = False
         self.agreed = True
         self.acceptance = Acceptance()
+        self.ngram = NgramProposer()
+        self.drafted = 0
         self.arrived_waiting = self.arrived_stepping = 0
         self.arrived_at = 0.0
         self.last_step = 0

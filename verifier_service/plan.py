@@ -9,8 +9,9 @@ from slipstream.engine.batch import Segment
 from slipstream.engine.exactness import MAX_STRICT_ROWS
 from verifier_service.generation import Generation
 
-# Takes decoding sequences, most rows of the step and most drafts of a sequence.
-Share = Callable[[Sequence[Generation], int, int], Sequence[int]]
+# Takes decoding sequences, most rows of the step and most drafts of a sequence; gives the drafts of
+# each.
+Share = Callable[[Sequence[Generation], int, int], Sequence[tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,8 @@ def plan_step(turn: Turn, limits: Limits, share: Share) -> list[Work]:
     """The work of the next step, decoding sequences first; empty where there is none.
 
     Args:
-        share: says how many of its drafts each decoding sequence gets.
+        share: says which drafts each decoding sequence gets.
     """
-    lengths = share(turn.decoding, limits.decode_rows, limits.max_drafts) if turn.decoding else ()
-    work = [_decode(g, g.drafts(n)) for g, n in zip(turn.decoding, lengths, strict=True)]
+    drafts = share(turn.decoding, limits.decode_rows, limits.max_drafts) if turn.decoding else ()
+    work = [_decode(g, each) for g, each in zip(turn.decoding, drafts, strict=True)]
     return work + ([_prefill(turn.prompt, limits)] if turn.prompt else [])

@@ -33,6 +33,9 @@ class Settings(ModelServiceSettings):
     draft_length: PositiveInt | Literal["auto"] = Field(
         "auto", description="most drafts of a step; auto: as many as pay, and waiting where it does"
     )
+    ngram: Literal["off", "on", "auto"] = Field(
+        "auto", description="guesses from the text itself beside drafts; auto: where they pay"
+    )
     placement: Literal["auto", "separate", "shared"] = Field(
         "auto",
         description="where drafter and verifier share cores: side by side on half of them each, in"

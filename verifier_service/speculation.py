@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from slipstream.core.draft import Close, Command, Proposal, Refusal, SetPace, SetWindow
 from slipstream.core.goodput import share_rows
+from slipstream.engine.exactness import MAX_STRICT_ROWS
 from verifier_service.estimates import Acceptance, Arrival, StepCost, mean_survival
 from verifier_service.generation import Generation
+from verifier_service.guesses import Ngram, candidates
 from verifier_service.placement import Drafter, Layout, Placement
 from verifier_service.plan import Turn, Work
 from verifier_service.policy import Target, best_length
@@ -41,10 +43,12 @@ class SpeculationSettings:
         window: how far beyond the last commit a drafter may run.
         length: None: as many drafts as promise the most tokens per second. A number: at most so
             many, whatever there is, and no waiting.
+        ngram: whether n-gram guesses are verified, too; auto: where that pays.
     """
 
     window: int = 8
     length: int | None = None
+    ngram: Ngram = "auto"
 
 
 class Speculation:
@@ -195,7 +199,7 @@ class Speculation:
             for g in drafting
             if not g.paused and g.window and g.num_pending < min(length, g.room)
         ]
-        if not missing:
+        if not missing or self._worth_it_now(turn.decoding):
             return 0.0
         expected = self._draft_seconds() * max(
             g.arrived_waiting + length - g.num_pending for g in drafting
@@ -208,24 +212,32 @@ class Speculation:
         self._waited = self._waited or left > 0.0
         return left
 
-    def share(self, decoding: Sequence[Generation], most_rows: int, most: int) -> list[int]:
-        """How many drafts of each decoding sequence go into the step that starts now."""
+    def share(
+        self, decoding: Sequence[Generation], most_rows: int, most: int
+    ) -> list[tuple[int, ...]]:
+        """The drafts of each decoding sequence in the step that starts now."""
         self._learn_waiting([g for g in decoding if g.opened])
         self._step_started = self._clock()
-        runs = [len(g.drafts(most)) for g in decoding]
         self._beside = not self._placement.layout.burst and any(
             g.opened and g.window and not g.paused for g in decoding
         )
-        if self._settings.length is not None:
-            each = max(0, most_rows - len(decoding)) // max(1, len(decoding))
-            return [min(run, each, self._settings.length) for run in runs]
-        chances = [g.acceptance.survival(run) for g, run in zip(decoding, runs, strict=True)]
-        return share_rows(chances, self._cost(self._beside), most_rows)
+        length = self._settings.length
+        each = max(0, most_rows - len(decoding)) // max(1, len(decoding))
+        most = most if length is None else min(most, each, length)
+        runs = [candidates(g, most, self._settings.ngram) for g in decoding]
+        if length is None:
+            counts = share_rows([r.chances for r in runs], self._cost(self._beside), most_rows)
+        else:
+            counts = [len(run.tokens) for run in runs]
+        for generation, run, count in zip(decoding, runs, counts, strict=True):
+            generation.drafted = min(run.drafted, count)
+        return [run.tokens[:count] for run, count in zip(runs, counts, strict=True)]
 
     # ---- after a step ----------------------------------------------------------------------
 
-    def verified(self, generation: Generation, drafted: int, accepted: int) -> None:
-        """Of `drafted` drafts of a sequence the first `accepted` were right."""
+    def verified(self, generation: Generation, accepted: int) -> None:
+        """Of the drafts that a sequence had in the step the first `accepted` were right."""
+        drafted, accepted = generation.drafted, min(generation.drafted, accepted)
         if drafted:
             generation.acceptance.record(drafted, accepted)
             self.acceptance.record(drafted, accepted)
@@ -256,6 +268,17 @@ class Speculation:
         # Before the first wait: what the drafter says of itself, or half a step.
         guess = self._reported or 0.5 * self._probe[min(self._probe)]
         return min(guess, self.arrival.stepping or guess)
+
+    def _worth_it_now(self, decoding: Sequence[Generation]) -> bool:
+        """Whether a step with what is there, guesses included, promises what waiting would."""
+        if self._waited or self._settings.ngram == "off":
+            # Guesses depend on what was committed alone, so once a step is enough.
+            return False
+        cost = self._cost(beside=not self._placement.layout.burst)
+        runs = [candidates(g, self._longest, self._settings.ngram) for g in decoding]
+        counts = share_rows([run.chances for run in runs], cost, MAX_STRICT_ROWS)
+        expected = sum(1.0 + sum(r.chances[:n]) for r, n in zip(runs, counts, strict=True))
+        return expected / cost(len(decoding) + sum(counts)) >= self.target.rate
 
     def _learn_stepping(self, drafting: Sequence[Generation]) -> None:
         # Of a drafter that was contradicted or had no room nobody knows how much it could make.

@@ -49,6 +49,7 @@ class MarkovRunner:
             context_length=64,
             fingerprint="chain",
             eos_token_ids=frozenset(),
+            kv_layers=(0,),
         )
         self.pool = KvPool(
             num_layers=1,
@@ -107,7 +108,7 @@ def sequences(drafter: Drafter, speculative: bool = True) -> tuple[list[tuple[in
         MarkovRunner(),  # type: ignore[arg-type]
         Speculation(
             lambda _, commands: drafter.commands.extend(commands),
-            SpeculationSettings(length=8),
+            SpeculationSettings(length=8, ngram="off"),
             {1: 0.001},
             Placement("separate", ELSEWHERE, lambda _: None),
         ),

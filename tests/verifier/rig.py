@@ -108,13 +108,14 @@ class Rig:
         window: int = 8,
         length: int | None = 8,
         placement: str = "separate",
+        ngram: str = "off",
     ) -> None:
         assert runner.pool.num_used == 0, "an earlier test left blocks behind"
         self.runner = runner
         self.commands: list[tuple[int, Command]] = []
         speculation = Speculation(
             lambda connection, batch: self.commands.extend((connection, c) for c in batch),
-            SpeculationSettings(window=window, length=length),
+            SpeculationSettings(window=window, length=length, ngram=ngram),
             {1: 0.001, 32: 0.002},
             Placement(placement, HERE, lambda cores: None),
         )

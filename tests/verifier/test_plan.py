@@ -32,9 +32,9 @@ def at(number: int, length: int, computed: int, drafts: int = 0) -> Generation:
 def plan_step(running, limits: Limits, prefill_next: bool) -> list[Work]:
     """The plan where every sequence gets as many drafts as there are rows for, evenly."""
 
-    def evenly(decoding, rows: int, most: int) -> list[int]:
+    def evenly(decoding, rows: int, most: int) -> list[tuple[int, ...]]:
         each = min(most, max(0, rows - len(decoding)) // len(decoding))
-        return [min(each, len(g.drafts(most))) for g in decoding]
+        return [g.drafts(each) for g in decoding]
 
     return plan_turn(next_turn(running, limits, prefill_next), limits, evenly)
 

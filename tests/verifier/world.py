@@ -117,7 +117,7 @@ class World:
         host = Drafter("here", frozenset())
         self.speculation = Speculation(
             self._send,
-            SpeculationSettings(length=length),
+            SpeculationSettings(length=length, ngram="off"),
             probe,
             Placement(placement, host, lambda _: None),
             clock=lambda: self.now,
@@ -205,7 +205,7 @@ class World:
             generation.append(RIGHT)
         generation.sequence.computed = len(generation.sequence) - 1
         generation.settle(accepted + 1)
-        self.speculation.verified(generation, len(work.drafts), accepted)
+        self.speculation.verified(generation, accepted)
         self.speculation.committed(generation, accepted + 1)
         self.speculation.stepped([work], accepted + 1)
         self.speculation.flush()
