@@ -8,12 +8,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from drafter_service.adaptive import Adaptive, AdaptiveStage
 from drafter_service.confidence import make_early_stop
 from drafter_service.engine import DrafterEngine
 from drafter_service.guesses import make_assist
 from drafter_service.kv_context import KvContext
 from drafter_service.servicer import DrafterServicer
-from drafter_service.settings import Settings
+from drafter_service.settings import ADAPTIVE, Settings
 from drafter_service.shard_engine import ShardEngine
 from drafter_service.shard_link import Door, ShardLink
 from drafter_service.shard_servicer import ShardServicer
@@ -21,11 +22,13 @@ from drafter_service.shard_status import FirstShard
 from drafter_service.shards import ShardedStage
 from drafter_service.slow_stage import SlowStage
 from drafter_service.stage import LocalStage, Stage
-from slipstream.core.layer_plan import LayerPlan
-from slipstream.engine.checkpoint import automatic_plan, load_model, read_config
+from slipstream.core.layer_plan import LayerPlan, Skips
+from slipstream.engine.checkpoint import automatic_plan, fingerprint, load_model, read_config
 from slipstream.engine.loop import model_thread
 from slipstream.engine.placement import own_cores, place, resolve_device
 from slipstream.engine.runner import ModelRunner
+from slipstream.engine.step_cost import fit_step_cost
+from slipstream.models.plans import shipped_plan
 from slipstream.wire.process import run_service, until_stopped
 from slipstream.wire.proto import drafter_pb2_grpc, shard_pb2_grpc
 from slipstream.wire.transport import Server
@@ -35,11 +38,27 @@ SERVICE = "slipstream.v1.DrafterService"
 SHARD_SERVICE = "slipstream.v1.ShardService"
 
 
+def _layer_plan(settings: Settings) -> LayerPlan:
+    """The plan that was asked for; the one to begin with where it is adaptive."""
+    if settings.layer_plan not in ("auto", ADAPTIVE):
+        return LayerPlan.load(Path(settings.layer_plan))
+    config = read_config(settings.model)
+    return shipped_plan(fingerprint(settings.model)) or automatic_plan(settings.model, config)
+
+
+def _make_adaptive(settings: Settings, runner: ModelRunner) -> Adaptive | None:
+    if settings.layer_plan != ADAPTIVE:
+        return None
+    cost = fit_step_cost(runner, repeats=5)
+    # Positions that come from the verifier after each commit are not to be computed over.
+    refill = settings.kv_context != "commit"
+    return Adaptive(runner, cost, start=_layer_plan(settings).skips, refill=refill)
+
+
 def _make_runner(settings: Settings) -> ModelRunner:
-    if settings.layer_plan == "auto":
-        plan = automatic_plan(settings.model, read_config(settings.model))
-    else:
-        plan = LayerPlan.load(Path(settings.layer_plan))
+    plan = _layer_plan(settings)
+    if settings.layer_plan == ADAPTIVE:
+        plan = plan.with_skips(Skips())
     loaded = load_model(
         settings.model,
         dtype=settings.dtype,
@@ -76,7 +95,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     )
     cores = own_cores() if runner.loaded.device.type == "cpu" else ()
     servicer = DrafterServicer(context, cores)
-    stage: Stage = sharded or LocalStage(runner)
+    adaptive = await loop.run_in_executor(thread, _make_adaptive, settings, runner)
+    stage: Stage = sharded or (AdaptiveStage(runner) if adaptive else LocalStage(runner))
     if settings.slowdown > 1:
         stage = SlowStage(stage, settings.slowdown)
     engine = DrafterEngine(
@@ -84,12 +104,12 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         servicer.send,
         max_sequences=settings.max_sequences,
         stage=stage,
-        parts=[context, *([sharded] if sharded else [])],
+        parts=[part for part in (context, sharded, adaptive) if part is not None],
         assist=make_assist(settings.ngram),
         early_stop=make_early_stop(settings.early_stop),
     )
     context.attach(engine.call, lambda: engine.counters.prefill_position_seconds)
-    servicer.attach(engine)
+    servicer.attach(engine, adaptive)
     running = asyncio.wrap_future(engine.start(thread))
     drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, server.grpc)
     linking: asyncio.Task[None] | None = None

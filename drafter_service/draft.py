@@ -110,6 +110,10 @@ class Work:
 class Part:
     """Something of the drafter that follows its sequences; all calls on the engine's thread."""
 
+    def idle(self) -> bool:
+        """Nobody waits for a draft. May compute one short pass; whether it did."""
+        return False
+
     def opened(self, draft: Draft) -> None:
         """A sequence was opened; nothing of it is computed yet."""
 

@@ -90,6 +90,7 @@ class DrafterEngine(EngineLoop):
         self._parts = (*parts, *(part for part in (assist, early_stop) if part is not None))
         self._under_way = 0
         self._passes = 0
+        self._has_spare_work = True
         self._drafts: dict[Key, Draft] = {}
         self._paces: dict[int, SetPace] = {}
         self._cores: tuple[int, ...] = ()
@@ -128,7 +129,7 @@ class DrafterEngine(EngineLoop):
         self._read_inbox()
         ready = self._ready() if self._under_way < self._stage.depth else []
         if not ready:
-            return False
+            return self._spare()
         started = time.perf_counter()
         work = self._plan(ready)
         self._passes += 1
@@ -142,6 +143,18 @@ class DrafterEngine(EngineLoop):
             self._under_way -= 1
             self._refuse(ready, f"the drafter's forward pass failed: {failure}")
         return True
+
+    def _spare(self) -> bool:
+        """No sequence has room. Where verifiers compute elsewhere, one part may do something."""
+        shared = any(pace.burst for pace in self._paces.values())
+        if not self._has_spare_work or self._under_way or shared:
+            return False
+        try:
+            return any(part.idle() for part in self._parts)
+        except Exception:
+            log.exception("spare work failed; drafting goes on without")
+            self._has_spare_work = False
+            return False
 
     def _ready(self) -> list[Draft]:
         """Sequences that have room for a draft; of those that have yet to prefill, the oldest.

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterable
 
 import grpc
 
+from drafter_service.adaptive import Adaptive, AdaptiveCounters
 from drafter_service.engine import DrafterEngine
 from drafter_service.kv_context import KvContext
 from slipstream.core.draft import Proposal, Refusal
@@ -34,6 +35,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
     def __init__(self, context: KvContext, cores: Iterable[int] = ()) -> None:
         self._engine: DrafterEngine
         self._context = context
+        self._adaptive = AdaptiveCounters()
         self._cores = sorted(cores)
         self._numbers = itertools.count(1)
         self._outboxes: dict[int, asyncio.Queue[drafter_pb2.DraftResponse | None]] = {}
@@ -41,8 +43,9 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         self._incarnation = uuid.uuid4().hex
         self._loop = asyncio.get_running_loop()
 
-    def attach(self, engine: DrafterEngine) -> None:
+    def attach(self, engine: DrafterEngine, adaptive: Adaptive | None = None) -> None:
         self._engine = engine
+        self._adaptive = adaptive.counters if adaptive else AdaptiveCounters()
 
     def open_to_verifiers(self, cores: Iterable[int]) -> None:
         """Takes streams, says that it computes on `cores`."""
@@ -139,7 +142,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         loaded, counters = engine.runner.loaded, engine.counters
         return drafter_pb2.GetDrafterResponse(
             model_fingerprint=loaded.fingerprint,
-            layer_plan=loaded.plan.describe(),
+            layer_plan=loaded.running_plan.describe(),
             open_sequences=engine.num_open,
             steps=counters.steps,
             drafted_tokens=counters.drafted_tokens,
@@ -147,6 +150,9 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             step_seconds=counters.single_step_seconds,
             kv_blocks_used=engine.runner.pool.num_used,
             weight_bytes=loaded.weight_bytes,
+            plan_trials=self._adaptive.trials,
+            plan_moves=self._adaptive.moves,
+            spare_seconds=self._adaptive.spare_seconds,
             kv=self._kv_counters(),
         )
 

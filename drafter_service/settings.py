@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from slipstream.wire.process import ModelServiceSettings, settings_config
 
+ADAPTIVE = "adaptive"
+
 
 class Settings(ModelServiceSettings):
     """The drafter: a cheaper copy of the model that runs ahead."""
@@ -16,7 +18,9 @@ class Settings(ModelServiceSettings):
 
     listen: str = Field("127.0.0.1:50052", description="host:port to serve gRPC on")
     layer_plan: str = Field(
-        "auto", description="file of a layer plan; auto: all layers at 4 or 8 bits"
+        "auto",
+        description="file of a layer plan; auto: the one found for this model, or all layers at 4 "
+        "or 8 bits; adaptive: begins with that and tries others on spare time",
     )
     ngram: Literal["off", "on", "auto"] = Field(
         "auto", description="check n-gram guesses with the drafts; auto: where it is faster"
@@ -55,4 +59,6 @@ class Settings(ModelServiceSettings):
             raise ValueError("--shard-index counts from 0 and must be below --shard-count")
         if bool(self.next) != (self.shard_index < self.shard_count - 1):
             raise ValueError("every shard but the last one needs --next, and only those")
+        if self.layer_plan == ADAPTIVE and self.shard_count > 1:
+            raise ValueError("--layer-plan adaptive is for a drafter in one piece")
         return self

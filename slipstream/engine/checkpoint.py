@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slipstream.core.errors import CheckpointError
-from slipstream.core.layer_plan import LayerPlan
+from slipstream.core.layer_plan import LayerPlan, Skips
 from slipstream.engine.attention import IMPLEMENTATION
 from slipstream.engine.integer_kernel import GROUP
 from slipstream.engine.linear import int4_error, weight_bytes
@@ -70,6 +70,12 @@ class LoadedModel:
     weight_bytes: int
     tensors_read: frozenset[str]
     skips: SkipSet
+
+    @property
+    def running_plan(self) -> LayerPlan:
+        """The plan that passes follow now: what was never loaded and what is left out."""
+        plan, now = self.plan, self.skips.current
+        return plan.with_skips(Skips(plan.skip_attention | now.attention, plan.skip_mlp | now.mlp))
 
 
 def read_config(folder: Path) -> Any:

@@ -137,6 +137,14 @@ class KvPool:
         slots = table.slots[: count * BLOCK_TOKENS]
         return BlockTable(table.blocks[:count], slots, table.address, table.start)
 
+    def copy_rows(self, table: BlockTable, start: int, end: int) -> torch.Tensor:
+        """A copy of keys and values at positions: [layers, 2, end - start, kv_heads, head_dim]."""
+        return self._kv.index_select(2, table.slots[start:end])
+
+    def put_rows(self, table: BlockTable, start: int, rows: torch.Tensor) -> None:
+        """Keys and values, shaped as `copy_rows` gives them, from position `start` on."""
+        self._kv.index_copy_(2, table.slots[start : start + rows.shape[2]], rows)
+
     def release(self, table: BlockTable) -> None:
         """Ends a hold: blocks that nobody else holds are free. The table must not be used again."""
         for block in table.blocks:

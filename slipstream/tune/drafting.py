@@ -92,11 +92,7 @@ class Drafting:
 
     def _fetch(self, answer: Answer, table: BlockTable, start: int, end: int) -> None:
         """The full model's keys and values of positions `start` to `end`."""
-        mine, theirs = self.copy.pool, self._full.pool
-        mine.enter(table, start, end)
-        into, source = table.slots[start:end], answer.table.slots[start:end]
+        pool = self.copy.pool
+        pool.enter(table, start, end)
         with torch.inference_mode():
-            for target, origin in zip(mine.keys, theirs.keys, strict=True):
-                target.index_copy_(0, into, origin.index_select(0, source))
-            for target, origin in zip(mine.values, theirs.values, strict=True):
-                target.index_copy_(0, into, origin.index_select(0, source))
+            pool.put_rows(table, start, self._full.pool.copy_rows(answer.table, start, end))

@@ -10,9 +10,10 @@ from slipstream.core.errors import ConfigurationError
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.core.throughput import Placement, RunTally, best_throughput
 from slipstream.engine.runner import ModelRunner
+from slipstream.engine.step_cost import StepCost, fit_step_cost
 from slipstream.tune.answers import Answer
 from slipstream.tune.copies import Copies
-from slipstream.tune.costs import DraftCost, VerifyCost, measure_draft
+from slipstream.tune.costs import REPEATS, VerifyCost
 from slipstream.tune.drafting import MAX_RUN, Drafting, KvContext
 
 
@@ -71,12 +72,12 @@ class Evaluator:
         self._kv_context = kv_context
         self._placement = placement
 
-    def draft_cost(self, plan: LayerPlan) -> DraftCost:
+    def draft_cost(self, plan: LayerPlan) -> StepCost:
         name = f"{plan.precision}/{plan.head_precision}"
         if name not in self.costs:
             runner = self._copies.get(plan.precision, plan.head_precision)
-            self.costs[name] = asdict(measure_draft(runner))
-        return DraftCost(**self.costs[name])
+            self.costs[name] = asdict(fit_step_cost(runner, REPEATS))
+        return StepCost(**self.costs[name])
 
     def evaluate(self, plan: LayerPlan) -> Iterator[Estimate]:
         """Drafts along one prompt after the other; yields what is known after each.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from drafter_service.adaptive import Adaptive, AdaptiveStage
 from drafter_service.confidence import Stopping, make_early_stop
 from drafter_service.draft import Draft, Key
 from drafter_service.engine import DrafterEngine
@@ -32,6 +33,7 @@ class DrafterRig:
         max_sequences: int = 128,
         ngram: Assistance = "off",
         early_stop: Stopping = "off",
+        adaptive: Adaptive | None = None,
     ) -> None:
         assert runner.pool.num_used == 0, "an earlier test left blocks behind"
         self.runner = runner
@@ -44,6 +46,8 @@ class DrafterRig:
             max_sequences=max_sequences,
             assist=self.assist,
             early_stop=self.early_stop,
+            stage=AdaptiveStage(runner) if adaptive else None,
+            parts=[adaptive] if adaptive else [],
         )
 
     def obey(self, *commands: Command, connection: int = 1) -> None:

@@ -34,7 +34,9 @@ HERE = Drafter("here", frozenset({0, 1}))
 ELSEWHERE = Drafter("elsewhere", frozenset())
 
 
-def write_checkpoint(folder: Path, *, seed: int = 1, context: int = CONTEXT) -> Path:
+def write_checkpoint(
+    folder: Path, *, seed: int = 1, context: int = CONTEXT, layers: int = 2
+) -> Path:
     """A random Llama in float32 with few tokens, so that ends of sequence come up by chance.
 
     Its weights are spread wider than usual, so that its choices are not near-ties.
@@ -43,7 +45,7 @@ def write_checkpoint(folder: Path, *, seed: int = 1, context: int = CONTEXT) -> 
         vocab_size=VOCAB,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=context,
