@@ -25,7 +25,7 @@ class ForwardContext:
         hidden: [1, rows, size], the rows as they leave the shard before this one.
     """
 
-    __slots__ = ("batch", "hidden", "kv_index", "pool", "rope")
+    __slots__ = ("batch", "hidden", "kv_index", "pool", "rope", "segments")
 
     def __init__(
         self,
@@ -39,6 +39,8 @@ class ForwardContext:
         self.kv_index = kv_index
         self.hidden = hidden
         self.rope: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        # `attention_kernel.segment_table`, where the compiled attention serves.
+        self.segments: torch.Tensor | None = None
 
 
 def attend(

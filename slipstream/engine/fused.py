@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from slipstream.core.layer_plan import Precision
-from slipstream.engine import kernels
+from slipstream.engine import attention_kernel, kernels
 from slipstream.engine.attention import CONTEXT, ForwardContext, attend
 from slipstream.engine.linear import converted, joined
 
@@ -99,11 +99,9 @@ class FusedAttention(nn.Module):
         self._window: int | None = getattr(attention, "sliding_window", None)
         if self._window is None and type(attention).__name__ == "MistralAttention":
             self._window = attention.config.sliding_window
-        self._kernel = (
-            kernels.attention(self._heads, self._kv_heads, self._dim)
-            if compiled(attention.q_proj.weight)
-            else None
-        )
+        self._compiled = compiled(attention.q_proj.weight)
+        if self._compiled:
+            attention_kernel.prepare()
         self._qkv = joined([attention.q_proj, attention.k_proj, attention.v_proj], precision)
         self._out = converted(attention.o_proj, precision)
         self._q_norm = getattr(attention, "q_norm", None)
@@ -122,7 +120,7 @@ class FusedAttention(nn.Module):
             qkv[:, : self._heads] = self._q_norm(qkv[:, : self._heads])
             qkv[:, self._heads : rotated] = self._k_norm(qkv[:, self._heads : rotated])
         cos, sin = _rope_tables(context, position_embeddings)
-        if self._kernel is not None and rows <= KERNEL_ROWS:
+        if self._compiled and rows <= KERNEL_ROWS:
             out = self._attend_compiled(context, qkv, cos, sin)
         else:
             half = self._dim // 2
@@ -138,19 +136,14 @@ class FusedAttention(nn.Module):
     ) -> torch.Tensor:
         """qkv: [rows, heads + 2 * kv_heads, dim]; returns [rows, heads * dim]."""
         keys, values = context.pool.addresses[context.kv_index[self.layer_idx]]
-        width = self._heads * self._dim
+        if context.segments is None:
+            context.segments = attention_kernel.segment_table(context.batch)
         # Rows that only pad belong to no segment; zeros keep them finite.
-        out = qkv.new_zeros((qkv.shape[0], width))
-        qkv_at, cos_at, sin_at, out_at = (t.data_ptr() for t in (qkv, cos, sin, out))
-        row_bytes = 2 * (width + 2 * self._kv_heads * self._dim)
-        for segment in context.batch.segments:
-            assert self._kernel is not None
-            first, table_bytes = segment.rows.start, 2 * self._dim * segment.rows.start
-            self._kernel(
-                qkv_at + first * row_bytes, cos_at + table_bytes, sin_at + table_bytes,
-                keys, values, segment.table.address, out_at + 2 * first * width,
-                segment.rows.stop - first, segment.position, self._window or 0, self._scaling,
-            )  # fmt: skip
+        out = qkv.new_zeros((qkv.shape[0], self._heads * self._dim))
+        attention_kernel.attend(
+            qkv, cos, sin, keys, values, context.segments, out, heads=self._heads,
+            kv_heads=self._kv_heads, window=self._window, scaling=self._scaling,
+        )  # fmt: skip
         return out
 
 

@@ -21,7 +21,7 @@ from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
 from slipstream.engine.kernels import OPTIONS, as_f32, as_i8, as_i64, as_u16, load_bf16
-from slipstream.engine.team import entry, next_piece, run
+from slipstream.engine.team import entry, keep, next_piece, run
 
 GROUP = 32
 TILE = 16
@@ -276,6 +276,9 @@ def _multiply(
         threads = 1
     job[1] = min(tiles, threads * _PIECES) if threads > 1 else 1
     run(entry, worker, job.ctypes.data, threads)
+    keep(quantized)
+    keep(x_scales)
+    keep(job)
 
 
 def pack(

@@ -12,7 +12,6 @@ and sizes: an array would cost more to unpack than some of the work takes. Calle
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -85,7 +84,7 @@ def load_bf16(bits: int) -> Any:
 
 
 @njit(inline="always")
-def _round(value: Any) -> Any:
+def round_bf16(value: Any) -> Any:
     """float32 to bfloat16 bits, to nearest even."""
     bits = _as_bits(value)
     bits = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
@@ -113,12 +112,6 @@ def _exp(x: Any) -> Any:
     return p * _as_float(np.uint32(np.uint32(n) << np.uint32(23)))
 
 
-@njit(inline="always")
-def _rotated(xs: Any, cosines: Any, sines: Any, d: int, half: int) -> Any:
-    other = d + half if d < half else d - half
-    return load_bf16(xs[d]) * load_bf16(cosines[d]) + load_bf16(xs[other]) * load_bf16(sines[d])
-
-
 OPTIONS: dict[str, Any] = {
     "cache": True,
     "nogil": True,
@@ -141,7 +134,9 @@ def rms_norm(x: int, weight: int, out: int, rows: int, size: int, eps: float) ->
             total += v * v
         scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + eps)
         for i in range(size):
-            outs[r, i] = _round(load_bf16(_round(load_bf16(xs[r, i]) * scale)) * load_bf16(ws[i]))
+            outs[r, i] = round_bf16(
+                load_bf16(round_bf16(load_bf16(xs[r, i]) * scale)) * load_bf16(ws[i])
+            )
 
 
 @njit(f"void({_I},{_I},{_I},{_I},{_I},{_I},float32)", **OPTIONS)
@@ -156,13 +151,15 @@ def add_rms_norm(
         outs = carray(as_u16(out + 2 * r * size), (size,))
         total = np.float32(0.0)
         for i in range(size):
-            bits = _round(load_bf16(sums[i]) + load_bf16(deltas[i]))
+            bits = round_bf16(load_bf16(sums[i]) + load_bf16(deltas[i]))
             sums[i] = bits
             v = load_bf16(bits)
             total += v * v
         scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + eps)
         for i in range(size):
-            outs[i] = _round(load_bf16(_round(load_bf16(sums[i]) * scale)) * load_bf16(ws[i]))
+            outs[i] = round_bf16(
+                load_bf16(round_bf16(load_bf16(sums[i]) * scale)) * load_bf16(ws[i])
+            )
 
 
 @njit(f"void({_I},{_I},{_I},{_I})", **OPTIONS)
@@ -175,7 +172,7 @@ def silu_mul(gate_up: int, out: int, rows: int, size: int) -> None:
         for i in range(size):
             g = load_bf16(gates[i])
             silu = g / (np.float32(1.0) + _exp(-g))
-            outs[i] = _round(load_bf16(_round(silu)) * load_bf16(ups[i]))
+            outs[i] = round_bf16(load_bf16(round_bf16(silu)) * load_bf16(ups[i]))
 
 
 @njit(f"void({_I},{_I},{_I},{_I},{_I})", **OPTIONS)
@@ -202,98 +199,4 @@ def scale_rows(x: int, scales: int, out: int, rows: int, size: int) -> None:
     for r in range(rows):
         scale = by_row[r]
         for i in range(size):
-            outs[r, i] = _round(xs[r, i] * scale)
-
-
-@functools.cache
-def attention(heads: int, kv_heads: int, dim: int) -> Any:
-    """The attention kernel for one head geometry; loops of known length become plain vectors.
-
-    Returns:
-        A function that rotates (arXiv 2104.09864), writes to the KV pool and attends causally, for
-        the rows of one segment, with the parameters of `_Attention.__call__`.
-    """
-    group, half, total = heads // kv_heads, dim // 2, heads + 2 * kv_heads
-
-    @njit(
-        f"void({_I},{_I},{_I},{_I},{_I},{_I},{_I},{_I},{_I},{_I},float32)",
-        **OPTIONS,
-    )
-    def rotate_and_attend(
-        qkv: int, cos: int, sin: int, keys: int, values: int, slots: int, out: int,
-        rows: int, position: int, window: int, scaling: float,
-    ) -> None:  # fmt: skip
-        end = position + rows
-        place = carray(as_i64(slots), (end,))
-        query = np.empty((rows * heads, dim), np.float32)
-        for r in range(rows):
-            cosines = carray(as_u16(cos + 2 * r * dim), (dim,))
-            sines = carray(as_u16(sin + 2 * r * dim), (dim,))
-            for h in range(heads):
-                xs = carray(as_u16(qkv + 2 * (r * total + h) * dim), (dim,))
-                mine = query[np.uint64(r * heads + h)]
-                for d in range(dim):
-                    mine[d] = load_bf16(_round(_rotated(xs, cosines, sines, d, half))) * scaling
-            for h in range(kv_heads):
-                at = 2 * (place[position + r] * kv_heads + h) * dim
-                xs = carray(as_u16(qkv + 2 * (r * total + heads + h) * dim), (dim,))
-                into = carray(as_u16(keys + at), (dim,))
-                for d in range(dim):
-                    into[d] = _round(_rotated(xs, cosines, sines, d, half))
-                xs = carray(as_u16(qkv + 2 * (r * total + heads + kv_heads + h) * dim), (dim,))
-                into = carray(as_u16(values + at), (dim,))
-                for d in range(dim):
-                    into[d] = xs[d]
-        low = max(0, position - window + 1) if window > 0 else 0
-        scores = np.empty((rows * group, end - low), np.float32)
-        mixed = np.empty((rows * group, dim), np.float32)
-        loud = np.empty(dim, np.float32)
-        for h in range(kv_heads):
-            for j in range(low, end):
-                key = carray(as_u16(keys + 2 * (place[j] * kv_heads + h) * dim), (dim,))
-                for d in range(dim):
-                    loud[d] = load_bf16(key[d])
-                for r in range(max(0, j - position), rows):
-                    for g in range(group):
-                        asks = query[np.uint64(r * heads + h * group + g)]
-                        dot = np.float32(0.0)
-                        for d in range(dim):
-                            dot += asks[d] * loud[d]
-                        scores[np.uint64(r * group + g), np.uint64(j - low)] = dot
-            for r in range(rows):
-                last = position + r - low
-                first = max(0, last - window + 1) if window > 0 else 0
-                for g in range(group):
-                    shares = scores[np.uint64(r * group + g), first : last + 1]
-                    best = shares[0]
-                    for j in range(shares.size):
-                        best = max(best, shares[j])
-                    weight = np.float32(0.0)
-                    for j in range(shares.size):
-                        e = _exp(shares[j] - best)
-                        shares[j] = e
-                        weight += e
-                    inverse = np.float32(1.0) / weight
-                    for j in range(shares.size):
-                        shares[j] *= inverse
-            mixed[:] = np.float32(0.0)
-            for j in range(low, end):
-                value = carray(as_u16(values + 2 * (place[j] * kv_heads + h) * dim), (dim,))
-                for d in range(dim):
-                    loud[d] = load_bf16(value[d])
-                for r in range(max(0, j - position), rows):
-                    if window > 0 and j <= position + r - window:
-                        continue
-                    for g in range(group):
-                        share = scores[np.uint64(r * group + g), np.uint64(j - low)]
-                        sums = mixed[np.uint64(r * group + g)]
-                        for d in range(dim):
-                            sums[d] += share * loud[d]
-            for r in range(rows):
-                for g in range(group):
-                    sums = mixed[np.uint64(r * group + g)]
-                    into = carray(as_u16(out + 2 * (r * heads + h * group + g) * dim), (dim,))
-                    for d in range(dim):
-                        into[d] = _round(sums[d])
-
-    return rotate_and_attend
+            outs[r, i] = round_bf16(xs[r, i] * scale)

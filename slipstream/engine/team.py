@@ -19,10 +19,16 @@ from typing import Any
 
 import torch
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
 _I64 = ir.IntType(64)
+
+
+@njit
+def keep(array: Any) -> None:
+    """Holds an array until here: numba frees one after the last use of its name, and an address
+    in a job is no use of a name."""
 
 
 @functools.cache
