@@ -1,7 +1,8 @@
-"""The three processes of one machine: their command lines and who computes on which core."""
+"""The processes of one machine: their command lines and who computes on which core."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -29,6 +30,7 @@ class Plan:
         name: the model's name for clients.
         http, grpc, verifier: addresses as host:port.
         drafter: the drafter's address; None to serve without one.
+        shards: addresses of the drafter's shards behind the first, which has the one above.
         verifier_cpus, drafter_cpus: cores to compute on, empty to leave that to the system.
         common: options of both model services, by name without dashes.
         verifier_options, drafter_options, gateway_options: options of one service.
@@ -46,6 +48,7 @@ class Plan:
     verifier_options: Options
     drafter_options: Options
     gateway_options: Options
+    shards: tuple[str, ...] = ()
 
 
 def split_cores(cores: Sequence[int], drafter: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -61,6 +64,14 @@ def split_cores(cores: Sequence[int], drafter: bool) -> tuple[tuple[int, ...], t
     return tuple(cores[:half]), tuple(cores[half:])
 
 
+def shard_cores(cores: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
+    """Cores of each of `count` shards: their own where there is one for each, else all share."""
+    if len(cores) < count:
+        return [cores] * count
+    borders = [round(i * len(cores) / count) for i in range(count + 1)]
+    return [cores[a:b] for a, b in itertools.pairwise(borders)]
+
+
 def usable_cores() -> tuple[int, ...]:
     """The cores that this process may run on; empty where the system does not tell."""
     if sys.platform != "linux":
@@ -70,19 +81,7 @@ def usable_cores() -> tuple[int, ...]:
 
 def services(plan: Plan) -> list[Service]:
     """In starting order; they are stopped in reverse: gateway, verifier, drafter."""
-    found = []
-    if plan.drafter is not None:
-        options = {"model": plan.model, "listen": plan.drafter, **_compute(plan.drafter_cpus)}
-        found.append(
-            _service(
-                "drafter",
-                "drafter_service",
-                plan.drafter,
-                options,
-                plan.common,
-                plan.drafter_options,
-            )
-        )
+    found = [] if plan.drafter is None else _drafter(plan, plan.drafter)
     options = {
         "model": plan.model,
         "listen": plan.verifier,
@@ -114,6 +113,22 @@ def services(plan: Plan) -> list[Service]:
     )
     found.append(replace(gateway, is_ready=ready))
     return found
+
+
+def _drafter(plan: Plan, first: str) -> list[Service]:
+    """The drafter's process, or its shards: the last one first, as each looks for the next."""
+    addresses = (first, *plan.shards)
+    count = len(addresses)
+    found = []
+    for index, cpus in enumerate(shard_cores(plan.drafter_cpus, count)):
+        options: Options = {"model": plan.model, "listen": addresses[index], **_compute(cpus)}
+        if count > 1:
+            onward = reachable(addresses[index + 1]) if index + 1 < count else None
+            options |= {"shard-index": index, "shard-count": count, "next": onward}
+        name = f"drafter shard {index}" if index else "drafter"
+        groups = (options, plan.common, plan.drafter_options)
+        found.append(_service(name, "drafter_service", addresses[index], *groups))
+    return found[::-1]
 
 
 async def _both(one: Ask, other: Ask) -> bool:

@@ -1,4 +1,4 @@
-"""`slipstream up`: a model, three processes, one line when they are ready."""
+"""`slipstream up`: a model, its processes, one line when they are ready."""
 
 from __future__ import annotations
 
@@ -68,6 +68,10 @@ def up(
     layer_plan: Annotated[
         str | None, typer.Option(help="The drafter's layer plan: a file, or `auto`.")
     ] = None,
+    drafter_shards: Annotated[
+        int | None,
+        typer.Option(min=1, help="Split the drafter over so many processes, a part of it in each."),
+    ] = None,
     http: Annotated[str, typer.Option(help="Address of the HTTP API.")] = "127.0.0.1:8000",
     grpc: Annotated[str, typer.Option(help="Address of the gRPC API.")] = "127.0.0.1:50050",
     verifier_listen: Annotated[
@@ -111,7 +115,7 @@ def up(
     start_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds until all must be ready.")
     ] = 600.0,
-    log_level: Annotated[LogLevel, typer.Option(help="Of all three processes.")] = LogLevel.warning,
+    log_level: Annotated[LogLevel, typer.Option(help="Of all processes.")] = LogLevel.warning,
 ) -> None:
     """Serve a model: verifier, drafter and gateway as three processes, until Ctrl-C."""
     # Python ends at once on SIGTERM; this way downloads and conversions clean up behind them.
@@ -120,7 +124,15 @@ def up(
     if drafter is Switch.on:
         wanted["--drafter-listen"] = drafter_listen
     else:
-        _unused_without_drafter({"--layer-plan": layer_plan, "--drafter-cpus": drafter_cpus})
+        _unused_without_drafter(
+            {
+                "--layer-plan": layer_plan,
+                "--drafter-cpus": drafter_cpus,
+                "--drafter-shards": drafter_shards,
+            }
+        )
+    shards = [f"--drafter-shards ({index})" for index in range(1, drafter_shards or 1)]
+    wanted |= dict.fromkeys(shards, "127.0.0.1:0")
     _inner_on_loopback(wanted)
     if api_keys is not None:
         _check_keys(api_keys)
@@ -134,6 +146,7 @@ def up(
         grpc=addresses["--grpc"],
         verifier=addresses["--verifier-listen"],
         drafter=addresses.get("--drafter-listen"),
+        shards=tuple(addresses[shard] for shard in shards),
         verifier_cpus=_cores("--verifier-cpus", verifier_cpus, first),
         drafter_cpus=_cores("--drafter-cpus", drafter_cpus, second),
         common={

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from slipstream.cli import up as command
 from slipstream.cli.addresses import claim, reachable
-from slipstream.cli.services import Plan, services, split_cores, usable_cores
+from slipstream.cli.services import Plan, services, shard_cores, split_cores, usable_cores
 from slipstream.core.errors import ConfigurationError
 
 
@@ -73,6 +73,37 @@ def test_command_lines_of_the_three_services() -> None:
         "--served-model-name": "m's name",
         "--api-keys": "keys",
     }
+
+
+def test_shards_are_processes_in_a_row() -> None:
+    """Each shard is told its place and where the next one is; the last one starts first."""
+    started = services(plan(shards=("127.0.0.1:6001", "127.0.0.1:6002"), drafter_cpus=(2, 3, 4)))
+    assert [service.name for service in started] == [
+        "drafter shard 2", "drafter shard 1", "drafter", "verifier", "gateway",
+    ]  # fmt: skip
+    last, middle, first = (options(service.command) for service in started[:3])
+    told = ("--shard-index", "--shard-count", "--listen", "--next", "--cpus")
+    assert [[given.get(name) for name in told] for given in (first, middle, last)] == [
+        ["0", "3", "127.0.0.1:50052", "127.0.0.1:6001", "2"],
+        ["1", "3", "127.0.0.1:6001", "127.0.0.1:6002", "3"],
+        ["2", "3", "127.0.0.1:6002", None, "4"],
+    ]
+    assert options(started[3].command)["--drafter"] == "127.0.0.1:50052"
+
+
+@pytest.mark.parametrize(
+    ("cores", "count", "expected"),
+    [
+        ((1,), 2, [(1,), (1,)]),
+        ((), 2, [(), ()]),
+        ((4, 5), 2, [(4,), (5,)]),
+        ((0, 1, 2), 2, [(0, 1), (2,)]),
+        ((0, 1, 2, 3, 4), 3, [(0, 1), (2,), (3, 4)]),
+    ],
+)
+def test_cores_of_shards(cores, count, expected) -> None:
+    """Every core goes to one shard, nearly as many to each; too few are shared by all."""
+    assert shard_cores(cores, count) == expected
 
 
 def test_without_drafter_there_are_two_services() -> None:

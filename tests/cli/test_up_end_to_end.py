@@ -42,12 +42,23 @@ class Up:
         )
         return self.out.read_text().split("curl ")[1].split("/v1/")[0]
 
-    def children(self) -> dict[str, int]:
-        """Module name -> process id of each service."""
+    def _commands(self) -> dict[int, list[str]]:
         pid = self.process.pid
         listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        lines = {int(p): Path(f"/proc/{p}/cmdline").read_text().split("\0") for p in listed}
+        return {int(p): Path(f"/proc/{p}/cmdline").read_text().split("\0") for p in listed}
+
+    def children(self) -> dict[str, int]:
+        """Module name -> process id of each service."""
+        lines = self._commands()
         return {line[2]: p for p, line in lines.items() if len(line) > 2 and line[1] == "-m"}
+
+    def shards(self) -> dict[int, int]:
+        """Number of each shard of the drafter -> process id."""
+        return {
+            int(line[line.index("--shard-index") + 1]): p
+            for p, line in self._commands().items()
+            if "--shard-index" in line
+        }
 
 
 @contextmanager
@@ -103,3 +114,19 @@ def test_service_that_refuses_its_settings_ends_the_start(
         assert "the drafter ended with exit code 2" in said
         assert "missing-plan" in said
         assert "Traceback" not in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at children through /proc")
+def test_a_drafter_in_two_shards(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """`--drafter-shards 2` serves with two drafter processes, and with one of them killed."""
+    options = ["--served-model-name", "tiny", "--kv-cache-gib", "0.05", "--dtype", "float32"]
+    with up(tmp_path, tiny_model_dir, *options, "--drafter-shards", "2") as running:
+        url = running.url()
+        text = complete(url, ignore_eos=True, speculative=False)
+        assert complete(url, ignore_eos=True) == text
+        os.kill(running.shards()[1], signal.SIGKILL)
+        assert complete(url, ignore_eos=True) == text
+        wait_for(lambda: set(running.shards()) == {0, 1}, 20, running.err.read_text)
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(30) == 0
+        assert "the drafter shard 1 was ended by SIGKILL" in running.err.read_text()
