@@ -42,12 +42,11 @@ def float32(start: Start, model_dir: Path) -> Iterator[Service]:
     yield from _pair(start, model_dir, "--dtype", "float32")
 
 
-@pytest.fixture(scope="module")
-def strict(start: Start, model_dir: Path) -> Iterator[Service]:
-    """In bfloat16, with chunks so small that the prompts below have borders in them."""
-    yield from _pair(
-        start, model_dir, "--dtype", "bfloat16", "--exactness", "strict", "--prefill-chunk", "32"
-    )
+@pytest.fixture(scope="module", params=["native", "int8"])
+def strict(request: pytest.FixtureRequest, start: Start, model_dir: Path) -> Iterator[Service]:
+    """In bfloat16 and at 8 bits, with chunks so small that the prompts below have borders."""
+    options = ("--dtype", "bfloat16", "--exactness", "strict", "--prefill-chunk", "32")
+    yield from _pair(start, model_dir, *options, "--precision", request.param)
 
 
 async def _generate(service: Service, asked: list[verifier_pb2.GenerateRequest]) -> list[Answer]:
@@ -76,9 +75,10 @@ async def test_greedy_equals_transformers(float32, model_dir) -> None:
 
 
 @BOTH
-async def test_strict_in_bfloat16(strict, model_dir, params) -> None:
-    """Strict in bfloat16: bit for bit the same tokens with speculation and without, alone and
-    among seven others whose prompts and drafts come in between."""
+async def test_strict(strict, model_dir, params) -> None:
+    """Strict, in bfloat16 and with the target at 8 bits: bit for bit the same tokens with
+    speculation and without, alone and among seven others whose prompts and drafts come in
+    between."""
     prompt = prompts(model_dir)[8][:150]
     others = [
         request(prompts(model_dir)[i][: 20 + 9 * i], SAMPLED, max_tokens=TOKENS)
