@@ -34,7 +34,7 @@ PlacementOption = Annotated[
 DtypeOption = Annotated[str, typer.Option(help="`auto`, `bfloat16` or `float32`.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 ThreadsOption = Annotated[
-    int, typer.Option(min=0, help="Threads that a model computes on; 0: half of the cores.")
+    int, typer.Option(min=0, help="Threads that a model computes on; 0: its share.")
 ]
 RepeatsOption = Annotated[int, typer.Option(min=0, help="Runs in the real pipeline of each plan.")]
 

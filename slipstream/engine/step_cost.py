@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import median
 from typing import Self
 
 from slipstream.core.errors import ConfigurationError
@@ -59,15 +58,17 @@ def fit_step_cost(runner: ModelRunner, repeats: int) -> StepCost:
 
 
 def timed(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each action; they take turns, so that all see the same machine."""
+    """Least seconds of each action; they take turns, so that all see the same machine.
+
+    The least, because whatever else the machine does can only add to it.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repeats + 1):
         for name, action in actions.items():
             started = time.perf_counter()
             action()
             seconds[name].append(time.perf_counter() - started)
-    # The first of each is still warming up.
-    return {name: median(found[1:]) for name, found in seconds.items()}
+    return {name: min(found) for name, found in seconds.items()}
 
 
 class Steps:

@@ -13,6 +13,8 @@ from slipstream.bench.rows import Setup
 from slipstream.bench.services import Verifier
 from slipstream.bench.setups import Place, start_setup
 from slipstream.core.layer_plan import LayerPlan
+from slipstream.core.throughput import Placement
+from slipstream.tune.drafting import KvContext
 
 PLAIN = "plain decoding"
 _WARM_UP_TOKENS = 16
@@ -49,8 +51,8 @@ async def confirm(
     model: Path,
     work: Path,
     cpus: Sequence[int],
-    verifier_options: Sequence[str],
-    drafter_options: Sequence[str],
+    placement: Placement,
+    kv_context: KvContext,
     max_tokens: int,
     repeats: int,
     say: Callable[[str], None],
@@ -59,7 +61,7 @@ async def confirm(
 
     Args:
         work: folder for plan files and logs; it exists.
-        verifier_options, drafter_options: further words of the services' command lines.
+        placement: shared gives both services all cores, separate one of their own to each.
         repeats: the order of the plans is turned with each.
 
     Raises:
@@ -74,8 +76,9 @@ async def confirm(
             setup = Setup(
                 "tune",
                 "own",
-                verifier_options=tuple(verifier_options),
-                drafter_options=("--layer-plan", str(file), *drafter_options),
+                all_cores=placement == "shared",
+                placement=placement,
+                drafter_options=("--layer-plan", str(file), "--kv-context", kv_context),
             )
             async with AsyncExitStack() as stack:
                 where = Place(model, work, tuple(cpus))

@@ -32,7 +32,7 @@ class TuneSettings:
     max_tokens: of an answer.
     kv_context, placement: what the drafter will have in production.
     copies_gib: weights of copies at several precisions that are kept loaded at once.
-    threads: that a model computes on; 0: half of the cores, the drafter's share.
+    threads: that a model computes on; 0: half of the cores, or all where the two share them.
     """
 
     model: Path

@@ -91,7 +91,8 @@ def set_up(settings: TuneSettings, say: Callable[[str], None]) -> Workbench:
     if left_out:
         say(f"left out, longer than the model's context: questions {', '.join(left_out)}")
     device = resolve_device(settings.device)
-    place("", settings.threads or max(1, len(cores()) // 2), device)
+    share = 1 if settings.placement == "shared" else 2
+    place("", settings.threads or max(1, len(cores()) // share), device)
     config = read_config(settings.model)
 
     def load(plan: LayerPlan) -> ModelRunner:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -114,13 +113,7 @@ def test_the_seed_decides_everything() -> None:
     assert first != other
 
 
-@pytest.fixture
-def _fast_disk(monkeypatch) -> None:
-    """Journals are not forced to the disk after every line."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-@pytest.mark.usefixtures("_fast_disk")
+@pytest.mark.usefixtures("fast_disk")
 def test_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     """A search that was cut in the middle of a trial ends as one that was not."""
     whole = searching(in_memory(), Counting(), seed=9)
@@ -139,7 +132,7 @@ def test_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
         assert taken_up.best()[0].plan == whole.best()[0].plan
 
 
-@pytest.mark.usefixtures("_fast_disk")
+@pytest.mark.usefixtures("fast_disk")
 def test_resumed_between_trials_it_is_the_very_same(tmp_path: Path) -> None:
     """Stopped after some trials and taken up, the history is that of one run."""
     whole = searching(in_memory(), Counting(), seed=9)

@@ -1,0 +1,207 @@
+"""A whole run on a tiny model: the plan file, the report, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from slipstream.bench.machine import cores
+from slipstream.bench.questions import choose, encode, load_questions
+from slipstream.cli import tune as command
+from slipstream.core.errors import ConfigurationError, ModelMismatch
+from slipstream.core.layer_plan import LayerPlan
+from slipstream.engine.checkpoint import fingerprint, load_model
+from slipstream.engine.step_cost import StepCost
+from slipstream.tune import report as reports
+from slipstream.tune.confirm import PLAIN, Confirmed, confirm
+from slipstream.tune.costs import VerifyCost
+from slipstream.tune.evaluate import Estimate
+from slipstream.tune.pareto import pareto_front
+from slipstream.tune.run import Row, SearchSettings, Tuned, compare, tune
+from slipstream.tune.search import Tried
+from slipstream.tune.settings import TUNING_PROMPTS, TuneSettings, seconds_of
+
+
+class Quiet:
+    """Listens and says nothing."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def tried(self, tried, best) -> None:
+        pass
+
+
+@pytest.fixture
+def settings(tiny_model_dir: Path) -> TuneSettings:
+    return TuneSettings(tiny_model_dir, "tiny", limit=2, max_tokens=12, threads=1)
+
+
+def wanted(folder: Path, **more) -> SearchSettings:
+    values = {"budget_seconds": 100.0, "trials": 24, "finalists": 0, **more}
+    return SearchSettings(folder / "report", folder / "layer_plan.json", **values)
+
+
+@pytest.mark.usefixtures("fast_disk")
+def test_a_run_from_start_to_report(settings, tmp_path) -> None:
+    """The plan loads into its model and no other; the report's files are what they should be; a
+    second run takes up what the first has measured."""
+    search = wanted(tmp_path)
+    tuned = tune(settings, search, Quiet())
+    plan = LayerPlan.load(search.out)
+    assert plan == tuned.plan
+    assert plan.model_fingerprint == fingerprint(settings.model)
+    assert load_model(settings.model, plan=plan).plan == plan
+    with pytest.raises(ModelMismatch):
+        plan.check("0" * 32, 4)
+    assert len(tuned.tried) == 24
+    paths = reports.write(search.report, settings, search, tuned)
+    data = json.loads(paths[0].read_text())
+    assert [t["number"] for t in data["tried"]] == list(range(24))
+    assert data["rows"][0]["plan"]["precision"] == plan.precision
+    assert set(data["pareto"]) <= {t["number"] for t in data["tried"] if t["complete"]}
+    assert "| plain decoding |" in paths[1].read_text()
+    with Image.open(paths[2]) as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 500
+    again = tune(settings, replace(search, resume=True, trials=26), Quiet())
+    assert again.tried[:24] == tuned.tried
+    assert again.verify == tuned.verify
+    assert len(again.tried) == 26
+
+
+@pytest.mark.usefixtures("fast_disk")
+def test_two_runs_with_one_seed(settings, tmp_path, monkeypatch) -> None:
+    """With the same step costs, two searches are the same to the last digit."""
+    monkeypatch.setattr(
+        "slipstream.tune.workbench.measure_verify",
+        lambda _: VerifyCost((1, 2, 17), (0.02, 0.021, 0.03)),
+    )
+    monkeypatch.setattr(
+        "slipstream.tune.evaluate.fit_step_cost",
+        lambda runner, _: StepCost(0.002, 1e-4, 2e-4, runner.loaded.skips.num_layers),
+    )
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    first, second = (tune(settings, wanted(tmp_path / name, seed=3), Quiet()) for name in "ab")
+    assert first.tried == second.tried
+    assert first.plan == second.plan
+
+
+def test_comparing_plans(settings, tmp_path) -> None:
+    """A plan stands beside the naive ones; one for another model is refused."""
+    plan = LayerPlan("int8", "int8", skip_mlp=frozenset({2}))
+    rows, plain = compare(settings, {"mine": plan}, work=tmp_path, repeats=0, watcher=Quiet())
+    names = [row.name for row in rows]
+    assert plain is None
+    assert {"mine", "native, nothing skipped", "every 2nd layer"} <= set(names)
+    assert [row.plan for row in rows if row.name == "mine"] == [plan]
+    paths = reports.write_comparison(tmp_path / "table", settings, rows, plain)
+    assert [row["name"] for row in json.loads(paths[0].read_text())["rows"]] == names
+    other = replace(plan, model_fingerprint="0" * 32)
+    with pytest.raises(ModelMismatch):
+        compare(settings, {"mine": other}, work=tmp_path, repeats=0, watcher=Quiet())
+
+
+@pytest.mark.slow
+async def test_a_plan_in_the_real_pipeline(settings, tmp_path) -> None:
+    """Run as services, a plan gives the answers of plain decoding; all of it is measured."""
+    prompts, _ = encode(choose(load_questions(TUNING_PROMPTS), 2), settings.model, 12)
+    found = await confirm(
+        {"mine": LayerPlan("int8", "int8", skip_mlp=frozenset({2}))},
+        prompts,
+        model=settings.model,
+        work=tmp_path,
+        cpus=cores(),
+        placement="separate",
+        kv_context="prompt",
+        max_tokens=12,
+        repeats=1,
+        say=lambda _: None,
+    )
+    assert set(found) == {PLAIN, "mine"}
+    assert found["mine"].acceptance is not None
+    assert all(c.tokens_per_second > 0 and c.differing == 0 for c in found.values())
+
+
+def estimate(cost: float, acceptance: float) -> Estimate:
+    return Estimate(50.0, 1.5, 4, acceptance, (acceptance,), cost, 0.02, 3)
+
+
+def tried(number: int, cost: float, acceptance: float, *, complete: bool = True) -> Tried:
+    plan = LayerPlan(skip_mlp=frozenset({number}))
+    return Tried(number, plan, "sweep", estimate(cost, acceptance), complete)
+
+
+def test_the_pareto_front() -> None:
+    """What is neither cheaper nor more often right than another is not on it."""
+    plans = [
+        tried(0, 0.010, 0.90),
+        tried(1, 0.008, 0.80),
+        tried(2, 0.009, 0.79),
+        tried(3, 0.010, 0.85),
+        tried(4, 0.005, 0.95, complete=False),
+        tried(5, 0.012, 0.91),
+    ]
+    assert [t.number for t in pareto_front(plans)] == [1, 0, 5]
+
+
+def test_the_report_says_what_was_measured(settings, tmp_path) -> None:
+    """Rates of the pipeline with their spread, answers that differ, and the effect of one skip."""
+    plans = (tried(0, 0.010, 0.90), tried(1, 0.008, 0.80))
+    confirmed = Confirmed(71.5, (70.0, 71.5, 73.0), 0.876, 2)
+    rows = (Row("tuned, no. 1", plans[0].plan, plans[0].estimate, confirmed),)
+    verify = VerifyCost((1, 4), (0.02, 0.025))
+    chosen = replace(plans[0].plan, model_fingerprint="f" * 32)
+    found = Tuned(chosen, rows, plans, verify, {}, Confirmed(40.0, (40.0,), None, 0))
+    text = reports.markdown(settings, wanted(tmp_path), found)
+    assert "71.5 (70.0 to 73.0), 2 answers differ" in text
+    assert "| 0.876 |" in text
+    assert "| MLP 1 | 50.0 | 0.800 | 3 |" in text
+    assert verify(2) == pytest.approx(0.02 + 0.005 / 3)
+    assert verify(7) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90.0), ("20m", 1200.0), ("1.5h", 5400.0), (" 2m", 120.0)]
+)
+def test_durations(text, seconds) -> None:
+    """A number and a unit."""
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "20", "m", "0s", "-3m", "20 m", "1d"])
+def test_no_durations(text) -> None:
+    """Anything else is refused."""
+    with pytest.raises(ConfigurationError):
+        seconds_of(text)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kv_context": "all"}, {"placement": "x"}, {"limit": 0}, {"max_tokens": 0}]
+)
+def test_settings_that_cannot_be(settings, wrong) -> None:
+    """Unknown choices and numbers below one are refused before anything is loaded."""
+    with pytest.raises(ConfigurationError):
+        replace(settings, **wrong)
+
+
+def test_what_must_be_installed(monkeypatch) -> None:
+    """Without the extra packages the command says which, and how to get them."""
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "optuna" else object())
+    with pytest.raises(ConfigurationError, match=r"needs optuna: .*slipstream-serve\[tune\]"):
+        command.check_installed()
+
+
+def test_no_folder_for_the_plan(settings, tmp_path) -> None:
+    """A plan that could not be written is told before the search, not after it."""
+    nowhere = replace(wanted(tmp_path), out=tmp_path / "nowhere" / "plan.json")
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        tune(settings, nowhere, Quiet())
