@@ -218,9 +218,7 @@ class Speculation:
         """The drafts of each decoding sequence in the step that starts now."""
         self._learn_waiting([g for g in decoding if g.opened])
         self._step_started = self._clock()
-        self._beside = not self._placement.layout.burst and any(
-            g.opened and g.window and not g.paused for g in decoding
-        )
+        self._beside = any(g.opened and g.window and not g.paused for g in decoding)
         length = self._settings.length
         each = max(0, most_rows - len(decoding)) // max(1, len(decoding))
         most = most if length is None else min(most, each, length)
@@ -259,7 +257,9 @@ class Speculation:
     def _cost(self, beside: bool) -> StepCost:
         key = (self._placement.layout, beside)
         if key not in self._costs:
-            self._costs[key] = StepCost(self._probe)
+            # Two that compute on the same cores at a time get half of them each, or less.
+            slower = 2.0 if beside and self._placement.layout.burst else 1.0
+            self._costs[key] = StepCost({n: slower * t for n, t in self._probe.items()})
         return self._costs[key]
 
     def _draft_seconds(self) -> float:
@@ -274,7 +274,8 @@ class Speculation:
         if self._waited or self._settings.ngram == "off":
             # Guesses depend on what was committed alone, so once a step is enough.
             return False
-        cost = self._cost(beside=not self._placement.layout.burst)
+        # The drafter is at work: whoever does not wait for it computes beside it.
+        cost = self._cost(beside=True)
         runs = [candidates(g, self._longest, self._settings.ngram) for g in decoding]
         counts = share_rows([run.chances for run in runs], cost, MAX_STRICT_ROWS)
         expected = sum(1.0 + sum(r.chances[:n]) for r, n in zip(runs, counts, strict=True))
@@ -283,7 +284,7 @@ class Speculation:
     def _learn_stepping(self, drafting: Sequence[Generation]) -> None:
         # Of a drafter that was contradicted or had no room nobody knows how much it could make.
         active = [g for g in drafting if g.window and g.agreed and not g.stalled]
-        if active and self._beside:
+        if active and self._beside and not self._placement.layout.burst:
             came = sum(g.arrived_stepping for g in active) / len(active)
             self.arrival.stepped(self._step_ended - self._step_started, came)
 
