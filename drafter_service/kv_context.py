@@ -12,10 +12,10 @@ import contextlib
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -46,6 +46,7 @@ _LEASE_SECONDS = 30.0
 # nothing is lost by waiting, however long it queues.
 _MOST_PULL_SECONDS = 600.0
 _LEAST_WAIT_SECONDS = 0.2
+_GOODBYE_SECONDS = 1.0
 # What a position is taken to cost to prefill until the drafter has prefilled some.
 _GUESSED_PREFILL_SECONDS = 0.001
 # Chunks that came before the commits they belong to; more means that the commits are stuck.
@@ -78,6 +79,20 @@ class KvCounters:
 
 
 @dataclass(slots=True, eq=False)
+class _Holder:
+    """A verifier that holds keys and values, and the calls to it. Of the event loop."""
+
+    client: KvClient
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def run(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(call)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+
+@dataclass(slots=True, eq=False)
 class _Load:
     """A sequence whose context is on its way, or followed. The engine's thread owns it.
 
@@ -89,7 +104,7 @@ class _Load:
     """
 
     draft: Draft
-    client: KvClient
+    holder: _Holder
     prefix: Prefix
     started: float
     pending: deque[KvChunk] = field(default_factory=deque)
@@ -123,9 +138,8 @@ class KvContext(Part):
         self._share_memory = share_memory
         self._least_wait = least_wait
         self._loop = asyncio.get_running_loop()
-        self._clients: dict[int, KvClient] = {}
+        self._holders: dict[int, _Holder] = {}
         self._loads: dict[Key, _Load] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._post: Callable[[Callable[[], None]], object]
         self._prefill_seconds: Callable[[], float]
 
@@ -145,24 +159,31 @@ class KvContext(Part):
     def connect(self, connection: int, address: str) -> None:
         """A verifier is there; empty where it gives no keys and values away."""
         if address and self.mode != "own" and self._layers:
-            self._clients[connection] = KvClient(address, share_memory=self._share_memory)
+            self._holders[connection] = _Holder(KvClient(address, share_memory=self._share_memory))
 
     async def disconnect(self, connection: int) -> None:
-        client = self._clients.pop(connection, None)
-        if client is not None:
-            await client.close()
+        """Ends what is under way, gives leases back, then closes the channel: gRPC is not safe to
+        close below a running call."""
+        holder = self._holders.pop(connection, None)
+        if holder is None:
+            return
+        for task in holder.tasks:
+            task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                while holder.tasks:
+                    await asyncio.wait(holder.tasks)
+        await holder.client.close()
 
     def _begin(self, load: _Load) -> None:
         if not load.ended:
-            load.task = asyncio.create_task(self._pull(load))
-            self._tasks.add(load.task)
-            load.task.add_done_callback(self._tasks.discard)
+            load.task = load.holder.run(self._pull(load))
 
     async def _pull(self, load: _Load) -> None:
-        reason, handle = "", None
+        reason, handle, client = "", None, load.holder.client
         try:
             async with asyncio.timeout(_MOST_PULL_SECONDS) as limit:
-                handle = await load.client.acquire(
+                handle = await client.acquire(
                     self._runner.loaded.fingerprint,
                     load.prefix,
                     sequence_id=load.draft.key.sequence_id,
@@ -170,7 +191,7 @@ class KvContext(Part):
                 )
                 self._check(handle)
                 end, follow = load.prefix.length, self.mode == "commit"
-                pull = load.client.pull(handle, self._layers, 0, end, follow=follow)
+                pull = client.pull(handle, self._layers, 0, end, follow=follow)
                 async with contextlib.aclosing(pull) as chunks:
                     async for chunk in chunks:
                         if chunk.end >= end:
@@ -190,9 +211,7 @@ class KvContext(Part):
             reason = "failed"
         finally:
             if handle is not None:
-                release = asyncio.create_task(self._release(load.client, handle))
-                self._tasks.add(release)
-                release.add_done_callback(self._tasks.discard)
+                load.holder.run(self._release(client, handle))
         self._post(partial(self._stop, load, reason))
 
     async def _release(self, client: KvClient, handle: KvHandle) -> None:
@@ -210,9 +229,9 @@ class KvContext(Part):
     # ---- the engine's thread ---------------------------------------------------------------
 
     def opened(self, draft: Draft) -> None:
-        client = self._clients.get(draft.key.connection)
+        holder = self._holders.get(draft.key.connection)
         sequence, length = draft.sequence, len(draft.sequence) - 1
-        if client is None or length < 1:
+        if holder is None or length < 1:
             return
         if sequence.table is None:
             sequence.table = self._runner.pool.allocate(draft.max_length)
@@ -220,7 +239,7 @@ class KvContext(Part):
             self.counters.fallbacks["no_room"] += 1
             return
         # The last position is the drafter's own: its first draft comes from there.
-        load = _Load(draft, client, sequence.chain.at(length), time.monotonic())
+        load = _Load(draft, holder, sequence.chain.at(length), time.monotonic())
         self._loads[draft.key] = load
         draft.loading = True
         self._loop.call_soon_threadsafe(self._begin, load)

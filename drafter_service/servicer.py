@@ -82,7 +82,9 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         self._context.connect(connection, theirs.kv_address)
         outbox: asyncio.Queue[drafter_pb2.DraftResponse | None] = asyncio.Queue()
         self._outboxes[connection] = outbox
-        log.info("verifier %s connected", context.peer())
+        # Asked for now: of a call that has ended gRPC has no peer to tell, and crashes.
+        peer = context.peer()
+        log.info("verifier %s connected", peer)
         reader = asyncio.create_task(self._read(connection, request_iterator))
         # The verifier's end of the stream, or a command that cannot be read, ends ours.
         reader.add_done_callback(lambda _: outbox.put_nowait(None))
@@ -98,7 +100,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             del self._outboxes[connection]
             self._engine.disconnect(connection)
             await self._context.disconnect(connection)
-            log.info("verifier %s left", context.peer())
+            log.info("verifier %s left", peer)
 
     async def _greet(self, requests: AsyncIterator[drafter_pb2.DraftRequest]) -> drafter_pb2.Hello:
         """Reads the verifier's Hello. Raises InvalidRequest, ModelMismatch or DeadlineExceeded."""

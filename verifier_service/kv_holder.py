@@ -14,7 +14,7 @@ import torch
 from slipstream.core.errors import InvalidRequest, KvExpired, KvNotFound, Overloaded
 from slipstream.core.prefix import Prefix
 from slipstream.engine.kv_pool import BlockTable
-from slipstream.engine.kv_rows import read_rows, row_bytes
+from slipstream.engine.kv_rows import read_rows
 from slipstream.engine.runner import ModelRunner
 from slipstream.engine.sequence import Sequence
 
@@ -57,14 +57,13 @@ class Read:
     """Somebody waits for positions of a lease.
 
     Attributes:
+        key: of the pull that it belongs to.
         end: None for what there is behind `start`, at most `most` positions of a running sequence.
-        layers: places in the pool.
         out: takes the bytes, None for a new tensor.
         done: gets the rows; None where the sequence ended before `start`.
     """
 
-    lease: Lease
-    layers: torch.Tensor
+    key: object
     start: int
     end: int | None
     most: int = 0
@@ -102,7 +101,7 @@ class KvHolder:
         self.num_kept = 0
         self._running: dict[int, Sequence] = {}
         self._leases: dict[str, Lease] = {}
-        self._pulls: dict[object, Pulling] = {}
+        self._pulls: dict[object, _Pull] = {}
         self._reads: deque[Read] = deque()
         self._numbers = itertools.count(1)
 
@@ -145,10 +144,11 @@ class KvHolder:
         left, waiting = _STEP_BYTES, deque[Read]()
         while self._reads:
             read = self._reads.popleft()
-            if left > 0 or read.lease.gone:
-                left -= self._answer(read, waiting)
-            else:
+            copied = self._answer(read) if left > 0 else None
+            if copied is None:
                 waiting.append(read)
+            else:
+                left -= copied
         self._reads = waiting
         return left <= 0
 
@@ -199,7 +199,7 @@ class KvHolder:
 
     def begin_pull(
         self, key: object, lease_id: str, layers: tuple[int, ...], start: int, end: int
-    ) -> Pulling:
+    ) -> None:
         """A pull of positions [start, end) of some layers: until `end_pull` its lease stays.
 
         Args:
@@ -218,8 +218,7 @@ class KvHolder:
         lease.pulls += 1
         places = torch.tensor([self._places[layer] for layer in layers])
         places = places.to(lease.table.slots.device)
-        self._pulls[key] = Pulling(lease, places, row_bytes(self._pool, len(layers)))
-        return self._pulls[key]
+        self._pulls[key] = _Pull(lease, places)
 
     def end_pull(self, key: object) -> None:
         """Also where the pull never began."""
@@ -228,7 +227,7 @@ class KvHolder:
             pull.lease.pulls -= 1
 
     def read(self, read: Read) -> None:
-        """Queues a read; it is answered when its positions are there."""
+        """Queues a read of a pull that began; it is answered when its positions are there."""
         self._reads.append(read)
 
     # ---- inside ----------------------------------------------------------------------------
@@ -266,46 +265,42 @@ class KvHolder:
                 return
             self._drop(lease)
 
-    def _answer(self, read: Read, waiting: deque[Read]) -> int:
-        """Answers a read, or lets it wait on. Returns how many bytes were copied."""
-        lease, sequence = read.lease, read.lease.sequence
-        follows = read.end is None
+    def _answer(self, read: Read) -> int | None:
+        """How many bytes were copied for a read; None where it has to wait on."""
+        pull = self._pulls.get(read.key)
         if read.done.cancelled():
             return 0
-        if follows and not lease.running:
-            _resolve(read, None)
-            return 0
-        if lease.gone:
-            _fail(read, KvExpired(f"the KV lease {lease.id} is gone"))
-            return 0
+        if read.end is None and (pull is None or not pull.lease.running):
+            return _resolve(read, None)
+        if pull is None or pull.lease.gone:
+            return _fail(read, KvExpired("the KV lease is gone"))
+        lease, sequence = pull.lease, pull.lease.sequence
         end = min(read.start + read.most, sequence.computed) if read.end is None else read.end
         if end <= read.start or end > sequence.computed:
-            waiting.append(read)
-            return 0
+            return None
         table = sequence.table if lease.running and sequence.table is not None else lease.table
         try:
-            data = read_rows(self._pool, table, read.layers, read.start, end, read.out)
+            data = read_rows(self._pool, table, pull.layers, read.start, end, read.out)
         except Exception as failure:
-            _fail(read, failure)
-            return 0
-        _resolve(read, Rows(read.start, end, sequence.chain.at(end), data))
-        return data.numel()
+            return _fail(read, failure)
+        return _resolve(read, Rows(read.start, end, sequence.chain.at(end), data))
 
 
 @dataclass(frozen=True, slots=True)
-class Pulling:
-    """A pull under way: its lease, the layers' places in the pool, bytes of one position."""
+class _Pull:
+    """A pull under way: its lease, and the layers' places in the pool."""
 
     lease: Lease
     layers: torch.Tensor
-    row_bytes: int
 
 
-def _resolve(read: Read, rows: Rows | None) -> None:
+def _resolve(read: Read, rows: Rows | None) -> int:
     if read.done.set_running_or_notify_cancel():
         read.done.set_result(rows)
+    return 0 if rows is None else rows.data.numel()
 
 
-def _fail(read: Read, failure: Exception) -> None:
+def _fail(read: Read, failure: Exception) -> int:
     if read.done.set_running_or_notify_cancel():
         read.done.set_exception(failure)
+    return 0

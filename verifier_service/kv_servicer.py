@@ -16,7 +16,7 @@ from slipstream.core.errors import (
     ModelMismatch,
 )
 from slipstream.core.prefix import Prefix
-from slipstream.engine.kv_rows import dtype_name
+from slipstream.engine.kv_rows import dtype_name, row_bytes
 from slipstream.wire.proto import kv_pb2, kv_pb2_grpc, types_pb2
 from slipstream.wire.shared_memory import memory_host, open_ring
 from slipstream.wire.status import streaming, unary
@@ -82,26 +82,28 @@ class KvServicer(kv_pb2_grpc.KvServiceServicer):
         self, request: kv_pb2.PullRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[kv_pb2.PullResponse]:
         self._check_life(request.incarnation)
+        if request.start >= request.end and not request.follow:
+            raise InvalidRequest(f"no position is from {request.start} to {request.end}")
         layers = tuple(request.layers)
+        key, row = object(), row_bytes(self._engine.runner.pool, len(layers))
         limit = min(request.chunk_bytes or _MOST_CHUNK_BYTES, _MOST_CHUNK_BYTES)
-        key = object()
+        ring = open_ring(request.shared) if request.HasField("shared") else None
+        # Not awaited: the first reads go along, as a step passes between two questions.
+        kv, start, end = self._engine.kv, request.start, request.end
+        begun = self._engine.call(lambda: kv.begin_pull(key, request.id, layers, start, end))
+        stream = KvStream(self._engine, key, begun, row, max(1, limit // max(1, row)), ring)
+        del ring
         try:
-            pull = await self._call(
-                lambda kv: kv.begin_pull(key, request.id, layers, request.start, request.end)
-            )
-            ring = open_ring(request.shared) if request.HasField("shared") else None
-            stream = KvStream(self._engine, pull, max(1, limit // pull.row_bytes), ring)
-            del ring
-            async with aclosing(stream.known(request.start, request.end)) as chunks:
+            async with aclosing(stream.known(start, end)) as chunks:
                 async for chunk in chunks:
                     yield self._response(chunk, layers)
             if request.follow:
-                async with aclosing(stream.following(request.end)) as chunks:
+                async with aclosing(stream.following(end)) as chunks:
                     async for chunk in chunks:
                         yield self._response(chunk, layers)
         finally:
             # Not awaited, as the call may be cancelled: it happens within a step.
-            self._engine.call(lambda: self._engine.kv.end_pull(key))
+            self._engine.call(lambda: kv.end_pull(key))
 
     async def _call(self, action: Callable[[KvHolder], T]) -> T:
         """On the engine's thread, between two steps. Raises DeadlineExceeded."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,7 +15,7 @@ from slipstream.core.errors import Unavailable
 from slipstream.wire.proto import kv_pb2
 from slipstream.wire.shared_memory import Ring
 from verifier_service.engine import VerifierEngine
-from verifier_service.kv_holder import Pulling, Read, Rows
+from verifier_service.kv_holder import Read, Rows
 
 # Reads asked for before the first is sent: copying goes on while the network is busy.
 _AHEAD = 4
@@ -39,19 +41,35 @@ class KvStream:
     """The chunks of one pull, in order. Lives on the event loop.
 
     Args:
-        most: positions in a chunk.
+        key: of the pull.
+        begun: its beginning, which was posted to the engine already.
+        row_bytes: of one position; `most`: positions in a chunk.
         ring: shared memory for the chunks of a known range.
     """
 
-    def __init__(self, engine: VerifierEngine, pull: Pulling, most: int, ring: Ring | None) -> None:
+    def __init__(
+        self,
+        engine: VerifierEngine,
+        key: object,
+        begun: Future[None],
+        row_bytes: int,
+        most: int,
+        ring: Ring | None,
+    ) -> None:
         self._engine = engine
-        self._pull = pull
+        self._key = key
+        self._begun = asyncio.wrap_future(begun)
+        self._row_bytes = row_bytes
         self._most = most
         self._ring = ring
         self._written = 0
 
     async def known(self, start: int, end: int) -> AsyncGenerator[Chunk]:
-        """Positions [start, end), each chunk once it is computed. Raises KvExpired, Unavailable."""
+        """Positions [start, end), each chunk once it is computed.
+
+        Raises:
+            KvExpired, InvalidRequest, Unavailable.
+        """
         asked: deque[_Asked] = deque()
         try:
             while start < end or asked:
@@ -73,7 +91,7 @@ class KvStream:
         """What the sequence commits behind `start`, until it ends. Raises Unavailable."""
         self._ring = None
         while True:
-            read = Read(self._pull.lease, self._pull.layers, start, None, self._most)
+            read = Read(self._key, start, None, self._most)
             rows = await self._answer(self._queue(read))
             if rows is None:
                 return
@@ -85,7 +103,7 @@ class KvStream:
         ring = self._ring
         if ring is None:
             return True
-        size = count * self._pull.row_bytes
+        size = count * self._row_bytes
         if size > ring.size:
             self._ring = None
             return True
@@ -97,14 +115,13 @@ class KvStream:
 
     def _ask(self, start: int, end: int) -> _Asked:
         """Queues the read of [start, end); there is room for it."""
-        pull, ring = self._pull, self._ring
-        size = (end - start) * pull.row_bytes
+        ring, size = self._ring, (end - start) * self._row_bytes
         place = None if ring is None else ring.place(self._written, size)
         if ring is None or place is None:
-            return _Asked(self._queue(Read(pull.lease, pull.layers, start, end)), None)
+            return _Asked(self._queue(Read(self._key, start, end)), None)
         offset, self._written = place
         out = torch.from_numpy(ring.data[offset : offset + size])
-        read = Read(pull.lease, pull.layers, start, end, out=out)
+        read = Read(self._key, start, end, out=out)
         shared = kv_pb2.SharedSlice(offset=offset, size=size, read=self._written)
         return _Asked(self._queue(read), shared)
 
@@ -114,10 +131,12 @@ class KvStream:
 
     async def _answer(self, rows: asyncio.Future[Rows | None]) -> Rows | None:
         """Waits without a deadline of its own (the puller has one) for a living engine."""
+        both: list[asyncio.Future[Any]] = [self._begun, rows]
         try:
-            while not (await asyncio.wait({rows}, timeout=_CHECK_SECONDS))[0]:
+            while (await asyncio.wait(both, timeout=_CHECK_SECONDS))[1]:
                 if not self._engine.alive:
                     raise Unavailable("the verifier's engine has stopped")
+            self._begun.result()
             return rows.result()
         finally:
             rows.cancel()

@@ -121,8 +121,9 @@ class KvClient:
             shared=None if ring is None else ring.offer,
         )
         reached = start
-        call = self._stub.Pull(request, timeout=timeout)
+        call = None
         try:
+            call = self._stub.Pull(request, timeout=timeout)
             async for response in call:
                 if response.start != reached or response.end <= reached:
                     raise InternalError(f"a KV chunk starts at {response.start}, not {reached}")
@@ -134,8 +135,11 @@ class KvClient:
                     ring = None
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure) from failure
+        except grpc.aio.UsageError as failure:
+            raise Unavailable("the channel to the holder was closed") from failure
         finally:
-            call.cancel()
+            if call is not None:
+                call.cancel()
             self._give_back(ring)
         if reached < end:
             raise Unavailable(f"the holder ended a pull at position {reached} of {end}")
@@ -163,6 +167,8 @@ class KvClient:
             return await method(request, timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure) from failure
+        except grpc.aio.UsageError as failure:
+            raise Unavailable("the channel to the holder was closed") from failure
 
 
 def _chunk(response: Any, ring: OwnRing | None) -> KvChunk:

@@ -52,7 +52,7 @@ def make_runner(checkpoint: Path) -> MakeRunner:
         width = loaded[key].dtype.itemsize
         runner = ModelRunner(loaded[key], kv_bytes=blocks * layers * 512 * width)
         assert runner.pool.num_blocks == blocks
-        if dtype == "auto":
+        if dtype == "auto" and blocks == BLOCKS:
             choose_shapes(runner, "strict")
         return runner
 

@@ -38,6 +38,11 @@ class Drafter:
     address: str
     engine: DrafterEngine
     context: KvContext
+    servicer: DrafterServicer
+
+    @property
+    def outboxes(self):
+        return self.servicer._outboxes
 
     @property
     def fallbacks(self) -> dict[str, int]:
@@ -74,7 +79,7 @@ async def drafter(
     port = await server.start()
     engine.start()
     try:
-        yield Drafter(f"127.0.0.1:{port}", engine, context)
+        yield Drafter(f"127.0.0.1:{port}", engine, context, servicer)
     finally:
         await server.stop(0)
         await asyncio.to_thread(engine.stop)
