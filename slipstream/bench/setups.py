@@ -26,6 +26,7 @@ class Running:
     Attributes:
         drafters, verifiers: process ids by name. Only the drafters' are idle in plain decoding.
         eos_token_ids, exactness: as the verifier says.
+        drafter: address of what drafts; empty where nothing does.
     """
 
     verifier: Verifier
@@ -33,6 +34,7 @@ class Running:
     verifiers: Mapping[str, int]
     eos_token_ids: frozenset[int]
     exactness: str
+    drafter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,5 +156,10 @@ async def start_setup(
     model = await verifier.model()
     own = pids.pop(name)
     return Running(
-        verifier, pids, {name: own}, frozenset(model.eos_token_ids), str(model.exactness)
+        verifier,
+        pids,
+        {name: own},
+        frozenset(model.eos_token_ids),
+        str(model.exactness),
+        drafters[-1].address if drafters else "",
     )

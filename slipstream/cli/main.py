@@ -54,7 +54,7 @@ def _options(
     },
 )
 def bench(context: typer.Context) -> None:
-    """Measure tokens per second beside transformers' own; `bench link` over a slow network."""
+    """Measure tokens per second; `bench link` over a slow network, `bench kv` by KV context."""
     # Imported here: no other command needs what it brings.
     from slipstream.cli import bench as command
 
