@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import zlib
 from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import binding
 from numba import carray, cfunc, njit
 
 from slipstream.engine import attention_tiles
@@ -38,6 +40,9 @@ from slipstream.engine.team import entry, keep, next_piece, run
 _PART = 32
 # Queries of a piece: all read the keys that were turned on their side for it.
 _QUERIES = 16
+# The largest block in which the products of a decoding step keep their bits
+# (exactness.MAX_STRICT_ROWS).
+MAX_DECODING_ROWS = 32
 # Slots of a job (see `team`) behind the counter and the number of pieces.
 _JOB = 14
 # Numbers of a segment: first row, rows, position of the first row, address of the slots.
@@ -263,6 +268,17 @@ def _make_worker(dot: bool) -> Any:
 @functools.cache
 def _worker(dot: bool) -> Any:
     return _make_worker(dot)
+
+
+@functools.cache
+def most_rows() -> int:
+    """Up to how many rows `attend` is known to be faster than torch's attention.
+
+    Without matrix instructions it is for any number: 4 times at a prompt's first 256 rows, 2 to 4
+    times at 1000 tokens of context. With them, or on other CPUs, it is for decoding and verifying.
+    """
+    matrices = binding.get_host_cpu_features().get("amx-bf16")
+    return sys.maxsize if has_dot() and not matrices else MAX_DECODING_ROWS
 
 
 def prepare() -> None:

@@ -17,10 +17,6 @@ from slipstream.engine import attention_kernel, kernels
 from slipstream.engine.attention import CONTEXT, ForwardContext, attend
 from slipstream.engine.linear import converted, joined
 
-# Up to this many rows the compiled attention is the faster one; it is also the largest block in
-# which the products of a decoding step keep their bits (exactness.MAX_STRICT_ROWS).
-KERNEL_ROWS = 32
-
 
 def compiled(weight: torch.Tensor) -> bool:
     """Whether the compiled kernels serve a layer with this weight."""
@@ -120,7 +116,7 @@ class FusedAttention(nn.Module):
             qkv[:, : self._heads] = self._q_norm(qkv[:, : self._heads])
             qkv[:, self._heads : rotated] = self._k_norm(qkv[:, self._heads : rotated])
         cos, sin = _rope_tables(context, position_embeddings)
-        if self._compiled and rows <= KERNEL_ROWS:
+        if self._compiled and rows <= attention_kernel.most_rows():
             out = self._attend_compiled(context, qkv, cos, sin)
         else:
             half = self._dim // 2

@@ -163,7 +163,7 @@ def test_no_company_changes_a_bit(geometry: Geometry, dot: bool, threads: None) 
     _by_steps(other, [32], dot)
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        for widths in ([2], [3, 8], [5], [13], [32]):
+        for widths in ([2], [3, 8], [5], [13], [32], [70]):
             assert torch.equal(_by_steps(mine, widths, dot), alone)
         together = pool.run([(other, 7, 20), (mine, 50, 61), (other, 60, 66)], dot)
         assert torch.equal(together[1], alone[50:61])
