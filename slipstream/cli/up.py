@@ -53,6 +53,12 @@ class TargetPrecision(StrEnum):
     int8 = "int8"
 
 
+class KvContext(StrEnum):
+    own = "own"
+    prompt = "prompt"
+    commit = "commit"
+
+
 class LogLevel(StrEnum):
     debug = "debug"
     info = "info"
@@ -67,6 +73,10 @@ def up(
     drafter: Annotated[Switch, typer.Option(help="Serve with speculation or without.")] = Switch.on,
     layer_plan: Annotated[
         str | None, typer.Option(help="The drafter's layer plan: a file, or `auto`.")
+    ] = None,
+    kv_context: Annotated[
+        KvContext | None,
+        typer.Option(help="Keys and values that the drafter fetches from the verifier."),
     ] = None,
     drafter_shards: Annotated[
         int | None,
@@ -127,6 +137,7 @@ def up(
         _unused_without_drafter(
             {
                 "--layer-plan": layer_plan,
+                "--kv-context": kv_context,
                 "--drafter-cpus": drafter_cpus,
                 "--drafter-shards": drafter_shards,
             }
@@ -161,7 +172,11 @@ def up(
             "max-sequences": max_sequences,
             "max-queue": max_queue,
         },
-        drafter_options={"layer-plan": layer_plan, "dtype": _value(dtype)},
+        drafter_options={
+            "layer-plan": layer_plan,
+            "kv-context": _value(kv_context),
+            "dtype": _value(dtype),
+        },
         gateway_options={"api-keys": api_keys, "log-level": log_level.value},
     )
     _say(f"Starting {plan.name}" + ("" if api_keys else " (no --api-keys: for this machine only)"))
