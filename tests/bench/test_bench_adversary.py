@@ -9,6 +9,7 @@ from slipstream.bench.run import BenchSettings, run
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 async def test_random_drafts_cost_no_token(tiny_model_dir, tmp_path):
     """Both rows are measured with the same answers, in processes of their own whose memory is
     told; the file is written, and nobody runs on."""

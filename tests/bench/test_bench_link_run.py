@@ -120,6 +120,7 @@ def test_table_json_and_picture(results, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_real_services_over_a_link(tiny_model_dir, tmp_path):
     """Verifier and drafter talk through the link alone, keys and values included, and no link
     changes a token."""
