@@ -45,7 +45,7 @@ _LEASE_SECONDS = 30.0
 # Drafts are of no use before the verifier has computed the prompt, so until its first commit
 # nothing is lost by waiting, however long it queues.
 _MOST_PULL_SECONDS = 600.0
-_LEAST_WAIT_SECONDS = 0.2
+_LEAST_WAIT_SECONDS = 0.5
 _GOODBYE_SECONDS = 1.0
 # What a position is taken to cost to prefill until the drafter has prefilled some.
 _GUESSED_PREFILL_SECONDS = 0.001

@@ -40,10 +40,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = _pool()
         self.held: list[BlockTable] = []
         self.written: dict[BlockTable, int] = {}
+        # Other holds on the first blocks of a table, and how many positions were written there.
+        self.retained: list[tuple[BlockTable, int]] = []
 
     @property
     def taken(self) -> set[int]:
-        return {block for table in self.held for block in table.blocks}
+        tables = [*self.held, *(table for table, _ in self.retained)]
+        return {block for table in tables for block in table.blocks}
 
     @rule(tokens=st.integers(1, (BLOCKS + 1) * BLOCK_TOKENS))
     def allocate(self, tokens: int) -> None:
@@ -90,10 +93,35 @@ class PoolMachine(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         index = data.draw(st.integers(0, len(self.held) - 1))
         table = self.held.pop(index)
-        for layer in (*self.pool.keys, *self.pool.values):
-            # What every owner may leave behind, and the worst it can be.
-            layer[table.slots] = float("nan")
+        kept = {block for other, _ in self.retained for block in other.blocks}
+        self.spoil([block for block in table.blocks if block not in kept])
         self.pool.release(table)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def retain(self, data: st.DataObject) -> None:
+        table = data.draw(st.sampled_from(self.held))
+        tokens = data.draw(st.integers(0, table.capacity))
+        other = self.pool.retain(table, tokens)
+        assert other.blocks == table.blocks[: KvPool.blocks_for(tokens)]
+        assert torch.equal(other.slots, table.slots[: other.capacity])
+        self.retained.append((other, min(self.written[table], other.capacity)))
+
+    @precondition(lambda self: self.retained)
+    @rule(data=st.data())
+    def release_retained(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.retained) - 1))
+        table, written = self.retained.pop(index)
+        for layer in (*self.pool.keys, *self.pool.values):
+            assert (layer[table.slots[:written]] == 1).all(), "the blocks were not kept"
+        self.spoil([block for block in table.blocks if block not in self.taken])
+        self.pool.release(table)
+
+    def spoil(self, blocks: list[int]) -> None:
+        """What every owner may leave behind, and the worst it can be."""
+        for layer in (*self.pool.keys, *self.pool.values):
+            for block in blocks:
+                layer[block * BLOCK_TOKENS : (block + 1) * BLOCK_TOKENS] = float("nan")
 
     @invariant()
     def accounts_balance(self) -> None:
