@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface
 
+from slipstream.engine import attention_kernel
 from slipstream.engine.batch import Batch, SegmentRows
 from slipstream.engine.kv_pool import KvPool
 
@@ -25,7 +26,7 @@ class ForwardContext:
         hidden: [1, rows, size], the rows as they leave the shard before this one.
     """
 
-    __slots__ = ("batch", "hidden", "kv_index", "pool", "rope", "segments")
+    __slots__ = ("_segments", "batch", "hidden", "kv_index", "pool", "rope")
 
     def __init__(
         self,
@@ -40,7 +41,13 @@ class ForwardContext:
         self.hidden = hidden
         self.rope: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         # `attention_kernel.segment_table`, where the compiled attention serves.
-        self.segments: torch.Tensor | None = None
+        self._segments: torch.Tensor | None = None
+
+    def segment_table(self) -> torch.Tensor:
+        """What the compiled attention needs to know of the batch; made once for all layers."""
+        if self._segments is None:
+            self._segments = attention_kernel.segment_table(self.batch)
+        return self._segments
 
 
 def attend(

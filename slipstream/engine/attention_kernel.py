@@ -286,12 +286,19 @@ def prepare() -> None:
     _worker(has_dot())
 
 
+def worker_address() -> int:
+    """Of the worker for this CPU, to hand to `attend_rows`."""
+    address: int = _worker(has_dot()).address
+    return address
+
+
 @njit("void(" + ",".join([_I] * 16) + ",float32)", **OPTIONS)
-def _attend(
+def attend_rows(
     entry: int, worker: int, threads: int, dot: int, qkv: int, cos: int, sin: int, keys: int,
     values: int, segments: int, segment_count: int, out: int, heads: int, kv_heads: int, dim: int,
     window: int, scaling: float,
 ) -> None:  # fmt: skip
+    """`attend`, for compiled callers: addresses, counts and flags."""
     group, parts = heads // kv_heads, (dim + _PART - 1) // _PART
     query_bytes = PAIR_BYTES if dot else FLOAT_BYTES
     numbers = carray(as_i64(segments), (segment_count, _SEGMENT))
@@ -335,7 +342,7 @@ def attend(
         dot: whether to use `vdpbf16ps`; None where the CPU has it.
     """
     dot = has_dot() if dot is None else dot
-    _attend(
+    attend_rows(
         entry(), _worker(dot).address, torch.get_num_threads(), dot, qkv.data_ptr(), cos.data_ptr(),
         sin.data_ptr(), keys, values, segments.data_ptr(), len(segments), out.data_ptr(), heads,
         kv_heads, qkv.shape[-1], window or 0, scaling,

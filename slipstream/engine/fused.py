@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from slipstream.core.layer_plan import Precision
-from slipstream.engine import attention_kernel, kernels
+from slipstream.engine import attention_kernel, block_kernel, kernels
 from slipstream.engine.attention import CONTEXT, ForwardContext, attend
-from slipstream.engine.linear import converted, joined
+from slipstream.engine.linear import converted, integer_product, joined
 
 
 def compiled(weight: torch.Tensor) -> bool:
@@ -30,17 +30,17 @@ class FusedNorm(nn.Module):
         super().__init__()
         self.weight: torch.Tensor = norm.weight  # type: ignore[assignment]
         self._size = self.weight.numel()
-        self._eps: float = norm.variance_epsilon  # type: ignore[assignment]
+        self.eps: float = norm.variance_epsilon  # type: ignore[assignment]
         self._compiled = compiled(self.weight)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if not self._compiled:
-            return F.rms_norm(hidden_states, (self._size,), self.weight, self._eps)
+            return F.rms_norm(hidden_states, (self._size,), self.weight, self.eps)
         x = hidden_states.contiguous()
         out = torch.empty_like(x)
         rows = x.numel() // self._size
         kernels.rms_norm(
-            x.data_ptr(), self.weight.data_ptr(), out.data_ptr(), rows, self._size, self._eps
+            x.data_ptr(), self.weight.data_ptr(), out.data_ptr(), rows, self._size, self.eps
         )
         return out
 
@@ -52,7 +52,7 @@ class FusedNorm(nn.Module):
         rows = delta.numel() // self._size
         kernels.add_rms_norm(
             residual.data_ptr(), delta.data_ptr(), self.weight.data_ptr(), out.data_ptr(),
-            rows, self._size, self._eps,
+            rows, self._size, self.eps,
         )  # fmt: skip
         return out
 
@@ -62,7 +62,7 @@ class FusedMlp(nn.Module):
 
     def __init__(self, mlp: Any, precision: Precision) -> None:
         super().__init__()
-        self._size = mlp.gate_proj.out_features
+        self.size = mlp.gate_proj.out_features
         # SiLU by name of its class: the library has several spellings of it.
         self._compiled = compiled(mlp.gate_proj.weight) and "SiLU" in type(mlp.act_fn).__name__
         self._gate_up = joined([mlp.gate_proj, mlp.up_proj], precision)
@@ -72,14 +72,20 @@ class FusedMlp(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         both = self._gate_up.forward(hidden_states)
         if self._compiled:
-            mixed = both.new_empty((*both.shape[:-1], self._size))
-            rows = mixed.numel() // self._size
-            kernels.silu_mul(both.data_ptr(), mixed.data_ptr(), rows, self._size)
+            mixed = both.new_empty((*both.shape[:-1], self.size))
+            rows = mixed.numel() // self.size
+            kernels.silu_mul(both.data_ptr(), mixed.data_ptr(), rows, self.size)
         else:
             gate, up = both.chunk(2, dim=-1)
             mixed = self._act(gate) * up
         out: torch.Tensor = self._down.forward(mixed)
         return out
+
+    def products(self) -> list[torch.Tensor | None]:
+        """Its integer products; None in place of what runs otherwise."""
+        if not self._compiled:
+            return [None, None]
+        return [integer_product(self._gate_up), integer_product(self._down)]
 
 
 class FusedAttention(nn.Module):
@@ -91,7 +97,7 @@ class FusedAttention(nn.Module):
         self._dim: int = attention.head_dim
         self._heads = attention.q_proj.out_features // self._dim
         self._kv_heads = attention.k_proj.out_features // self._dim
-        self._scaling: float = attention.scaling
+        self.scaling: float = attention.scaling
         self._window: int | None = getattr(attention, "sliding_window", None)
         if self._window is None and type(attention).__name__ == "MistralAttention":
             self._window = attention.config.sliding_window
@@ -102,6 +108,17 @@ class FusedAttention(nn.Module):
         self._out = converted(attention.o_proj, precision)
         self._q_norm = getattr(attention, "q_norm", None)
         self._k_norm = getattr(attention, "k_norm", None)
+
+    def products(self) -> list[torch.Tensor | None]:
+        """Its integer products; None in place of what runs otherwise."""
+        if not self._compiled or self._q_norm is not None:
+            return [None, None]
+        return [integer_product(self._qkv), integer_product(self._out)]
+
+    @property
+    def geometry(self) -> tuple[int, int, int, int]:
+        """Heads, KV heads, dimension of a head, and the window or 0."""
+        return self._heads, self._kv_heads, self._dim, self._window or 0
 
     def forward(
         self,
@@ -124,7 +141,7 @@ class FusedAttention(nn.Module):
             swapped = torch.cat((qk[..., half:], qk[..., :half]), dim=-1)
             qk = qk * cos[:, None] + swapped * sin[:, None]
             query, key, value = qk[:, : self._heads], qk[:, self._heads :], qkv[:, rotated:]
-            out = attend(context, self.layer_idx, query, key, value, self._scaling, self._window)
+            out = attend(context, self.layer_idx, query, key, value, self.scaling, self._window)
         return self._out.forward(out.reshape(1, rows, -1)), None
 
     def _attend_compiled(
@@ -132,13 +149,11 @@ class FusedAttention(nn.Module):
     ) -> torch.Tensor:
         """qkv: [rows, heads + 2 * kv_heads, dim]; returns [rows, heads * dim]."""
         keys, values = context.pool.addresses[context.kv_index[self.layer_idx]]
-        if context.segments is None:
-            context.segments = attention_kernel.segment_table(context.batch)
         # Rows that only pad belong to no segment; zeros keep them finite.
         out = qkv.new_zeros((qkv.shape[0], self._heads * self._dim))
         attention_kernel.attend(
-            qkv, cos, sin, keys, values, context.segments, out, heads=self._heads,
-            kv_heads=self._kv_heads, window=self._window, scaling=self._scaling,
+            qkv, cos, sin, keys, values, context.segment_table(), out, heads=self._heads,
+            kv_heads=self._kv_heads, window=self._window, scaling=self.scaling,
         )  # fmt: skip
         return out
 
@@ -161,6 +176,31 @@ class FusedBlock(nn.Module):
         self.mlp: FusedMlp = layer.mlp
         self.has_attention = self.attends = isinstance(layer.self_attn, FusedAttention)
         self.has_mlp = self.mixes = isinstance(layer.mlp, FusedMlp)
+        first, second = self.input_layernorm, self.post_attention_layernorm
+        self._eps = (getattr(first, "eps", 0.0), getattr(second, "eps", 0.0))
+        self._layer = self._describe()
+
+    def _describe(self) -> torch.Tensor | None:
+        """What the compiled layer needs to know; None where it does not serve this one."""
+        attention, mlp = self.self_attn, self.mlp
+        products: list[torch.Tensor | None] = [None] * 4
+        if self.has_attention:
+            products[:2] = attention.products()
+        if self.has_mlp:
+            products[2:] = mlp.products()
+        wanted = [self.has_attention] * 2 + [self.has_mlp] * 2
+        if [product is not None for product in products] != wanted or not any(wanted):
+            return None
+        norms = (self.input_layernorm, self.post_attention_layernorm)
+        return block_kernel.describe(
+            norms=(
+                norms[0].weight if self.has_attention else None,
+                norms[1].weight if self.has_mlp else None,
+            ),
+            width=mlp.size if self.has_mlp else 0,
+            geometry=attention.geometry if self.has_attention else (0, 0, 0, 0),
+            products=products,
+        )
 
     def forward(
         self,
@@ -168,6 +208,8 @@ class FusedBlock(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         **kwargs: Any,
     ) -> torch.Tensor:
+        if self._layer is not None and hidden_states.shape[1] <= KERNEL_ROWS:
+            return self._forward_compiled(hidden_states, position_embeddings, kwargs[CONTEXT])
         # Methods, not calls of modules: the hooks that a call looks for are never there.
         if not self.attends:
             if not self.mixes:
@@ -180,6 +222,24 @@ class FusedBlock(nn.Module):
             return hidden_states.add_(delta)
         normed = self.post_attention_layernorm.add(hidden_states, delta)
         return hidden_states.add_(self.mlp.forward(normed))
+
+    def _forward_compiled(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        context: ForwardContext,
+    ) -> torch.Tensor:
+        assert self._layer is not None
+        cos, sin = _rope_tables(context, position_embeddings)
+        keys, values = 0, 0
+        if self.attends:
+            keys, values = context.pool.addresses[context.kv_index[self.self_attn.layer_idx]]
+        block_kernel.run(
+            self._layer, hidden_states, cos, sin, keys, values, context.segment_table(),
+            attends=self.attends, mixes=self.mixes,
+            scaling=self.self_attn.scaling if self.attends else 1.0, eps=self._eps,
+        )  # fmt: skip
+        return hidden_states
 
 
 def _rope_tables(

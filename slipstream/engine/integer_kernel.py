@@ -259,12 +259,23 @@ def _worker(bits: int, parts: int) -> Any:
     return worker
 
 
-@njit("void(" + ",".join(["int64"] * 12) + ")", **OPTIONS)
-def _multiply(
-    entry: int, worker: int, threads: int, x: int, weights: int, scales: int, out: int,
-    rows: int, groups: int, tiles: int, parts: int, bits: int,
-) -> None:  # fmt: skip
-    """Quantizes x, then has the worker go through the tiles, on a team where there is enough."""
+# Numbers of a product: weights, scales, groups of inputs, tiles of outputs, bits of the weights;
+# then worker and parts of activations for few and for many rows.
+PRODUCT = 9
+
+
+@njit("void(" + ",".join(["int64"] * 6) + ")", **OPTIONS)
+def multiply_rows(entry: int, threads: int, product: int, x: int, out: int, rows: int) -> None:
+    """`multiply`, for compiled callers. `product` is the address of what `describe` gives.
+
+    Quantizes x, then has the worker go through the tiles, on a team where there is enough.
+    """
+    numbers = carray(as_i64(product), (PRODUCT,))
+    weights, scales, groups, tiles, bits = (
+        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4],
+    )  # fmt: skip
+    at = 5 if rows <= _PRECISE_ROWS else 7
+    worker, parts = numbers[at], numbers[at + 1]
     quantized = np.empty(rows * parts * groups * GROUP, np.int8)
     x_scales = np.empty(rows * groups * 2, np.float32)
     _quantize(x, quantized.ctypes.data, x_scales.ctypes.data, rows, groups, parts)
@@ -315,32 +326,42 @@ def _parts(rows: int, activation_bits: int | None) -> int:
     return activation_bits // 8
 
 
-def compile_for(bits: int, activation_bits: int | None = None) -> None:
-    """Compiles what `multiply` will call, so that no request waits for it."""
-    for rows in (1, _PRECISE_ROWS + 1):
-        _worker(bits, _parts(rows, activation_bits))
-
-
-def multiply(
-    x: torch.Tensor,
+def describe(
     weights: torch.Tensor,
     scales: torch.Tensor,
     outputs: int,
+    inputs: int,
     bits: int,
     activation_bits: int | None = None,
-) -> torch.Tensor:
-    """x @ w.T with w as `pack` laid it out. x: bfloat16 [rows, in], contiguous; bfloat16 out.
+) -> list[int]:
+    """The numbers of a product whose weights `pack` laid out; they must outlive it.
+
+    Compiles what multiplying will call, so that no request waits for it.
 
     Args:
         activation_bits: what x is rounded to, 8 or 16; then every row is bitwise the same whatever
             the number of rows. None takes 16 for up to four rows and 8 for more.
     """
-    rows, inputs = x.shape
-    parts = _parts(rows, activation_bits)
+    numbers = [weights.data_ptr(), scales.data_ptr(), inputs // GROUP, outputs // TILE, bits]
+    for rows in (1, _PRECISE_ROWS + 1):
+        parts = _parts(rows, activation_bits)
+        numbers += [_worker(bits, parts).address, parts]
+    return numbers
+
+
+def multiply(x: torch.Tensor, product: torch.Tensor, outputs: int) -> torch.Tensor:
+    """x @ w.T for the product that `describe` describes.
+
+    Args:
+        x: bfloat16 [rows, in], contiguous.
+        product: int64 [PRODUCT].
+
+    Returns:
+        bfloat16 [rows, outputs].
+    """
+    rows = x.shape[0]
     out = torch.empty((rows, outputs), dtype=torch.bfloat16)
-    _multiply(
-        entry(), _worker(bits, parts).address, torch.get_num_threads(), x.data_ptr(),
-        weights.data_ptr(), scales.data_ptr(), out.data_ptr(), rows, inputs // GROUP,
-        outputs // TILE, parts, bits,
-    )  # fmt: skip
+    multiply_rows(
+        entry(), torch.get_num_threads(), product.data_ptr(), x.data_ptr(), out.data_ptr(), rows
+    )
     return out

@@ -162,6 +162,14 @@ def add_rms_norm(
             )
 
 
+@njit(f"void({_I},{_I},{_I})", **OPTIONS)
+def add_rows(x: int, delta: int, count: int) -> None:
+    """x += delta; both bfloat16 [count]."""
+    xs, deltas = carray(as_u16(x), (count,)), carray(as_u16(delta), (count,))
+    for i in range(count):
+        xs[i] = round_bf16(load_bf16(xs[i]) + load_bf16(deltas[i]))
+
+
 @njit(f"void({_I},{_I},{_I},{_I})", **OPTIONS)
 def silu_mul(gate_up: int, out: int, rows: int, size: int) -> None:
     """silu(gate) * up. gate_up: bfloat16 [rows, 2 * size]; out: bfloat16 [rows, size]."""

@@ -137,23 +137,21 @@ class GroupedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        integer_kernel.compile_for(bits, activation_bits)
         self._weight, self._scales = integer_kernel.pack(*quantized_groups(weight, bits), bits)
-        self._bits, self._activation_bits, self._bias = bits, activation_bits, bias
+        self.bias = bias
+        self.product = torch.tensor(
+            integer_kernel.describe(
+                self._weight, self._scales, self.out_features, self.in_features, bits,
+                activation_bits,
+            )
+        )  # fmt: skip
         self.bytes = self._weight.numel() + self._scales.numel() * 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
-        out = integer_kernel.multiply(
-            rows,
-            self._weight,
-            self._scales,
-            self.out_features,
-            self._bits,
-            self._activation_bits,
-        )
+        out = integer_kernel.multiply(rows, self.product, self.out_features)
         out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
-        return out if self._bias is None else out + self._bias
+        return out if self.bias is None else out + self.bias
 
     @staticmethod
     def fits(weight: torch.Tensor) -> bool:
@@ -232,6 +230,12 @@ def joined(linears: list[nn.Linear], precision: Precision) -> nn.Module:
 def converted(linear: nn.Linear, precision: Precision) -> nn.Module:
     bias = None if linear.bias is None else linear.bias.data
     return make_linear(linear.weight.data, bias, precision)
+
+
+def integer_product(linear: nn.Module) -> torch.Tensor | None:
+    """The product of a layer that is nothing but one in the integer kernel, else None."""
+    plain = isinstance(linear, GroupedLinear) and linear.bias is None
+    return linear.product if plain else None  # type: ignore[return-value]
 
 
 def weight_bytes(model: nn.Module) -> int:

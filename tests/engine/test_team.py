@@ -27,7 +27,8 @@ def _product(rows: int, outputs: int, bits: int) -> torch.Tensor:
     weight = torch.randn(outputs, 576, generator=generator)
     x = torch.randn(rows, 576, generator=generator).bfloat16()
     packed = integer_kernel.pack(*quantized_groups(weight, bits), bits)
-    return integer_kernel.multiply(x, *packed, outputs, bits)
+    product = torch.tensor(integer_kernel.describe(*packed, outputs, 576, bits))
+    return integer_kernel.multiply(x, product, outputs)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
