@@ -208,7 +208,7 @@ class FusedBlock(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         **kwargs: Any,
     ) -> torch.Tensor:
-        if self._layer is not None and hidden_states.shape[1] <= KERNEL_ROWS:
+        if self._layer is not None and hidden_states.shape[1] <= attention_kernel.most_rows():
             return self._forward_compiled(hidden_states, position_embeddings, kwargs[CONTEXT])
         # Methods, not calls of modules: the hooks that a call looks for are never there.
         if not self.attends:
