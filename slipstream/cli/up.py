@@ -72,7 +72,7 @@ def up(
     ] = "default",
     drafter: Annotated[Switch, typer.Option(help="Serve with speculation or without.")] = Switch.on,
     layer_plan: Annotated[
-        str | None, typer.Option(help="The drafter's layer plan: a file, or `auto`.")
+        str | None, typer.Option(help="The drafter's layer plan: a file, `auto` or `adaptive`.")
     ] = None,
     kv_context: Annotated[
         KvContext | None,
