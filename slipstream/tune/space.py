@@ -29,7 +29,7 @@ class Space:
         self.precisions = precisions
 
     @property
-    def distributions(self) -> Mapping[str, BaseDistribution]:
+    def distributions(self) -> dict[str, BaseDistribution]:
         choice = CategoricalDistribution(self.precisions)
         found: dict[str, BaseDistribution] = {"precision": choice, "head_precision": choice}
         for part in _PARTS:
@@ -47,8 +47,10 @@ class Space:
         return params
 
     def plan(self, params: Mapping[str, Any]) -> LayerPlan:
+        """The plan of a trial; sublayers that it had no choice about are kept."""
+
         def skipped(part: str) -> frozenset[int]:
-            return frozenset(i for i in range(self.layers) if not params[f"{part}.{i}"])
+            return frozenset(i for i in range(self.layers) if not params.get(f"{part}.{i}", True))
 
         return LayerPlan(
             params["precision"], params["head_precision"], skipped("attention"), skipped("mlp")

@@ -13,6 +13,7 @@ from slipstream.bench.questions import choose, encode, load_questions
 from slipstream.bench.records import Prompt
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.checkpoint import automatic_plan, fingerprint, load_model, read_config
+from slipstream.engine.exactness import choose_shapes
 from slipstream.engine.placement import place, resolve_device
 from slipstream.engine.runner import ModelRunner
 from slipstream.tune.answers import Answer, answer
@@ -101,6 +102,8 @@ def set_up(settings: TuneSettings, say: Callable[[str], None]) -> Workbench:
 
     say("loading the model")
     full = load(LayerPlan())
+    # Pads its steps as the verifier will.
+    choose_shapes(full, "auto")
     say(f"answering {len(prompts)} prompts")
     answers = answer(full, prompts, settings.max_tokens, temperature=0.0, seed=0)
     return Workbench(

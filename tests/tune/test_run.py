@@ -111,6 +111,7 @@ def test_comparing_plans(settings, tmp_path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_a_plan_in_the_real_pipeline(settings, tmp_path) -> None:
     """Run as services, a plan gives the answers of plain decoding; all of it is measured."""
     prompts, _ = encode(choose(load_questions(TUNING_PROMPTS), 2), settings.model, 12)
