@@ -21,9 +21,9 @@ from slipstream.core.layer_plan import LayerPlan
 from slipstream.tune.evaluate import Estimate
 from slipstream.tune.space import Space
 
-# Prompts before a plan may be given up, and how good it must then be to go on.
-_PATIENCE = 2
-_PERCENTILE = 25.0
+# Prompts before a plan may be given up, and how far behind the best of then it may be to go on:
+# two answers of sixty tokens tell a speed to a few percent.
+_PATIENCE, _BEHIND = 2, 0.1
 _FEWEST_CHOICES = 8
 _STAGES = ("whole", "sweep", "together", "search")
 _ESTIMATE, _STAGE = "estimate", "stage"
@@ -52,6 +52,23 @@ class Tried:
     complete: bool
 
 
+class _BehindBest(optuna.pruners.BasePruner):
+    """Gives up what is behind the best plan as that was after the same prompts.
+
+    Optuna's own pruners ask for a place among all plans; most of a sweep are much alike.
+    """
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        done, complete = trial.last_step, study.get_trials(False, states=(TrialState.COMPLETE,))
+        if done is None or done < _PATIENCE or trial.user_attrs.get(_STAGE) == _STAGES[0]:
+            return False
+        best = max((t for t in complete), key=lambda t: t.value or 0.0, default=None)
+        if best is None or done not in best.intermediate_values:
+            return False
+        then = best.intermediate_values[done]
+        return trial.intermediate_values[done] < (1.0 - _BEHIND) * then
+
+
 class Search:
     """Owns a study. One thread.
 
@@ -71,9 +88,7 @@ class Search:
     ) -> None:
         self.study, self._space, self._evaluate = study, space, evaluate
         self._starts, self._seed = list(starts), seed
-        study.pruner = optuna.pruners.PercentilePruner(
-            _PERCENTILE, n_startup_trials=len(self._starts), n_warmup_steps=_PATIENCE
-        )
+        study.pruner = _BehindBest()
         self._take_up()
 
     def run(
