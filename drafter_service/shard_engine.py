@@ -139,6 +139,10 @@ class ShardEngine(EngineLoop):
             failed = shard_pb2.PassResult(number=message.number, error=why)
             stream.up(shard_pb2.RunResponse(result=failed))
             return
+        for item in work:
+            # Those that are kept are not sent again; the next rows replace the others.
+            for token in item.guesses:
+                item.draft.sequence.append(token)
         if isinstance(answer, shard_pb2.RunResponse):
             stream.up(answer)
         elif stream.down is not None:

@@ -14,7 +14,7 @@ from drafter_service.engine import DrafterEngine
 from drafter_service.shard_counters import ShardCounters
 from drafter_service.shards import ShardedStage
 from slipstream.core.errors import InvalidRequest
-from slipstream.engine.placement import resident_bytes
+from slipstream.engine.memory import resident_bytes
 from slipstream.engine.runner import ModelRunner
 from slipstream.wire.proto import shard_pb2, shard_pb2_grpc
 from slipstream.wire.status import unary

@@ -21,6 +21,7 @@ from slipstream.core.layer_plan import LayerPlan, Skips
 from slipstream.engine.attention import IMPLEMENTATION
 from slipstream.engine.integer_kernel import GROUP
 from slipstream.engine.linear import int4_error, weight_bytes
+from slipstream.engine.memory import give_back
 from slipstream.engine.shards import Shard, cut, make_shard
 from slipstream.engine.skips import SkipSet
 from slipstream.engine.transforms import (
@@ -221,7 +222,8 @@ def _read_weights(
                     continue
                 if source not in place:
                     raise CheckpointError(f"{folder} lacks the tensor {name}")
-                tensor = place[source].get_tensor(source).to(device=device, dtype=dtype)
+                # A copy: one tensor that still was a view of the file would keep all of it mapped.
+                tensor = place[source].get_tensor(source).to(device, dtype, copy=True)
                 owner, _, leaf = name.rpartition(".")
                 module = model.get_submodule(owner)
                 expected = getattr(module, leaf).shape
@@ -307,6 +309,7 @@ def load_model(
     model.to(torch_device)
     if optimized:
         optimize(model, plan)
+    give_back()
     return LoadedModel(
         model=model,
         config=config,

@@ -70,14 +70,6 @@ def own_cores() -> frozenset[int]:
     return frozenset(os.sched_getaffinity(0))
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is in use now; 0 where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
 def resolve_device(device: str) -> str:
     """`auto` becomes cuda where there is one, else cpu."""
     if device != "auto":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from drafter_service.confidence import Stopping
 from drafter_service.engine import DrafterEngine
-from drafter_service.guesses import Assistance
+from drafter_service.guesses import Assist, Assistance
 from drafter_service.shard_engine import ShardEngine, Stream
 from drafter_service.shards import ShardedStage
 from slipstream.core.errors import SlipstreamError
@@ -33,8 +33,10 @@ class RowRig(DrafterRig):
         *,
         ngram: Assistance = "off",
         early_stop: Stopping = "off",
+        assist: Assist | None = None,
     ) -> None:
         super().__init__(runners[0], ngram=ngram, early_stop=early_stop)
+        self.assist = assist or self.assist
         self.stage = ShardedStage(runners[0])
         self.depth = depth
         self.engine = DrafterEngine(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drafter_service.draft import Draft
+from drafter_service.guesses import Assist
 from slipstream.core.draft import Close
 from slipstream.core.errors import InvalidRequest
 from slipstream.core.params import SamplingParams
@@ -71,6 +75,48 @@ def test_guesses_and_confidence_travel(parts, whole, options) -> None:
     assert ours.early_stops == theirs.early_stops
     for rig in (one, row):
         rig.close_all()
+
+
+class _Oracle(Assist):
+    """Guesses that are right up to a random place."""
+
+    def __init__(self, right: list[int], start: int, seed: int) -> None:
+        super().__init__(automatic=False)
+        self._right, self._start, self._random = right, start, random.Random(seed)
+
+    def choose(self, ready: Sequence[Draft], rows: int) -> list[tuple[int, ...]]:
+        return [self._for(draft) for draft in ready]
+
+    def _for(self, draft: Draft) -> tuple[int, ...]:
+        at = len(draft.sequence) - self._start
+        guesses = self._right[at : at + min(self._random.randint(0, 4), draft.room - 1)]
+        if draft.sequence.todo > draft.window + 1 or not guesses:
+            return ()
+        if self._random.random() < 0.5:
+            guesses[self._random.randrange(len(guesses))] = 3
+        return tuple(guesses)
+
+
+@BOTH
+@pytest.mark.parametrize("shards", [2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_guesses_right_and_wrong(parts, whole, shards, seed, params) -> None:
+    """Guesses that are kept, or kept in part, leave every shard where the drafter is."""
+    text, one = prompt(2, 20), DrafterRig(whole)
+    one.obey(opening(text, params, window=50, max_length=200))
+    one.run()
+    right = one.ahead()
+    one.close_all()
+    row = RowRig(parts(shards), depth=2, assist=_Oracle(right, len(text), seed))
+    row.obey(opening(text, params, window=9, max_length=200))
+    told = 0
+    while told < 40:
+        row.run()
+        assert row.ahead() == right[told : told + 9]
+        row.obey(row.commit([*text, *right[:told]], *right[told : told + 4]))
+        told += 4
+    assert row.engine.counters.right_guesses > 5
+    row.close_all()
 
 
 @dataclass(frozen=True, slots=True)
