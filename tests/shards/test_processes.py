@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from drafter_service.settings import Settings
 from drafter_service.shard_hop import Hop
 from slipstream.core.errors import (
     ConfigurationError,
@@ -22,6 +23,7 @@ from slipstream.core.errors import (
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.core.params import SamplingParams
 from slipstream.engine.checkpoint import fingerprint
+from slipstream.wire.process import read_settings
 from slipstream.wire.proto import shard_pb2, shard_pb2_grpc
 from slipstream.wire.transport import channel, is_serving
 from tests.integration.client import GREEDY, Client, request
@@ -235,16 +237,21 @@ async def test_streams_that_are_none(row, client) -> None:
         (["--shard-count", "2"], "--next"),
         (["--shard-count", "2", "--shard-index", "1", "--next", "a:1"], "--next"),
         (["--shard-count", "2", "--shard-index", "2"], "--shard-index"),
-        (["--shard-count", "3", "--next", "127.0.0.1:1"], "1 to 2 shards"),
     ],
 )
-def test_settings_that_are_wrong(row, tmp_path, options, word) -> None:
-    """A shard that cannot be is one line and exit code 2."""
-    log = tmp_path / "log"
-    service = Service("drafter", free_address(), ["--model", str(row.model), *options], log)
+def test_settings_that_are_wrong(options, word) -> None:
+    """Places in a row that cannot be are refused, and the option is named."""
+    with pytest.raises(ConfigurationError, match=word):
+        read_settings(Settings, ["--model", "m", *options])
+
+
+def test_more_shards_than_layers(row, tmp_path) -> None:
+    """A shard that the model has no layer for ends with one line and exit code 2."""
+    options = ["--model", str(row.model), "--shard-count", "3", "--next", "127.0.0.1:1"]
+    service = Service("drafter", free_address(), options, tmp_path / "log")
     try:
         assert service.process.wait(60) == 2
     finally:
         service.kill()
-    assert word in service.log
+    assert "1 to 2 shards" in service.log
     assert "Traceback" not in service.log
