@@ -121,7 +121,13 @@ class Arrival:
         """`drafts` came in `seconds` of waiting; with none, at least that long is missing."""
         each = seconds / max(1.0, drafts)
         if drafts or each > self.waiting:
-            self.waiting = faded(self.waiting, each)
+            # One stall is not what a draft takes.
+            self.waiting = faded(self.waiting, min(each, 3.0 * (self.waiting or each)))
+
+    def forget(self, reported: float) -> None:
+        """Gives a drafter that says it takes `reported` seconds the chance to show it."""
+        if reported:
+            self.waiting = min(self.waiting, 1.5 * reported)
 
     def stepped(self, seconds: float, drafts: float) -> None:
         """`drafts` came during a step; those of a drafter that had paused say nothing."""

@@ -92,6 +92,7 @@ class Generation:
         opened: a drafter drafts for it, `window` tokens ahead.
         paused: that drafter will send no more before the next commit; `stalled`, whether it was so
             at any time of the last step.
+        warm: drafts have come since it was opened; `cold_steps`, steps without.
         acceptance: how good its drafts have been; `agreed`, whether those that were pending at the
             last step's end agreed with what it committed.
         ngram: what its text repeats.
@@ -116,9 +117,10 @@ class Generation:
         self.counts = SpeculationCounts()
         self.opened = False
         self.window = 0
-        self.paused = self.stalled = False
+        self.paused = self.stalled = self.warm = False
         self.agreed = True
         self.acceptance = Acceptance()
+        self.cold_steps = 0
         self.ngram = NgramProposer()
         self.drafted = 0
         self.arrived_waiting = self.arrived_stepping = 0

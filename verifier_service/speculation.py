@@ -29,6 +29,10 @@ _PROBE_AFTER, _PROBE_LEAST_OFTEN, _PROBE_STEPS, _PROBE_WINDOW = 32, 512, 4, 3
 _RETARGET_STEPS = 3
 # A probe waits for at most this share of a step.
 _PROBE_PATIENCE = 0.5
+# First drafts come after the drafter has the context. Side by side nobody waits for them; taking
+# turns, in so many steps. After so many steps, and one more for so many tokens of the prompt, their
+# absence counts as a measurement.
+_COLD_WAITS, _COLD_PATIENCE, _COLD_STEPS, _COLD_PROMPT = 3, 1.5, 16, 8
 # Longest run that is considered where the drafter makes runs on demand.
 _LONGEST_RUN = 12
 # A wait ends when drafts are this much later than expected.
@@ -86,7 +90,7 @@ class Speculation:
         self._beside = False
         self._step_started = self._step_ended = clock()
         self._waiting_since: float | None = None
-        self._waited = False
+        self._waited = self._decoded = False
         self._reported = 0.0
         self._steps_on = self._steps_off = 0
         self._company = (0, 0)
@@ -118,6 +122,7 @@ class Speculation:
         if self._connection is None or not generation.request.speculative:
             return
         generation.opened, generation.paused = True, False
+        generation.warm, generation.cold_steps = False, 0
         # On a shared device the prompt is not prefilled twice at a time: the drafter's turn
         # comes when the verifier has decoded its first token.
         wanted = self._wanted_window()
@@ -161,6 +166,7 @@ class Speculation:
             known = all(0 <= token < vocab for token in proposal.tokens)
             if not known or generation is None or not generation.opened:
                 continue
+            generation.warm = True
             if not generation.propose(proposal):
                 generation.agreed = False
                 continue
@@ -195,18 +201,19 @@ class Speculation:
                 self._retarget(turn.decoding, drafting)
         length = self.target.length
         missing = [
-            length - g.num_pending
-            for g in drafting
-            if not g.paused and g.window and g.num_pending < min(length, g.room)
+            g for g in drafting if not g.paused and g.window and g.num_pending < min(length, g.room)
         ]
+        # Nobody knows when the first drafts of a sequence come: after its context.
+        missing = [g for g in missing if g.warm] or [g for g in missing if self._cold_wait(g)]
         if not missing or self._worth_it_now(turn.decoding):
             return 0.0
         expected = self._draft_seconds() * max(
             g.arrived_waiting + length - g.num_pending for g in drafting
         )
         most = _PATIENCE * expected + _PATIENCE_SECONDS
-        if self._probing:
-            most = min(most, _PROBE_PATIENCE * self._cost(beside=False)(1))
+        if self._probing or not missing[0].warm:
+            steps = _PROBE_PATIENCE if missing[0].warm else _COLD_PATIENCE
+            most = min(most, steps * self._cost(beside=False)(1))
         deadline = self._waiting_since + most
         left = max(0.0, deadline - self._clock())
         self._waited = self._waited or left > 0.0
@@ -243,7 +250,8 @@ class Speculation:
     def stepped(self, work: Sequence[Work], tokens: int) -> None:
         """A step is over that committed `tokens` tokens."""
         ended = self._clock()
-        if all(item.decodes for item in work):
+        self._decoded = all(item.decodes for item in work)
+        if self._decoded:
             rows = sum(len(item.segment.tokens) for item in work)
             self._cost(self._beside).observe(rows, ended - self._step_started)
             layout = self._placement.cycled(len(work), tokens, ended - self._step_ended)
@@ -269,6 +277,18 @@ class Speculation:
         guess = self._reported or 0.5 * self._probe[min(self._probe)]
         return min(guess, self.arrival.stepping or guess)
 
+    def _cold_wait(self, generation: Generation) -> bool:
+        """Whether to wait, a little, for the first drafts of a sequence: where the two take turns
+        the drafter would get nowhere without."""
+        return self._placement.layout.burst and generation.cold_steps < _COLD_WAITS
+
+    def _count_cold(self, generation: Generation) -> None:
+        """Another step without a first draft; at some point that says how slow the drafter is."""
+        generation.cold_steps += 1
+        limit = _COLD_STEPS + generation.sequence.num_prompt // _COLD_PROMPT
+        if generation.cold_steps % limit == 0:
+            self.arrival.waited(limit * self._cost(self._beside)(1), 0.0)
+
     def _worth_it_now(self, decoding: Sequence[Generation]) -> bool:
         """Whether a step with what is there, guesses included, promises what waiting would."""
         if self._waited or self._settings.ngram == "off":
@@ -283,21 +303,23 @@ class Speculation:
 
     def _learn_stepping(self, drafting: Sequence[Generation]) -> None:
         # Of a drafter that was contradicted or had no room nobody knows how much it could make.
-        active = [g for g in drafting if g.window and g.agreed and not g.stalled]
-        if active and self._beside and not self._placement.layout.burst:
+        active = [g for g in drafting if g.window and g.agreed and g.warm and not g.stalled]
+        if active and self._decoded and self._beside and not self._placement.layout.burst:
             came = sum(g.arrived_stepping for g in active) / len(active)
             self.arrival.stepped(self._step_ended - self._step_started, came)
 
     def _learn_waiting(self, drafting: Sequence[Generation]) -> None:
         waited = [g for g in drafting if g.arrived_waiting]
-        if waited:
+        if waited and self._decoded:
             seconds = max(g.arrived_at for g in waited) - self._step_ended
             came = sum(g.arrived_waiting for g in waited) / len(waited)
             self.arrival.waited(seconds, came)
-        elif self._waited:
+        elif self._waited and any(g.warm for g in drafting):
             self.arrival.waited(self._clock() - self._step_ended, 0.0)
         self._waited = False
         for g in drafting:
+            if g.window and not g.warm:
+                self._count_cold(g)
             g.arrived_waiting = g.arrived_stepping = 0
             g.stalled = g.paused
 
@@ -314,6 +336,7 @@ class Speculation:
         )
         self._count_off(best)
         if self._steps_off == self._probe_after:
+            self.arrival.forget(self._reported)
             for generation in drafting:
                 generation.acceptance.forget()
         # Taking turns, a probe has to wait for its draft; side by side it need not.
