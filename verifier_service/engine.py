@@ -267,7 +267,7 @@ class VerifierEngine(EngineLoop):
                 break
         sequence.computed = len(sequence) - 1
         generation.settle(len(committed))
-        generation.counts.record(len(drafts), accepted)
+        generation.counts.record(len(drafts), accepted, generation.drafted)
         self.speculation.verified(generation, accepted)
         self.counters.count_drafts(len(drafts), accepted)
         self.counters.generated_tokens += len(committed)

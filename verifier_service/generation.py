@@ -35,17 +35,29 @@ class CommittedToken:
 
 @dataclass(slots=True)
 class SpeculationCounts:
-    """What speculation did; histogram[i] counts the drafted steps that accepted i tokens."""
+    """What speculation did; histogram[i] counts the drafted steps that accepted i tokens.
+
+    Attributes:
+        guessed, accepted_guesses: of the drafts, those that were n-gram guesses.
+        guess_steps: drafted steps that carried guesses only.
+    """
 
     steps: int = 0
     spec_steps: int = 0
     drafted: int = 0
     accepted: int = 0
+    guessed: int = 0
+    accepted_guesses: int = 0
+    guess_steps: int = 0
     histogram: list[int] = field(default_factory=list)
 
-    def record(self, drafted: int, accepted: int) -> None:
+    def record(self, drafted: int, accepted: int, by_drafter: int) -> None:
+        """A step with `drafted` drafts, of which the first `by_drafter` were the drafter's."""
         self.steps += 1
         if drafted:
+            self.guessed += drafted - by_drafter
+            self.accepted_guesses += max(0, accepted - by_drafter)
+            self.guess_steps += by_drafter == 0
             self.spec_steps += 1
             self.drafted += drafted
             self.accepted += accepted

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 log = logging.getLogger(__name__)
 # A trial: stints of so many steps, in turn, so that easy and hard text come to both. Each way's
 # first stint is for its estimates to settle and does not count.
-_STINT, _STINTS = 12, 3
+_STINT, _STINTS = 8, 3
 # Steps after which the loser gets another chance: load and text change.
 _TRY_AGAIN = 2000
 

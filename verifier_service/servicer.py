@@ -178,4 +178,7 @@ def _stats(counts: SpeculationCounts) -> types_pb2.SpeculationStats:
         num_draft_tokens=counts.drafted,
         num_accepted_tokens=counts.accepted,
         acceptance_histogram=counts.histogram,
+        num_guess_tokens=counts.guessed,
+        num_accepted_guess_tokens=counts.accepted_guesses,
+        num_guess_steps=counts.guess_steps,
     )

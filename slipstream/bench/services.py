@@ -117,11 +117,12 @@ class Verifier:
         if first is None or status is None or last is None or not last.finish_reason:
             raise InternalError("the verifier's stream ended without tokens or a finish reason")
         counts = last.stats
+        # Acceptance is the drafter's: guesses are taken where rows are free, right or wrong.
         speculation = Speculation(
             counts.num_steps,
-            counts.num_spec_steps,
-            counts.num_draft_tokens,
-            counts.num_accepted_tokens,
+            counts.num_spec_steps - counts.num_guess_steps,
+            counts.num_draft_tokens - counts.num_guess_tokens,
+            counts.num_accepted_tokens - counts.num_accepted_guess_tokens,
         )
         return Generation(tuple(tokens), seconds, first, speculation), status
 

@@ -51,13 +51,21 @@ class Plan:
     shards: tuple[str, ...] = ()
 
 
-def split_cores(cores: Sequence[int], drafter: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Cores of the verifier and of the drafter: the first and the second half.
+def split_cores(
+    cores: Sequence[int], drafter: bool, *, apart: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Cores of the verifier and of the drafter.
 
     Without a drafter the verifier has all. With a single core both are left unpinned (empty).
+
+    Args:
+        apart: the first half and the second; else both have all, and the verifier decides where
+            each computes.
     """
     if not drafter:
         return tuple(cores), ()
+    if not apart and len(cores) > 1:
+        return tuple(cores), tuple(cores)
     if len(cores) < 2:
         return (), ()
     half = (len(cores) + 1) // 2

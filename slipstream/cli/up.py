@@ -59,6 +59,18 @@ class KvContext(StrEnum):
     commit = "commit"
 
 
+class Placement(StrEnum):
+    auto = "auto"
+    separate = "separate"
+    shared = "shared"
+
+
+class Ngram(StrEnum):
+    off = "off"
+    on = "on"
+    auto = "auto"
+
+
 class LogLevel(StrEnum):
     debug = "debug"
     info = "info"
@@ -81,6 +93,13 @@ def up(
     drafter_shards: Annotated[
         int | None,
         typer.Option(min=1, help="Split the drafter over so many processes, a part of it in each."),
+    ] = None,
+    placement: Annotated[
+        Placement,
+        typer.Option(help="Cores of verifier and drafter: half each, all in turn, or the faster."),
+    ] = Placement.auto,
+    ngram: Annotated[
+        Ngram | None, typer.Option(help="Guesses from the text itself, beside drafts.")
     ] = None,
     http: Annotated[str, typer.Option(help="Address of the HTTP API.")] = "127.0.0.1:8000",
     grpc: Annotated[str, typer.Option(help="Address of the gRPC API.")] = "127.0.0.1:50050",
@@ -107,10 +126,10 @@ def up(
         typer.Option(help="strict: bitwise equality in bfloat16 too (auto: where it is free)."),
     ] = None,
     verifier_cpus: Annotated[
-        str | None, typer.Option(help="Cores of the verifier, as 0,1 (default: the first half).")
+        str | None, typer.Option(help="Cores that the verifier may use, as 0,1.")
     ] = None,
     drafter_cpus: Annotated[
-        str | None, typer.Option(help="Cores of the drafter (default: the second half).")
+        str | None, typer.Option(help="Cores that the drafter may use.")
     ] = None,
     kv_cache_gib: Annotated[
         float | None, typer.Option(min=0.001, help="Size of each KV pool in GiB.")
@@ -149,7 +168,9 @@ def up(
         _check_keys(api_keys)
     addresses = claim(wanted)
     folder = resolve(model, progress=progress_on(), verify=verify)
-    first, second = split_cores(usable_cores(), drafter is Switch.on)
+    # Shards stay where they are put, so they cannot take turns with the verifier.
+    apart = placement is Placement.separate or len(shards) > 0
+    first, second = split_cores(usable_cores(), drafter is Switch.on, apart=apart)
     plan = Plan(
         model=folder,
         name=served_model_name or served_name(model),
@@ -171,10 +192,13 @@ def up(
             "exactness": _value(exactness),
             "max-sequences": max_sequences,
             "max-queue": max_queue,
+            "placement": placement.value,
+            "ngram": _value(ngram),
         },
         drafter_options={
             "layer-plan": layer_plan,
             "kv-context": _value(kv_context),
+            "ngram": _value(ngram),
             "dtype": _value(dtype),
         },
         gateway_options={"api-keys": api_keys, "log-level": log_level.value},

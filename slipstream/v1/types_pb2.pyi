@@ -84,15 +84,21 @@ class Token(_message.Message):
     def __init__(self, id: _Optional[int] = ..., logprob: _Optional[float] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogprob, _Mapping]]] = ...) -> None: ...
 
 class SpeculationStats(_message.Message):
-    __slots__ = ("num_spec_steps", "num_steps", "num_draft_tokens", "num_accepted_tokens", "acceptance_histogram")
+    __slots__ = ("num_spec_steps", "num_steps", "num_draft_tokens", "num_accepted_tokens", "acceptance_histogram", "num_guess_tokens", "num_accepted_guess_tokens", "num_guess_steps")
     NUM_SPEC_STEPS_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     NUM_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTANCE_HISTOGRAM_FIELD_NUMBER: _ClassVar[int]
+    NUM_GUESS_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ACCEPTED_GUESS_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_GUESS_STEPS_FIELD_NUMBER: _ClassVar[int]
     num_spec_steps: int
     num_steps: int
     num_draft_tokens: int
     num_accepted_tokens: int
     acceptance_histogram: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, num_spec_steps: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_accepted_tokens: _Optional[int] = ..., acceptance_histogram: _Optional[_Iterable[int]] = ...) -> None: ...
+    num_guess_tokens: int
+    num_accepted_guess_tokens: int
+    num_guess_steps: int
+    def __init__(self, num_spec_steps: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_accepted_tokens: _Optional[int] = ..., acceptance_histogram: _Optional[_Iterable[int]] = ..., num_guess_tokens: _Optional[int] = ..., num_accepted_guess_tokens: _Optional[int] = ..., num_guess_steps: _Optional[int] = ...) -> None: ...

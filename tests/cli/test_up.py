@@ -134,18 +134,20 @@ def test_the_precision_is_the_verifiers(monkeypatch, tiny_model_dir) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "drafter", "expected"),
+    ("cores", "drafter", "apart", "expected"),
     [
-        ((0, 1), True, ((0,), (1,))),
-        ((0, 1), False, ((0, 1), ())),
-        ((3,), True, ((), ())),
-        ((2, 3, 5), True, ((2, 3), (5,))),
-        ((), True, ((), ())),
+        ((0, 1), True, True, ((0,), (1,))),
+        ((0, 1), True, False, ((0, 1), (0, 1))),
+        ((0, 1), False, True, ((0, 1), ())),
+        ((3,), True, True, ((), ())),
+        ((3,), True, False, ((), ())),
+        ((2, 3, 5), True, True, ((2, 3), (5,))),
+        ((), True, True, ((), ())),
     ],
 )
-def test_cores_are_shared_out(cores, drafter, expected) -> None:
-    """Each model service has cores of its own where there are two or more."""
-    assert split_cores(cores, drafter) == expected
+def test_cores_are_shared_out(cores, drafter, apart, expected) -> None:
+    """Each model service has cores of its own where that is wanted and there are two or more."""
+    assert split_cores(cores, drafter, apart=apart) == expected
 
 
 def test_ready_line_can_be_pasted() -> None:

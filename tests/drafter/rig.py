@@ -38,6 +38,7 @@ class DrafterRig:
         assert runner.pool.num_used == 0, "an earlier test left blocks behind"
         self.runner = runner
         self.sent: list[Message] = []
+        self.widest: dict[Key, int] = {}
         self.assist = make_assist(ngram)
         self.early_stop = make_early_stop(early_stop)
         self.engine = DrafterEngine(
@@ -64,7 +65,9 @@ class DrafterRig:
         for draft in self.engine._drafts.values():
             sequence = draft.sequence
             assert draft.committed <= len(sequence) <= max(draft.committed, draft.max_length - 1)
-            assert len(sequence) - draft.committed <= draft.window
+            # Drafts made in a window that is narrowed afterwards stay.
+            widest = self.widest[draft.key] = max(draft.window, self.widest.get(draft.key, 0))
+            assert len(sequence) - draft.committed <= widest
             assert len(sequence.chain) == len(sequence)
             assert sequence.computed < len(sequence)
             blocks += len(sequence.table.blocks) if sequence.table else 0

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from slipstream.core.draft import Command
 from slipstream.core.params import SamplingParams
 from tests.drafter.rig import DrafterRig, Message
-from tests.verifier.rig import ELSEWHERE, GREEDY, VOCAB, Rig, plain
+from tests.verifier.rig import ELSEWHERE, GREEDY, HERE, VOCAB, Rig, plain
+from verifier_service.placement import Drafter
 
 PENALTIES = SamplingParams(
     temperature=1.0,
@@ -54,11 +55,12 @@ class Pair:
     verifier: Rig
     drafter: DrafterRig
     connection: int = 1
+    where: Drafter = ELSEWHERE
     to_drafter: list[Command] = field(default_factory=list)
     to_verifier: list[Message] = field(default_factory=list)
 
     def connect(self) -> None:
-        self.verifier.engine.drafter_up(self.connection, ELSEWHERE)
+        self.verifier.engine.drafter_up(self.connection, self.where)
 
     def collect(self) -> None:
         new, self.verifier.commands = self.verifier.commands, []
@@ -115,28 +117,33 @@ some_ticks = st.lists(
 )
 
 
+ANY_LENGTH = {"length": None, "ngram": "auto"}
 SETTINGS = [
-    ("drafter_runner", "off", "off"),
-    ("skipping_runner", "off", "off"),
-    ("drafter_runner", "on", "off"),
-    ("skipping_runner", "auto", "auto"),
-    ("skipping_runner", "on", "on"),
+    ("drafter_runner", "off", "off", {}),
+    ("skipping_runner", "off", "off", {}),
+    ("drafter_runner", "on", "off", {}),
+    ("skipping_runner", "auto", "auto", {}),
+    ("skipping_runner", "on", "on", {"ngram": "on"}),
+    ("skipping_runner", "auto", "auto", ANY_LENGTH),
+    ("drafter_runner", "off", "on", ANY_LENGTH | {"placement": "shared"}),
+    ("skipping_runner", "off", "off", ANY_LENGTH | {"placement": "auto"}),
 ]
 
 
-@pytest.mark.parametrize(("drafter", "ngram", "early_stop"), SETTINGS)
-@settings(deadline=None, max_examples=30, derandomize=True)
+@pytest.mark.parametrize(("drafter", "ngram", "early_stop", "verifier"), SETTINGS)
+@settings(deadline=None, max_examples=20, derandomize=True)
 @given(ticks=some_ticks, seed=st.integers(0, 2**40), greedy=st.booleans(), count=st.integers(1, 3))
 def test_any_link(
-    request, verifier_runner, drafter, ngram, early_stop, ticks, seed, greedy, count
+    request, verifier_runner, drafter, ngram, early_stop, verifier, ticks, seed, greedy, count
 ) -> None:
     """Proposals lost, late and reordered, commands late, streams cut: tokens of plain decoding,
-    with every setting of the drafter."""
+    with every setting of the drafter, of the length policy and of the placement."""
     params = GREEDY if greedy else SamplingParams(temperature=1.0, top_p=0.95, seed=seed)
     prompts = [tuple((seed + j * (i + 1)) % VOCAB for j in range(2 + 13 * i)) for i in range(count)]
     expected = [plain(verifier_runner, prompt, params, max_tokens=24) for prompt in prompts]
     drafter_rig = DrafterRig(request.getfixturevalue(drafter), ngram=ngram, early_stop=early_stop)
-    pair = Pair(Rig(verifier_runner), drafter_rig)
+    pair = Pair(Rig(verifier_runner, **verifier), drafter_rig)
+    pair.where = HERE if verifier.get("placement") == "auto" else ELSEWHERE
     pair.connect()
     outcomes = [pair.verifier.submit(prompt, params, max_tokens=24) for prompt in prompts]
     script = itertools.cycle(ticks)

@@ -155,8 +155,11 @@ class Rig:
         return outcome
 
     def step(self) -> bool:
-        """One step, after which every sequence must be in a lawful state."""
-        worked = self.engine.step()
+        """One step, after which every sequence must be in a lawful state.
+
+        Waiting for drafts is work, too: time passes by itself.
+        """
+        worked = self.engine.step() or self.engine.patience > 0
         self.check()
         return worked
 
