@@ -25,7 +25,7 @@ from drafter_service.stage import LocalStage, Stage
 from slipstream.core.layer_plan import LayerPlan, Skips
 from slipstream.engine.checkpoint import automatic_plan, fingerprint, load_model, read_config
 from slipstream.engine.loop import model_thread
-from slipstream.engine.placement import own_cores, place, resolve_device
+from slipstream.engine.placement import compute_on, own_cores, place, resolve_device
 from slipstream.engine.runner import ModelRunner
 from slipstream.engine.step_cost import fit_step_cost
 from slipstream.models.plans import shipped_plan
@@ -107,6 +107,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         parts=[part for part in (context, sharded, adaptive) if part is not None],
         assist=make_assist(settings.ngram),
         early_stop=make_early_stop(settings.early_stop),
+        compute_on=compute_on,
     )
     context.attach(engine.call, lambda: engine.counters.prefill_position_seconds)
     servicer.attach(engine, adaptive)

@@ -25,7 +25,6 @@ from slipstream.core.draft import (
 from slipstream.core.errors import InvalidParameter
 from slipstream.engine.batch import Segment
 from slipstream.engine.loop import EngineLoop
-from slipstream.engine.placement import compute_on
 from slipstream.engine.runner import ModelRunner
 
 log = logging.getLogger(__name__)
@@ -66,6 +65,7 @@ class DrafterEngine(EngineLoop):
         assist: guesses what the model will draw; nobody where None.
         early_stop: says when to pause for want of confidence; never where None.
         parts: what else follows the sequences.
+        compute_on: moves this process to other cores, where a verifier may ask for that.
     """
 
     def __init__(
@@ -78,11 +78,13 @@ class DrafterEngine(EngineLoop):
         assist: Assist | None = None,
         early_stop: EarlyStop | None = None,
         parts: Sequence[Part] = (),
+        compute_on: Callable[[tuple[int, ...]], None] | None = None,
     ) -> None:
         super().__init__()
         self.runner = runner
         self.counters = DraftCounters()
         self._send = send
+        self._compute_on = compute_on
         self._max_sequences = max_sequences
         self._stage = stage or LocalStage(runner)
         self._assist = assist
@@ -301,7 +303,8 @@ class DrafterEngine(EngineLoop):
         self._paces[connection] = pace
         if pace.cores and pace.cores != self._cores and self._stage.movable:
             self._cores = pace.cores
-            compute_on(pace.cores)
+            if self._compute_on is not None:
+                self._compute_on(pace.cores)
 
     def _commit(self, draft: Draft, command: Commit) -> None:
         vocab = self.runner.loaded.config.vocab_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,9 +158,12 @@ class Rig:
     def step(self) -> bool:
         """One step, after which every sequence must be in a lawful state.
 
-        Waiting for drafts is work, too: time passes by itself.
+        Waiting for drafts is work, too.
         """
-        worked = self.engine.step() or self.engine.patience > 0
+        worked = self.engine.step()
+        if self.engine.patience:
+            time.sleep(min(self.engine.patience, 0.0005))
+            worked = True
         self.check()
         return worked
 
