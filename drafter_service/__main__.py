@@ -24,6 +24,7 @@ from drafter_service.slow_stage import SlowStage
 from drafter_service.stage import LocalStage, Stage
 from slipstream.core.layer_plan import LayerPlan, Skips
 from slipstream.engine.checkpoint import automatic_plan, fingerprint, load_model, read_config
+from slipstream.engine.exactness import step_seconds
 from slipstream.engine.loop import model_thread
 from slipstream.engine.placement import compute_on, own_cores, place, resolve_device
 from slipstream.engine.runner import ModelRunner
@@ -72,6 +73,9 @@ def _make_runner(settings: Settings) -> ModelRunner:
         settings.model.name, plan.describe(), loaded.device, loaded.weight_bytes / 1e6,
         runner.pool.num_blocks,
     )  # fmt: skip
+    if settings.shard_count == 1:
+        # What is compiled or laid out at first use should not be when the first request comes.
+        step_seconds(runner, (1, 2, 4, 8), runs=2)
     return runner
 
 

@@ -124,10 +124,9 @@ class Arrival:
             # One stall is not what a draft takes.
             self.waiting = faded(self.waiting, min(each, 3.0 * (self.waiting or each)))
 
-    def forget(self, reported: float) -> None:
-        """Gives a drafter that says it takes `reported` seconds the chance to show it."""
-        if reported:
-            self.waiting = min(self.waiting, 1.5 * reported)
+    def forget(self) -> None:
+        """Gives a drafter that was slow the chance to show that it no longer is."""
+        self.waiting = 0.0
 
     def stepped(self, seconds: float, drafts: float) -> None:
         """`drafts` came during a step; those of a drafter that had paused say nothing."""

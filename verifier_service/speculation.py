@@ -26,7 +26,7 @@ Send = Callable[[int, list[Command]], None]
 # after every failure, for so many steps, with so many drafts ahead.
 _PROBE_AFTER, _PROBE_LEAST_OFTEN, _PROBE_STEPS, _PROBE_WINDOW = 32, 512, 4, 3
 # The target is computed anew after so many steps.
-_RETARGET_STEPS = 3
+_RETARGET_STEPS = 4
 # A probe waits for at most this share of a step.
 _PROBE_PATIENCE = 0.5
 # First drafts come after the drafter has the context. Side by side nobody waits for them; taking
@@ -171,9 +171,9 @@ class Speculation:
                 generation.agreed = False
                 continue
             generation.paused = proposal.paused
+            generation.arrived_at = at
             if at > self._step_ended:
                 generation.arrived_waiting += len(proposal.tokens)
-                generation.arrived_at = at
             else:
                 generation.arrived_stepping += len(proposal.tokens)
                 generation.stalled |= proposal.paused
@@ -302,11 +302,17 @@ class Speculation:
         return expected / cost(len(decoding) + sum(counts)) >= self.target.rate
 
     def _learn_stepping(self, drafting: Sequence[Generation]) -> None:
-        # Of a drafter that was contradicted or had no room nobody knows how much it could make.
-        active = [g for g in drafting if g.window and g.agreed and g.warm and not g.stalled]
-        if active and self._decoded and self._beside and not self._placement.layout.burst:
-            came = sum(g.arrived_stepping for g in active) / len(active)
-            self.arrival.stepped(self._step_ended - self._step_started, came)
+        # Of a drafter that was contradicted nobody knows how much it made, and one that had no
+        # room from the start made nothing.
+        active = [g for g in drafting if g.window and g.agreed and g.warm]
+        if not active or not self._decoded or not self._beside or self._placement.layout.burst:
+            return
+        came = sum(g.arrived_stepping for g in active) / len(active)
+        if came:
+            last = max(g.arrived_at for g in active if g.arrived_stepping)
+            self.arrival.stepped(last - self._step_started, came)
+        elif not any(g.stalled for g in active):
+            self.arrival.stepped(self._step_ended - self._step_started, 0.0)
 
     def _learn_waiting(self, drafting: Sequence[Generation]) -> None:
         waited = [g for g in drafting if g.arrived_waiting]
@@ -336,7 +342,8 @@ class Speculation:
         )
         self._count_off(best)
         if self._steps_off == self._probe_after:
-            self.arrival.forget(self._reported)
+            if self._reported:
+                self.arrival.forget()
             for generation in drafting:
                 generation.acceptance.forget()
         # Taking turns, a probe has to wait for its draft; side by side it need not.
