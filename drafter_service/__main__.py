@@ -26,7 +26,7 @@ from slipstream.core.layer_plan import LayerPlan, Skips
 from slipstream.engine.checkpoint import automatic_plan, fingerprint, load_model, read_config
 from slipstream.engine.exactness import step_seconds
 from slipstream.engine.loop import model_thread
-from slipstream.engine.placement import compute_on, own_cores, place, resolve_device
+from slipstream.engine.placement import compute_on, computing_cores, place, resolve_device
 from slipstream.engine.runner import ModelRunner
 from slipstream.engine.step_cost import fit_step_cost
 from slipstream.models.plans import shipped_plan
@@ -97,8 +97,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         "own" if sharded else settings.kv_context,
         share_memory=settings.kv_transport == "auto",
     )
-    cores = own_cores() if runner.loaded.device.type == "cpu" else ()
-    servicer = DrafterServicer(context, cores)
+    servicer = DrafterServicer(context, computing_cores(runner.loaded.device))
     adaptive = await loop.run_in_executor(thread, _make_adaptive, settings, runner)
     stage: Stage = sharded or (AdaptiveStage(runner) if adaptive else LocalStage(runner))
     if settings.slowdown > 1:

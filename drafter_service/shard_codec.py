@@ -11,7 +11,7 @@ from drafter_service.draft import Draft, Work
 from drafter_service.stage import Drawn
 from slipstream.core.draft import Open
 from slipstream.core.errors import ConfigurationError, InvalidRequest, ModelMismatch
-from slipstream.engine.placement import own_cores
+from slipstream.engine.placement import computing_cores
 from slipstream.engine.runner import ModelRunner
 from slipstream.wire.draft_codec import command_to_proto
 from slipstream.wire.host import host_id
@@ -70,7 +70,7 @@ def drawn_from_proto(message: shard_pb2.PassResult, count: int) -> list[Drawn]:
 
 def own_place(runner: ModelRunner) -> shard_pb2.ShardPlace:
     device = runner.loaded.device
-    cores = own_cores() if device.type == "cpu" else frozenset()
+    cores = computing_cores(device)
     return shard_pb2.ShardPlace(host=host_id(), device=str(device), cores=sorted(cores))
 
 

@@ -13,7 +13,7 @@ from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.exactness import choose_shapes, step_seconds
 from slipstream.engine.loop import model_thread
-from slipstream.engine.placement import compute_on, own_cores, place, resolve_device
+from slipstream.engine.placement import compute_on, computing_cores, place, resolve_device
 from slipstream.engine.runner import ModelRunner
 from slipstream.wire.host import host_id
 from slipstream.wire.process import run_service, until_stopped
@@ -85,10 +85,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         assert link is not None, "only a link announces a drafter"
         link.send(connection, commands)
 
-    on_cpu = loaded.device.type == "cpu"
-    placement = Placement(
-        settings.placement, Drafter(host_id(), own_cores() if on_cpu else frozenset()), compute_on
-    )
+    own = Drafter(host_id(), computing_cores(loaded.device))
+    placement = Placement(settings.placement, own, compute_on)
     length = None if settings.draft_length == "auto" else settings.draft_length
     speculation = Speculation(
         send, SpeculationSettings(settings.window, length, settings.ngram), step_seconds, placement

@@ -110,7 +110,7 @@ class Arrival:
 
     Attributes:
         waiting: while the verifier waits, the way there included; 0 before the first measurement.
-        stepping: while it computes; infinite where none ever comes meanwhile.
+        stepping: while it computes; 0 before the first measurement.
     """
 
     def __init__(self) -> None:

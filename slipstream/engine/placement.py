@@ -40,10 +40,7 @@ def place(cpus: str, threads: int, device: str) -> None:
             os.sched_setaffinity(0, wanted)
         except OSError as failure:
             raise ConfigurationError(f"cannot run on cores {cpus}: {failure}") from failure
-    available = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    torch.set_num_threads(threads or available)
+    torch.set_num_threads(threads or len(_own_cores()) or os.cpu_count() or 1)
     sys.setswitchinterval(_SWITCH_SECONDS)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigurationError("--device cuda: this machine or this torch has no CUDA device")
@@ -63,7 +60,12 @@ def compute_on(cores: tuple[int, ...]) -> None:
     torch.set_num_threads(len(cores))
 
 
-def own_cores() -> frozenset[int]:
+def computing_cores(device: torch.device) -> frozenset[int]:
+    """Cores that a model on `device` is computed on; none on another device than the CPU."""
+    return _own_cores() if device.type == "cpu" else frozenset()
+
+
+def _own_cores() -> frozenset[int]:
     """Cores that this process may run on; none where the system does not tell."""
     if not hasattr(os, "sched_getaffinity"):
         return frozenset()
