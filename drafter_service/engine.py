@@ -105,15 +105,11 @@ class DrafterEngine(EngineLoop):
 
     def obey(self, connection: int, commands: list[Command]) -> None:
         """Commands of one verifier, in order."""
-        self._post(lambda: self._execute(connection, commands))
+        self.post(lambda: self._execute(connection, commands))
 
     def disconnect(self, connection: int) -> None:
         """A verifier is gone: frees what was open for it."""
-        self._post(lambda: self._drop_connection(connection))
-
-    def post(self, action: Callable[[], None]) -> None:
-        """Runs `action` on the engine's thread, before its next step."""
-        self._post(action)
+        self.post(lambda: self._drop_connection(connection))
 
     # ---- the engine's thread ---------------------------------------------------------------
 

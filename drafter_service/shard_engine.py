@@ -63,15 +63,15 @@ class ShardEngine(EngineLoop):
 
     def begin(self, stream: Stream) -> None:
         """Requests come from `stream` now; what was open for an earlier one is freed."""
-        self._post(lambda: self._begin(stream))
+        self.post(lambda: self._begin(stream))
 
     def end(self, stream: Stream) -> None:
         """No more will come from `stream`."""
-        self._post(lambda: self._begin(None) if self._stream is stream else None)
+        self.post(lambda: self._begin(None) if self._stream is stream else None)
 
     def obey(self, stream: Stream, request: shard_pb2.RunRequest) -> None:
         """Requests of one stream, in order."""
-        self._post(lambda: self._obey(stream, request))
+        self.post(lambda: self._obey(stream, request))
 
     # ---- the engine's thread ---------------------------------------------------------------
 

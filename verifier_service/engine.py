@@ -127,8 +127,8 @@ class VerifierEngine(EngineLoop):
             Overloaded: too many are waiting.
         """
         generation = self._admit(request)
-        self._post(lambda: self._waiting.append(generation))
-        return lambda: self._post(lambda: self._cancel(generation))
+        self.post(lambda: self._waiting.append(generation))
+        return lambda: self.post(lambda: self._cancel(generation))
 
     def deliver(
         self,
@@ -140,15 +140,15 @@ class VerifierEngine(EngineLoop):
         """Drafts arrived from a drafter connection, which takes `draft_seconds` for one."""
         at, vocab = time.perf_counter(), self.runner.loaded.config.vocab_size
         take, known = self.speculation.take, self._by_number
-        self._post(lambda: take(connection, proposals, refusals, known, vocab, at, draft_seconds))
+        self.post(lambda: take(connection, proposals, refusals, known, vocab, at, draft_seconds))
 
     def drafter_up(self, connection: int, drafter: Drafter) -> None:
         """A drafter is there: live sequences are opened on it."""
-        self._post(lambda: self.speculation.connect(connection, drafter, self._running))
+        self.post(lambda: self.speculation.connect(connection, drafter, self._running))
 
     def drafter_down(self, connection: int) -> None:
         """A drafter is gone: decoding goes on without."""
-        self._post(lambda: self.speculation.disconnect(connection, self._running))
+        self.post(lambda: self.speculation.disconnect(connection, self._running))
 
     def _admit(self, request: GenerationRequest) -> Generation:
         loaded = self.runner.loaded

@@ -77,10 +77,11 @@ class EngineLoop(ABC):
             except Exception as failure:
                 result.set_exception(failure)
 
-        self._post(run)
+        self.post(run)
         return result
 
-    def _post(self, action: Callable[[], None]) -> None:
+    def post(self, action: Callable[[], None]) -> None:
+        """Runs `action` on the engine's thread, before its next step; from any thread."""
         self._inbox.append(action)
         self._wake.set()
 
