@@ -21,7 +21,7 @@ from slipstream.core.layer_plan import LayerPlan, Skips
 from slipstream.engine.attention import IMPLEMENTATION
 from slipstream.engine.integer_kernel import GROUP
 from slipstream.engine.linear import int4_error, weight_bytes
-from slipstream.engine.memory import give_back
+from slipstream.engine.memory import give_back, use_huge_pages
 from slipstream.engine.shards import Shard, cut, make_shard
 from slipstream.engine.skips import SkipSet
 from slipstream.engine.transforms import (
@@ -35,6 +35,8 @@ from slipstream.engine.transforms import (
 # original window, so a token would depend on its neighbours. The window ends there.
 _BATCH_DEPENDENT_ROPE = {"longrope", "dynamic"}
 _SAMPLED_BYTES = 1 << 16
+# Weights of fewer bytes stay in the caches, where small pages cost little.
+_HUGE_PAGE_BYTES = 16 << 20
 # What a config says of a file's history rather than of the model.
 _VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 # int4 that hurts the weights less than their own bfloat16 rounding several times over: the
@@ -310,6 +312,9 @@ def load_model(
     if optimized:
         optimize(model, plan)
     give_back()
+    held = weight_bytes(model)
+    if torch_device.type == "cpu" and held >= _HUGE_PAGE_BYTES:
+        use_huge_pages()
     return LoadedModel(
         model=model,
         config=config,
@@ -322,7 +327,7 @@ def load_model(
         shard=part,
         context_length=_context_length(config),
         eos_token_ids=eos_token_ids(folder, config),
-        weight_bytes=weight_bytes(model),
+        weight_bytes=held,
         tensors_read=read,
         skips=SkipSet(model),
     )
