@@ -105,16 +105,25 @@ def pack(
         min_rows: fewest rows of the batch; rows that only pad are added behind.
         query_multiple: query rows that attention sees per segment are padded to a multiple.
     """
-    tokens = [token for segment in segments for token in segment.tokens]
-    padding = max(0, min_rows - len(tokens))
-    ids = torch.tensor(tokens + [0] * padding)
-    positions = torch.cat(
-        [torch.arange(s.position, s.kv_length) for s in segments]
-        + ([torch.zeros(padding, dtype=torch.int64)] if padding else [])
-    )
-    rows: list[SegmentRows] = []
-    slots: list[torch.Tensor] = []
+    tokens: list[int] = []
+    at: list[int] = []
     wanted: list[int] = []
+    slots: list[torch.Tensor] = []
+    for segment in segments:
+        tokens += segment.tokens
+        at += range(segment.position, segment.kv_length)
+        wanted += range(len(tokens) - segment.num_logits, len(tokens))
+        slots.append(segment.table.slots[segment.position : segment.kv_length])
+    num_logits, padding = len(wanted), max(0, min_rows - len(tokens))
+    if wanted:
+        wanted += wanted[-1:] * (min_rows - num_logits)
+    if padding:
+        tokens += [0] * padding
+        at += [0] * padding
+        slots.append(torch.full((padding,), SCRATCH_SLOT, device=device))
+    # A step of few rows notices every tensor operation, so there are as few as can be.
+    ids, positions = torch.tensor((tokens, at), device=device)
+    rows: list[SegmentRows] = []
     end = 0
     for segment in segments:
         start, end = end, end + len(segment.tokens)
@@ -122,23 +131,16 @@ def pack(
             SegmentRows(
                 rows=slice(start, end),
                 position=segment.position,
-                positions=positions[start:end].to(device),
+                positions=positions[start:end],
                 table=segment.table,
                 padded=_pad_up(segment.kv_length, BLOCK_TOKENS),
                 num_queries=_pad_up(end - start, query_multiple),
             )
         )
-        slots.append(segment.table.slots[segment.position : segment.kv_length])
-        wanted.extend(range(end - segment.num_logits, end))
-    num_logits = len(wanted)
-    if wanted:
-        wanted.extend(wanted[-1:] * (min_rows - num_logits))
-    if padding:
-        slots.append(torch.full((padding,), SCRATCH_SLOT, device=device))
     return Batch(
-        input_ids=ids[None].to(device),
-        position_ids=positions[None].to(device),
-        slots=torch.cat(slots),
+        input_ids=ids[None],
+        position_ids=positions[None],
+        slots=torch.cat(slots) if len(slots) > 1 else slots[0],
         segments=tuple(rows),
         logit_rows=torch.tensor(wanted, dtype=torch.int64, device=device),
         num_logits=num_logits,

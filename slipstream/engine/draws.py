@@ -9,7 +9,7 @@ import torch
 
 from slipstream.core.errors import InternalError
 from slipstream.core.sampling import Logits
-from slipstream.engine.reductions import sum_exp
+from slipstream.engine.reductions import argmax_bf16, sum_exp
 from slipstream.engine.sequence import Sequence
 
 
@@ -21,16 +21,15 @@ class Draws:
     """
 
     def __init__(self, logits: torch.Tensor) -> None:
-        # In float32 on the host: torch's argmax over bfloat16 takes five times as long.
-        self._rows: Logits = logits.float().cpu().numpy()
-        argmax = self._rows.argmax(-1)
-        self._argmax: list[int] = argmax.tolist()
-        self._best = best = np.take_along_axis(self._rows, argmax[:, None], axis=1)[:, 0]
-        self._finite: list[bool] = np.isfinite(best).tolist()
+        self._logits = logits
+        self._floats: dict[int, Logits] = {}
+        self._argmax, self._finite = _argmax(logits)
 
     def row(self, index: int) -> Logits:
-        """float32 [vocab]."""
-        row: Logits = self._rows[index]
+        """float32 [vocab]. Most rows of most steps are never asked for."""
+        row = self._floats.get(index)
+        if row is None:
+            row = self._floats[index] = self._logits[index].float().cpu().numpy()
         return row
 
     def token(self, index: int, sequence: Sequence) -> int:
@@ -47,7 +46,8 @@ class Draws:
 
     def probability(self, index: int, token: int, temperature: float) -> float:
         """Share of `token` in row `index` at a temperature, 0 taken as 1; without any filters."""
-        row, best = self._rows[index], self._best[index]
+        row = self.row(index)
+        best = row[self._argmax[index]]
         scale = np.float32(1.0 / temperature if temperature > 0 else 1.0)
         share = np.exp((row[token] - best) * scale) / sum_exp(row, best, scale)
         return float(share)
@@ -71,3 +71,16 @@ class Draws:
         finally:
             sequence.rollback(length)
         return tokens
+
+
+def _argmax(logits: torch.Tensor) -> tuple[list[int], list[bool]]:
+    """Of each row the first largest logit, and whether that is a finite number."""
+    if logits.dtype is torch.bfloat16 and logits.device.type == "cpu":
+        bits = logits.contiguous().view(torch.int16).numpy()
+        found, finite = np.empty(len(bits), np.int64), np.empty(len(bits), np.bool_)
+        argmax_bf16(bits, found, finite)
+    else:
+        rows = logits.float().cpu().numpy()
+        found = rows.argmax(-1)
+        finite = np.isfinite(np.take_along_axis(rows, found[:, None], axis=1)[:, 0])
+    return found.tolist(), finite.tolist()

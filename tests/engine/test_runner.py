@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from slipstream.engine.batch import Segment
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.draws import Draws
 from slipstream.engine.kv_pool import SCRATCH_SLOT
+from slipstream.engine.reductions import argmax_bf16
 from slipstream.engine.runner import ModelRunner
 from slipstream.engine.sequence import Sequence
 from tests.golden.families import VOCAB, build
@@ -120,6 +122,23 @@ def test_logits_that_are_no_numbers_fail_their_row_alone(bad: float) -> None:
     assert draws.token(0, _sequence()) == draws.token(2, _sequence()) == 6
     with pytest.raises(InternalError, match="finite"):
         draws.token(1, _sequence())
+
+
+@pytest.mark.parametrize("size", [1, 3, 511, 512, 513, 2000])
+def test_the_compiled_argmax_is_numpys(size: int) -> None:
+    """Over any bfloat16 bits: the first maximum, either zero, and the first that is no number."""
+    rng = np.random.default_rng(size)
+    wild = rng.integers(-(2**15), 2**15, (200, size)).astype(np.int16)
+    few = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan], np.float32)
+    for most in range(1, len(few) + 1):
+        floats = torch.from_numpy(rng.choice(few[:most], (200, size))).bfloat16()
+        for bits in (wild, floats.view(torch.int16).numpy()):
+            wanted = torch.from_numpy(bits).view(torch.bfloat16).float().numpy()
+            argmax, finite = np.empty(200, np.int64), np.empty(200, np.bool_)
+            argmax_bf16(bits, argmax, finite)
+            assert (argmax == wanted.argmax(-1)).all()
+            best = np.take_along_axis(wanted, argmax[:, None], axis=1)[:, 0]
+            assert (finite == np.isfinite(best)).all()
 
 
 def test_minus_infinity_is_an_ordinary_logit() -> None:
