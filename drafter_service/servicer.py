@@ -155,6 +155,9 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             plan_trials=self._adaptive.trials,
             plan_moves=self._adaptive.moves,
             spare_seconds=self._adaptive.spare_seconds,
+            guessed_tokens=counters.guessed_tokens,
+            right_guesses=counters.right_guesses,
+            early_stops=counters.early_stops,
             kv=self._kv_counters(),
         )
 

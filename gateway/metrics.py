@@ -38,6 +38,9 @@ class Metrics:
         self.drafts = self._counter("spec_decode_num_drafts")
         self.draft_tokens = self._counter("spec_decode_num_draft_tokens")
         self.accepted = self._counter("spec_decode_num_accepted_tokens")
+        # Of the two above, the verifier's n-gram guesses; the others are the drafter's.
+        self.guess_tokens = self._counter("spec_decode_num_guess_tokens")
+        self.accepted_guesses = self._counter("spec_decode_num_accepted_guess_tokens")
         self.accepted_at = self._counter("spec_decode_num_accepted_tokens_per_pos", "position")
 
     def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
@@ -73,6 +76,8 @@ class Metrics:
         self.drafts.inc(stats.num_spec_steps)
         self.draft_tokens.inc(stats.num_draft_tokens)
         self.accepted.inc(stats.num_accepted_tokens)
+        self.guess_tokens.inc(stats.num_guess_tokens)
+        self.accepted_guesses.inc(stats.num_accepted_guess_tokens)
         histogram = stats.acceptance_histogram
         for position in range(len(histogram) - 1):
             # A step that accepted more than `position` tokens accepted the one there.

@@ -49,13 +49,20 @@ class EngineCounters:
     prompt_tokens: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    # Of those two, n-gram guesses; the others came from the drafter.
+    guess_tokens: int = 0
+    accepted_guess_tokens: int = 0
     stale_draft_tokens: int = 0
     # By position in the drafts of a step: verified there, and accepted.
     drafted_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
 
-    def count_drafts(self, drafted: int, accepted: int) -> None:
+    def count_drafts(self, drafted: int, accepted: int, by_drafter: int) -> None:
+        """Of `drafted` drafts of a sequence, the first `by_drafter` of them the drafter's."""
+        self.draft_tokens += drafted
         self.accepted_tokens += accepted
+        self.guess_tokens += drafted - by_drafter
+        self.accepted_guess_tokens += max(0, accepted - by_drafter)
         for counts, reached in (
             (self.drafted_by_position, drafted),
             (self.accepted_by_position, accepted),
@@ -269,7 +276,7 @@ class VerifierEngine(EngineLoop):
         generation.settle(len(committed))
         generation.counts.record(len(drafts), accepted, generation.drafted)
         self.speculation.verified(generation, accepted)
-        self.counters.count_drafts(len(drafts), accepted)
+        self.counters.count_drafts(len(drafts), accepted, generation.drafted)
         self.counters.generated_tokens += len(committed)
         counts = generation.counts.copy()
         progress = Progress(tuple(committed), generation.finish, counts=counts)
@@ -291,7 +298,6 @@ class VerifierEngine(EngineLoop):
         counters, drafted = self.counters, sum(len(item.drafts) for item in work)
         counters.steps += 1
         counters.step_seconds += seconds
-        counters.draft_tokens += drafted
         for item in work:
             item.generation.last_step = counters.steps
         self._prefilled_last = len(work[-1].segment.tokens) - len(work[-1].drafts) > 1

@@ -130,6 +130,11 @@ class Placement:
         self._contests = {}
         return self._candidates[0]
 
+    @property
+    def on_trial(self) -> bool:
+        """Whether layouts still compete, for some size of batch."""
+        return any(contest.winner is None for contest in self._contests.values())
+
     def use(self, layout: Layout) -> None:
         if layout.verifier_cores and layout.verifier_cores != self.layout.verifier_cores:
             self._compute_on(layout.verifier_cores)

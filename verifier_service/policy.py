@@ -16,10 +16,20 @@ Cost = Callable[[int], float]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """How many drafts each sequence should have in a step, and the tokens per second to expect."""
+    """How many drafts each sequence should have in a step, and the tokens per second to expect.
 
-    length: int
-    rate: float
+    Attributes:
+        plain: what to expect without drafts.
+    """
+
+    length: int = 0
+    rate: float = 0.0
+    plain: float = 0.0
+
+    @property
+    def worth(self) -> float:
+        """With such drafts over without; 1 where nothing is known yet."""
+        return self.rate / self.plain if self.plain else 1.0
 
 
 def best_length(
@@ -49,8 +59,8 @@ def best_length(
         waiting, stepping: seconds from draft to draft while the verifier waits and computes.
         sequences, drafting: n, those that decode; d, those of them with a drafter.
     """
-    plain = Target(0, sequences / quiet(sequences))
-    best = Target(0, plain.rate * _MARGIN)
+    plain = sequences / quiet(sequences)
+    best, best_rate = Target(0, plain, plain), plain * _MARGIN
     expected = float(sequences)
     for length, alive in enumerate(survival, start=1):
         expected += drafting * alive
@@ -58,6 +68,6 @@ def best_length(
         ahead = max(0.0, step / stepping - 1.0) if stepping else 0.0
         missing = alive * max(0.0, length - ahead) + (1.0 - alive) * length
         rate = expected / (step + waiting * missing)
-        if rate > best.rate:
-            best = Target(length, rate)
-    return best if best.length else plain
+        if rate > best_rate:
+            best, best_rate = Target(length, rate, plain), rate
+    return best

@@ -128,6 +128,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     ) -> verifier_pb2.GetStatusResponse:
         engine, link = self._engine, self._link
         counters, pool = engine.counters, engine.runner.pool
+        placement, target = engine.speculation.placement, engine.speculation.target
         return verifier_pb2.GetStatusResponse(
             drafter_connected=link is not None and link.connected,
             drafter_detail="no drafter configured" if link is None else link.detail,
@@ -151,6 +152,12 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             accepted_tokens_per_position=counters.accepted_by_position,
             kv_leases=engine.kv.num_leases,
             kv_leased_blocks=engine.kv.num_kept,
+            guess_tokens=counters.guess_tokens,
+            accepted_guess_tokens=counters.accepted_guess_tokens,
+            placement=placement.layout.name,
+            placement_on_trial=placement.on_trial,
+            draft_length=target.length,
+            draft_worth=target.worth,
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slipstream.core.draft import Close, Command, Proposal, Refusal, SetPace, SetWindow
 from slipstream.core.goodput import share_rows
@@ -74,13 +74,13 @@ class Speculation:
     ) -> None:
         self.acceptance = Acceptance()
         self.arrival = Arrival()
-        self.target = Target(0, 0.0)
+        self.target = Target()
         self._send = send
         self._settings = settings
         self._longest = max(settings.window, _LONGEST_RUN)
         self._probe = probe
         self._clock = clock
-        self._placement = placement
+        self.placement = placement
         self._costs: dict[tuple[Layout, bool], StepCost] = {}
         self._arrivals: dict[Layout, Arrival] = {}
         self._connection: int | None = None
@@ -103,7 +103,7 @@ class Speculation:
         self._connection = connection
         self._commands.clear()
         self._pace = SetPace((), burst=False)
-        self._adopt(self._placement.pair(drafter))
+        self._adopt(self.placement.pair(drafter))
         for generation in running:
             self.open(generation)
 
@@ -113,7 +113,7 @@ class Speculation:
             return
         self._connection = None
         self._commands.clear()
-        self._adopt(self._placement.pair(None))
+        self._adopt(self.placement.pair(None))
         for generation in running:
             generation.opened = False
 
@@ -126,7 +126,7 @@ class Speculation:
         # On a shared device the prompt is not prefilled twice at a time: the drafter's turn
         # comes when the verifier has decoded its first token.
         wanted = self._wanted_window()
-        if self._placement.layout.burst and self._settings.length is None:
+        if self.placement.layout.burst and self._settings.length is None:
             wanted = 0
         generation.window = wanted
         self._commands.append(generation.open_command(wanted))
@@ -254,8 +254,8 @@ class Speculation:
         if self._decoded:
             rows = sum(len(item.segment.tokens) for item in work)
             self._cost(self._beside).observe(rows, ended - self._step_started)
-            layout = self._placement.cycled(len(work), tokens, ended - self._step_ended)
-            if layout is not self._placement.layout:
+            layout = self.placement.cycled(len(work), tokens, ended - self._step_ended)
+            if layout is not self.placement.layout:
                 self._adopt(layout)
         self._step_ended = ended
         self._waiting_since = None
@@ -263,10 +263,10 @@ class Speculation:
     # ---- what was measured, and what follows from it ---------------------------------------
 
     def _cost(self, beside: bool) -> StepCost:
-        key = (self._placement.layout, beside)
+        key = (self.placement.layout, beside)
         if key not in self._costs:
             # Two that compute on the same cores at a time get half of them each, or less.
-            slower = 2.0 if beside and self._placement.layout.burst else 1.0
+            slower = 2.0 if beside and self.placement.layout.burst else 1.0
             self._costs[key] = StepCost({n: slower * t for n, t in self._probe.items()})
         return self._costs[key]
 
@@ -280,7 +280,7 @@ class Speculation:
     def _cold_wait(self, generation: Generation) -> bool:
         """Whether to wait, a little, for the first drafts of a sequence: where the two take turns
         the drafter would get nowhere without."""
-        return self._placement.layout.burst and generation.cold_steps < _COLD_WAITS
+        return self.placement.layout.burst and generation.cold_steps < _COLD_WAITS
 
     def _count_cold(self, generation: Generation) -> None:
         """Another step without a first draft; at some point that says how slow the drafter is."""
@@ -305,7 +305,7 @@ class Speculation:
         # Of a drafter that was contradicted nobody knows how much it made, and one that had no
         # room from the start made nothing.
         active = [g for g in drafting if g.window and g.agreed and g.warm]
-        if not active or not self._decoded or not self._beside or self._placement.layout.burst:
+        if not active or not self._decoded or not self._beside or self.placement.layout.burst:
             return
         came = sum(g.arrived_stepping for g in active) / len(active)
         if came:
@@ -330,7 +330,7 @@ class Speculation:
             g.stalled = g.paused
 
     def _retarget(self, decoding: Sequence[Generation], drafting: Sequence[Generation]) -> None:
-        burst = self._placement.layout.burst
+        burst = self.placement.layout.burst
         best = best_length(
             quiet=self._cost(beside=False),
             beside=self._cost(beside=not burst),
@@ -347,7 +347,7 @@ class Speculation:
             for generation in drafting:
                 generation.acceptance.forget()
         # Taking turns, a probe has to wait for its draft; side by side it need not.
-        self.target = Target(1, best.rate) if burst and self._probing else best
+        self.target = replace(best, length=1) if burst and self._probing else best
         wanted = self._wanted_window()
         for generation in drafting:
             if generation.window != wanted:
@@ -374,13 +374,13 @@ class Speculation:
             return self._settings.window
         if self.target.length == 0 and self.target.rate:
             return _PROBE_WINDOW if self._probing else 0
-        if self._placement.layout.burst:
+        if self.placement.layout.burst:
             return max(1, self.target.length)
         return self._settings.window
 
     def _adopt(self, layout: Layout) -> None:
         """Computes where `layout` says from now on, and tells the drafter to do so."""
-        self._placement.use(layout)
+        self.placement.use(layout)
         self.arrival = self._arrivals.setdefault(layout, Arrival())
         pace = SetPace(layout.drafter_cores, layout.burst)
         if self._connection is not None and pace != self._pace:

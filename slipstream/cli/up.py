@@ -16,6 +16,17 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from slipstream.cli.addresses import claim, parts, reachable
+from slipstream.cli.choices import (
+    Automatic,
+    Device,
+    Dtype,
+    Exactness,
+    KvContext,
+    LogLevel,
+    Placement,
+    Switch,
+    TargetPrecision,
+)
 from slipstream.cli.services import Plan, services, split_cores, usable_cores
 from slipstream.cli.supervisor import Policy, Supervisor
 from slipstream.core.errors import ConfigurationError
@@ -23,59 +34,6 @@ from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
 
 _CHECK_SECONDS = 30.0
-
-
-class Switch(StrEnum):
-    on = "on"
-    off = "off"
-
-
-class Dtype(StrEnum):
-    auto = "auto"
-    bfloat16 = "bfloat16"
-    float32 = "float32"
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Exactness(StrEnum):
-    auto = "auto"
-    fast = "fast"
-    strict = "strict"
-
-
-class TargetPrecision(StrEnum):
-    native = "native"
-    int8 = "int8"
-
-
-class KvContext(StrEnum):
-    own = "own"
-    prompt = "prompt"
-    commit = "commit"
-
-
-class Placement(StrEnum):
-    auto = "auto"
-    separate = "separate"
-    shared = "shared"
-
-
-class Ngram(StrEnum):
-    off = "off"
-    on = "on"
-    auto = "auto"
-
-
-class LogLevel(StrEnum):
-    debug = "debug"
-    info = "info"
-    warning = "warning"
-    error = "error"
 
 
 def up(
@@ -99,7 +57,21 @@ def up(
         typer.Option(help="Cores of verifier and drafter: half each, all in turn, or the faster."),
     ] = Placement.auto,
     ngram: Annotated[
-        Ngram | None, typer.Option(help="Guesses from the text itself, beside drafts.")
+        Automatic | None, typer.Option(help="Guesses from the text itself, beside drafts.")
+    ] = None,
+    early_stop: Annotated[
+        Automatic | None, typer.Option(help="No drafts behind tokens that the drafter doubts.")
+    ] = None,
+    draft_length: Annotated[
+        str | None,
+        typer.Option(help="Most drafts of a step; `auto`: what promises the most tokens/s."),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Most drafts ahead of the last commit.")
+    ] = None,
+    kv_leases: Annotated[
+        int | None,
+        typer.Option(min=0, help="Most leases on the verifier's keys and values; 0: none."),
     ] = None,
     http: Annotated[str, typer.Option(help="Address of the HTTP API.")] = "127.0.0.1:8000",
     grpc: Annotated[str, typer.Option(help="Address of the gRPC API.")] = "127.0.0.1:50050",
@@ -157,6 +129,9 @@ def up(
             {
                 "--layer-plan": layer_plan,
                 "--kv-context": kv_context,
+                "--early-stop": early_stop,
+                "--window": window,
+                "--kv-leases": kv_leases,
                 "--drafter-cpus": drafter_cpus,
                 "--drafter-shards": drafter_shards,
             }
@@ -194,11 +169,15 @@ def up(
             "max-queue": max_queue,
             "placement": placement.value,
             "ngram": _value(ngram),
+            "draft-length": _draft_length(draft_length),
+            "window": window,
+            "kv-leases": kv_leases,
         },
         drafter_options={
             "layer-plan": layer_plan,
             "kv-context": _value(kv_context),
             "ngram": _value(ngram),
+            "early-stop": _value(early_stop),
             "dtype": _value(dtype),
         },
         gateway_options={"api-keys": api_keys, "log-level": log_level.value},
@@ -293,6 +272,12 @@ def _cores(option: str, given: str | None, default: tuple[int, ...]) -> tuple[in
     if missing:
         raise ConfigurationError(f"{option}: there is no core {missing[0]} for this process")
     return cores
+
+
+def _draft_length(given: str | None) -> str | None:
+    if given in (None, "auto") or (given.isdecimal() and int(given) > 0):
+        return given
+    raise ConfigurationError(f"--draft-length must be auto or a number from 1 on, got {given!r}")
 
 
 def _value(choice: StrEnum | None) -> object | None:

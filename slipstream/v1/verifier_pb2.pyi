@@ -66,7 +66,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("drafter_connected", "drafter_detail", "requests_running", "requests_waiting", "kv_cache_usage", "steps", "step_seconds", "model_seconds", "generated_tokens", "prompt_tokens", "draft_tokens", "accepted_tokens", "stale_draft_tokens", "plain_step_seconds", "draft_step_seconds", "drafter_connections", "kv_blocks_used", "open_sequences", "draft_tokens_per_position", "accepted_tokens_per_position", "kv_leases", "kv_leased_blocks")
+    __slots__ = ("drafter_connected", "drafter_detail", "requests_running", "requests_waiting", "kv_cache_usage", "steps", "step_seconds", "model_seconds", "generated_tokens", "prompt_tokens", "draft_tokens", "accepted_tokens", "stale_draft_tokens", "plain_step_seconds", "draft_step_seconds", "drafter_connections", "kv_blocks_used", "open_sequences", "draft_tokens_per_position", "accepted_tokens_per_position", "kv_leases", "kv_leased_blocks", "guess_tokens", "accepted_guess_tokens", "placement", "placement_on_trial", "draft_length", "draft_worth")
     DRAFTER_CONNECTED_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_DETAIL_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,12 @@ class GetStatusResponse(_message.Message):
     ACCEPTED_TOKENS_PER_POSITION_FIELD_NUMBER: _ClassVar[int]
     KV_LEASES_FIELD_NUMBER: _ClassVar[int]
     KV_LEASED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    GUESS_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_GUESS_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_ON_TRIAL_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_WORTH_FIELD_NUMBER: _ClassVar[int]
     drafter_connected: bool
     drafter_detail: str
     requests_running: int
@@ -111,4 +117,10 @@ class GetStatusResponse(_message.Message):
     accepted_tokens_per_position: _containers.RepeatedScalarFieldContainer[int]
     kv_leases: int
     kv_leased_blocks: int
-    def __init__(self, drafter_connected: _Optional[bool] = ..., drafter_detail: _Optional[str] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., steps: _Optional[int] = ..., step_seconds: _Optional[float] = ..., model_seconds: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., stale_draft_tokens: _Optional[int] = ..., plain_step_seconds: _Optional[float] = ..., draft_step_seconds: _Optional[float] = ..., drafter_connections: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., open_sequences: _Optional[int] = ..., draft_tokens_per_position: _Optional[_Iterable[int]] = ..., accepted_tokens_per_position: _Optional[_Iterable[int]] = ..., kv_leases: _Optional[int] = ..., kv_leased_blocks: _Optional[int] = ...) -> None: ...
+    guess_tokens: int
+    accepted_guess_tokens: int
+    placement: str
+    placement_on_trial: bool
+    draft_length: int
+    draft_worth: float
+    def __init__(self, drafter_connected: _Optional[bool] = ..., drafter_detail: _Optional[str] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., steps: _Optional[int] = ..., step_seconds: _Optional[float] = ..., model_seconds: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., stale_draft_tokens: _Optional[int] = ..., plain_step_seconds: _Optional[float] = ..., draft_step_seconds: _Optional[float] = ..., drafter_connections: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., open_sequences: _Optional[int] = ..., draft_tokens_per_position: _Optional[_Iterable[int]] = ..., accepted_tokens_per_position: _Optional[_Iterable[int]] = ..., kv_leases: _Optional[int] = ..., kv_leased_blocks: _Optional[int] = ..., guess_tokens: _Optional[int] = ..., accepted_guess_tokens: _Optional[int] = ..., placement: _Optional[str] = ..., placement_on_trial: _Optional[bool] = ..., draft_length: _Optional[int] = ..., draft_worth: _Optional[float] = ...) -> None: ...
