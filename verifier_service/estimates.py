@@ -24,8 +24,9 @@ def faded(before: float, new: float, share: float = _NEW) -> float:
 class StepCost:
     """Seconds of a verifier's step as a function of its rows.
 
-    The shape is probed when the model is loaded; service corrects it, by row count where there
-    are measurements and as a whole elsewhere (context, company and clock change all of them).
+    The shape is probed when the model is loaded; service corrects it as a whole (context, company
+    and clock change all of it) and, where a row count was measured, by how that differs from the
+    whole. So a count that is no longer seen, such as the one row of a plain step, ages with the rest.
 
     Args:
         probe: seconds by number of rows, at least one entry.
@@ -38,7 +39,8 @@ class StepCost:
         for rows in self._rows:
             self._seconds.append(max([probe[rows], *self._seconds[-1:]]))
         self._ratio = 1.0
-        self._ratios: dict[int, float] = {}
+        # By row count, relative to the ratio of all.
+        self._own: dict[int, float] = {}
 
     def probed(self, rows: int) -> float:
         """By interpolation; beyond the last probe by its slope."""
@@ -55,11 +57,13 @@ class StepCost:
     def observe(self, rows: int, seconds: float) -> None:
         # One stalled step (a collector, a neighbour) is not what steps cost.
         ratio = min(seconds / self.probed(rows), 4.0 * self._ratio)
-        self._ratio = faded(self._ratio, ratio)
-        self._ratios[rows] = faded(self._ratios.get(rows, self._ratio), ratio)
+        own = self._own.get(rows, 1.0)
+        # The whole moves by what this count's usual difference does not explain.
+        self._ratio = faded(self._ratio, ratio / own)
+        self._own[rows] = faded(own, ratio / self._ratio)
 
     def __call__(self, rows: int) -> float:
-        return self.probed(rows) * self._ratios.get(rows, self._ratio)
+        return self.probed(rows) * self._ratio * self._own.get(rows, 1.0)
 
 
 class Acceptance:
@@ -106,27 +110,69 @@ class Acceptance:
 
 
 class Arrival:
-    """Seconds from draft to draft, as the verifier sees them arrive.
+    """How drafts arrive, as the verifier sees it.
+
+    A wait for m drafts takes `latency` + m `waiting` seconds: the way to the drafter and back, and
+    what each draft takes. Both are a least-squares fit of the waits so far, old ones fading, drawn
+    towards what the drafter says of its own speed: while all runs have the same length, only their
+    sum can be measured.
 
     Attributes:
-        waiting: while the verifier waits, the way there included; 0 before the first measurement.
-        stepping: while it computes; 0 before the first measurement.
+        stepping: seconds from draft to draft while the verifier computes; 0 before the first
+            measurement.
     """
 
     def __init__(self) -> None:
-        self.waiting = 0.0
         self.stepping = 0.0
-
-    def waited(self, seconds: float, drafts: float) -> None:
-        """`drafts` came in `seconds` of waiting; with none, at least that long is missing."""
-        each = seconds / max(1.0, drafts)
-        if drafts or each > self.waiting:
-            # One stall is not what a draft takes.
-            self.waiting = faded(self.waiting, min(each, 3.0 * (self.waiting or each)))
+        self._said = 0.0
+        self.forget()
 
     def forget(self) -> None:
         """Gives a drafter that was slow the chance to show that it no longer is."""
-        self.waiting = 0.0
+        # Decayed sums over the waits: how many, m, seconds, m m and m seconds.
+        self._sums: tuple[float, ...] = (0.0,) * 5
+
+    @property
+    def measured(self) -> bool:
+        return self._sums[0] > 0.0
+
+    @property
+    def waiting(self) -> float:
+        """Seconds for each draft while the verifier waits."""
+        count, m, t, mm, mt = self._sums
+        if not count:
+            return self._said
+        covariance, variance = mt - m * t / count, mm - m * m / count
+        prior = min(self._said or t / m, t / m)
+        slope = (covariance + _PRIOR_WEIGHT * prior) / (variance + _PRIOR_WEIGHT)
+        # No draft takes longer than a wait, or less than none.
+        return min(max(slope, 0.0), t / m)
+
+    @property
+    def latency(self) -> float:
+        """Seconds of a wait beyond what its drafts take."""
+        count, m, t, _, _ = self._sums
+        return (t - m * self.waiting) / count if count else 0.0
+
+    def wait(self, drafts: float) -> float:
+        """Seconds to expect for `drafts` more."""
+        return self.latency + drafts * self.waiting if drafts > 0 else 0.0
+
+    def said(self, seconds: float) -> None:
+        """What the drafter takes for a draft, by its own account; 0: it has none yet."""
+        self._said = seconds
+
+    def waited(self, seconds: float, drafts: float) -> None:
+        """`drafts` came in `seconds` of waiting; with none, at least that long is missing."""
+        expected = self.wait(max(1.0, drafts))
+        if not drafts and seconds <= expected:
+            return
+        if self.measured:
+            # One stall is not what a draft takes.
+            seconds = min(seconds, 3.0 * expected)
+        m = max(1.0, drafts)
+        new = (1.0, m, seconds, m * m, m * seconds)
+        self._sums = tuple((1.0 - _NEW) * s + n for s, n in zip(self._sums, new, strict=True))
 
     def stepped(self, seconds: float, drafts: float) -> None:
         """`drafts` came during a step; those of a drafter that had paused say nothing."""

@@ -37,7 +37,7 @@ def best_length(
     quiet: Cost,
     beside: Cost,
     survival: Sequence[float],
-    waiting: float,
+    waiting: Callable[[float], float],
     stepping: float,
     sequences: int,
     drafting: int,
@@ -50,13 +50,14 @@ def best_length(
     and s[i] the probability that the first i are right:
 
         step  = beside(n + d m)
-        wait  = waiting (s[m] max(0, m - max(0, step / stepping - 1)) + (1 - s[m]) m)
+        wait  = s[m] w(m - max(0, step / stepping - 1)) + (1 - s[m]) w(m)
         rate  = (n + d (s[1] + ... + s[m])) / (step + wait)
 
     Args:
         quiet, beside: step seconds by rows, with the drafter silent and at work.
         survival: s[1] to s[most].
-        waiting, stepping: seconds from draft to draft while the verifier waits and computes.
+        waiting: w, seconds of a wait by the drafts that are missing; 0 for none.
+        stepping: seconds from draft to draft while the verifier computes.
         sequences, drafting: n, those that decode; d, those of them with a drafter.
     """
     plain = sequences / quiet(sequences)
@@ -66,8 +67,8 @@ def best_length(
         expected += drafting * alive
         step = beside(sequences + drafting * length)
         ahead = max(0.0, step / stepping - 1.0) if stepping else 0.0
-        missing = alive * max(0.0, length - ahead) + (1.0 - alive) * length
-        rate = expected / (step + waiting * missing)
+        wait = alive * waiting(max(0.0, length - ahead)) + (1.0 - alive) * waiting(length)
+        rate = expected / (step + wait)
         if rate > best_rate:
             best, best_rate = Target(length, rate, plain), rate
     return best

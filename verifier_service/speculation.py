@@ -207,8 +207,8 @@ class Speculation:
         missing = [g for g in missing if g.warm] or [g for g in missing if self._cold_wait(g)]
         if not missing or self._worth_it_now(turn.decoding):
             return 0.0
-        expected = self._draft_seconds() * max(
-            g.arrived_waiting + length - g.num_pending for g in drafting
+        expected = self.arrival.wait(
+            max(g.arrived_waiting + length - g.num_pending for g in drafting)
         )
         most = _PATIENCE * expected + _PATIENCE_SECONDS
         if self._probing or not missing[0].warm:
@@ -270,13 +270,6 @@ class Speculation:
             self._costs[key] = StepCost({n: slower * t for n, t in self._probe.items()})
         return self._costs[key]
 
-    def _draft_seconds(self) -> float:
-        if self.arrival.waiting:
-            return self.arrival.waiting
-        # Before the first wait: what the drafter says of itself, or half a step.
-        guess = self._reported or 0.5 * self._probe[min(self._probe)]
-        return min(guess, self.arrival.stepping or guess)
-
     def _cold_wait(self, generation: Generation) -> bool:
         """Whether to wait, a little, for the first drafts of a sequence: where the two take turns
         the drafter would get nowhere without."""
@@ -331,11 +324,13 @@ class Speculation:
 
     def _retarget(self, decoding: Sequence[Generation], drafting: Sequence[Generation]) -> None:
         burst = self.placement.layout.burst
+        # Before it has drafted anything, half a step is a guess as good as any.
+        self.arrival.said(self._reported or 0.5 * self._probe[min(self._probe)])
         best = best_length(
             quiet=self._cost(beside=False),
             beside=self._cost(beside=not burst),
             survival=mean_survival([g.acceptance.survival(self._longest) for g in drafting]),
-            waiting=self._draft_seconds(),
+            waiting=self.arrival.wait,
             stepping=0.0 if burst else self.arrival.stepping,
             sequences=len(decoding),
             drafting=len(drafting),
