@@ -26,7 +26,8 @@ class StepCost:
 
     The shape is probed when the model is loaded; service corrects it as a whole (context, company
     and clock change all of it) and, where a row count was measured, by how that differs from the
-    whole. So a count that is no longer seen, such as the one row of a plain step, ages with the rest.
+    whole: so a count that is no longer seen, such as the one row of a plain step, ages with the
+    rest.
 
     Args:
         probe: seconds by number of rows, at least one entry.
