@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 # Share of a new measurement in a moving average: an old one has faded after some tens of steps.
 _NEW = 0.1
+# The same for what sets one row count apart, and the power by which that fades to nothing.
+_NEW_OWN, _KEPT_OWN = 0.05, 0.99
 # Draft positions that are told apart; later ones count as the last.
 POSITIONS = 8
 # Observations that an estimate starts with, and how many count at most: few enough that a change
@@ -59,9 +61,11 @@ class StepCost:
         # One stalled step (a collector, a neighbour) is not what steps cost.
         ratio = min(seconds / self.probed(rows), 4.0 * self._ratio)
         own = self._own.get(rows, 1.0)
-        # The whole moves by what this count's usual difference does not explain.
+        # The whole moves by what this count's usual difference does not explain, and that
+        # difference slowly: of a minute in which all steps are slow it must learn nothing.
         self._ratio = faded(self._ratio, ratio / own)
-        self._own[rows] = faded(own, ratio / self._ratio)
+        self._own[rows] = faded(own, ratio / self._ratio, _NEW_OWN)
+        self._own = {count: difference**_KEPT_OWN for count, difference in self._own.items()}
 
     def __call__(self, rows: int) -> float:
         return self.probed(rows) * self._ratio * self._own.get(rows, 1.0)
@@ -75,9 +79,13 @@ class Acceptance:
     """
 
     def __init__(self, prior: Acceptance | None = None) -> None:
-        start = [0.8] * POSITIONS if prior is None else prior.rates()
-        self._tries = [_PRIOR_WEIGHT] * POSITIONS
-        self._hits = [_PRIOR_WEIGHT * rate for rate in start]
+        if prior is None:
+            # Nothing is known of the later positions: they are like the first.
+            self._tries = [_PRIOR_WEIGHT, *[0.0] * (POSITIONS - 1)]
+            self._hits = [0.8 * tries for tries in self._tries]
+        else:
+            self._tries = [min(_PRIOR_WEIGHT, tries) for tries in prior.tries()]
+            self._hits = [t * r for t, r in zip(self._tries, prior.rates(), strict=True)]
 
     def record(self, drafted: int, accepted: int) -> None:
         """Of a run of `drafted`, the first `accepted` were right; the next one was not."""
@@ -87,10 +95,14 @@ class Acceptance:
             self._tries[at] = self._tries[at] * keep + 1.0
             self._hits[at] = self._hits[at] * keep + (i < accepted)
 
+    def tries(self) -> list[float]:
+        """Runs that reached each position, old ones counting less."""
+        return list(self._tries)
+
     def forget(self) -> None:
         """Keeps the estimates, and lets the next few runs outweigh them."""
         for at, tries in enumerate(self._tries):
-            share = min(1.0, _PROBE_WEIGHT / tries)
+            share = min(1.0, _PROBE_WEIGHT / max(tries, _PROBE_WEIGHT))
             self._tries[at], self._hits[at] = tries * share, self._hits[at] * share
 
     def rates(self) -> list[float]:
