@@ -15,6 +15,7 @@ from drafter_service.guesses import make_assist
 from drafter_service.kv_context import KvContext
 from drafter_service.servicer import DrafterServicer
 from drafter_service.settings import ADAPTIVE, Settings
+from drafter_service.shard_context import ShardContext
 from drafter_service.shard_engine import ShardEngine
 from drafter_service.shard_link import Door, ShardLink
 from drafter_service.shard_servicer import ShardServicer
@@ -91,11 +92,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await _serve_shard(settings, stop, server, runner, thread)
         return
     sharded = ShardedStage(runner) if settings.shard_count > 1 else None
-    # A verifier's keys and values would have to reach every shard: they compute their own.
     context = KvContext(
         runner,
-        "own" if sharded else settings.kv_context,
+        settings.kv_context,
         share_memory=settings.kv_transport == "auto",
+        others=sharded,
     )
     servicer = DrafterServicer(context, computing_cores(runner.loaded.device))
     adaptive = await loop.run_in_executor(thread, _make_adaptive, settings, runner)
@@ -112,6 +113,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         early_stop=make_early_stop(settings.early_stop),
         compute_on=compute_on,
     )
+    if sharded is not None:
+        sharded.heard = context.heard
     context.attach(engine.call, lambda: engine.counters.prefill_position_seconds)
     servicer.attach(engine, adaptive)
     running = asyncio.wrap_future(engine.start(thread))
@@ -160,7 +163,8 @@ async def _serve_shard(
     thread: ThreadPoolExecutor,
 ) -> None:
     """A shard behind the first."""
-    engine = ShardEngine(runner)
+    share_memory = settings.kv_transport == "auto"
+    engine = ShardEngine(runner, ShardContext(runner, share_memory=share_memory))
     servicer = ShardServicer(engine, settings.next, settings.shard_timeout)
     running = asyncio.wrap_future(engine.start(thread))
     shard_pb2_grpc.add_ShardServiceServicer_to_server(servicer, server.grpc)

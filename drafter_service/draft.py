@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from slipstream.core.draft import Commit, Open
 from slipstream.core.prefix import Prefix
+from slipstream.core.runs import agreement
 from slipstream.engine.batch import Segment
 from slipstream.engine.sequence import Sequence
 
@@ -70,11 +71,7 @@ class Draft:
         if start != self.committed or not sequence.chain.names(command.prefix):
             return None
         ahead = sequence.tokens[start:]
-        agree = 0
-        for mine, decided in zip(ahead, command.tokens, strict=False):
-            if mine != decided:
-                break
-            agree += 1
+        agree = agreement(ahead, command.tokens)
         lost = 0
         if agree < len(command.tokens):
             lost = len(ahead) - agree
@@ -125,6 +122,9 @@ class Part:
 
         Some of its sequences may have been closed meanwhile.
         """
+
+    def landed(self, draft: Draft) -> None:
+        """A pass of the sequence came back and was taken over; the next did not begin."""
 
     def closed(self, draft: Draft) -> None:
         """A sequence is gone; called before its room in the pool is given back."""

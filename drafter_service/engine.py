@@ -221,6 +221,8 @@ class DrafterEngine(EngineLoop):
                 self._refuse([draft], result.error)
                 continue
             self._take(item, result)
+            for part in self._parts:
+                part.landed(draft)
             proposal = self._proposal(draft)
             if proposal is not None:
                 proposals.setdefault(draft.key.connection, []).append(proposal)
@@ -256,7 +258,7 @@ class DrafterEngine(EngineLoop):
         prefix = draft.sequence.chain.at(draft.proposed)
         tokens = tuple(draft.sequence.tokens[draft.proposed :])
         draft.proposed = len(draft.sequence)
-        return Proposal(draft.key.sequence_id, prefix, tokens, paused)
+        return Proposal(draft.key.sequence_id, prefix, tokens, paused, draft.committed)
 
     def _has_memory(self, draft: Draft) -> bool:
         """Whether the sequence has its place in the pool; takes one where there is room."""

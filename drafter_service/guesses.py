@@ -17,6 +17,7 @@ from drafter_service.pass_seconds import MOST_ROWS, PassSeconds
 from drafter_service.stage import Drawn
 from slipstream.core.goodput import share_rows
 from slipstream.core.ngram import Guess, NgramProposer
+from slipstream.core.runs import agreement
 
 Assistance = Literal["off", "on", "auto"]
 # How much of a long prompt is read into the index before one pass: about 2 ms.
@@ -82,9 +83,9 @@ class Assist(Part):
     @staticmethod
     def _learn(guesser: _Guesser, drawn: Sequence[int]) -> None:
         """Compares what was drawn with what was or would have been guessed: both teach alike."""
-        pairs = list(zip(guesser.guess.tokens, drawn, strict=False))
-        right = next((i for i, (mine, token) in enumerate(pairs) if mine != token), len(pairs))
-        guesser.proposer.learn(guesser.guess.match, len(pairs), right)
+        guess = guesser.guess
+        compared = min(len(guess.tokens), len(drawn))
+        guesser.proposer.learn(guess.match, compared, agreement(guess.tokens, drawn))
 
     def _guess(self, draft: Draft, most: int) -> Guess:
         most = min(most, draft.room - 1)

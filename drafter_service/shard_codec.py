@@ -8,14 +8,17 @@ from itertools import combinations
 import torch
 
 from drafter_service.draft import Draft, Work
+from drafter_service.kv_fetch import Arrival
+from drafter_service.kv_source import Want
 from drafter_service.stage import Drawn
 from slipstream.core.draft import Open
 from slipstream.core.errors import ConfigurationError, InvalidRequest, ModelMismatch
+from slipstream.core.prefix import Prefix
 from slipstream.engine.placement import computing_cores
 from slipstream.engine.runner import ModelRunner
 from slipstream.wire.draft_codec import command_to_proto
 from slipstream.wire.host import host_id
-from slipstream.wire.proto import shard_pb2
+from slipstream.wire.proto import shard_pb2, types_pb2
 
 
 def to_bytes(hidden: torch.Tensor) -> bytes:
@@ -37,6 +40,41 @@ def open_to_proto(number: int, draft: Draft) -> shard_pb2.RunRequest:
         number, tuple(sequence.tokens), sequence.num_prompt, sequence.params, 0, draft.max_length
     )
     return shard_pb2.RunRequest(open=command_to_proto(command).open)
+
+
+def fetch_to_proto(number: int, address: str, want: Want) -> shard_pb2.FetchContext:
+    return shard_pb2.FetchContext(
+        sequence_id=number,
+        address=address,
+        holder_sequence_id=want.sequence_id,
+        end=want.prefix.length,
+        follow=want.follow,
+    )
+
+
+def arrival_to_proto(number: int, shard: int, arrival: Arrival) -> shard_pb2.RunResponse:
+    prefix = arrival.prefix
+    message = shard_pb2.ContextArrival(
+        sequence_id=number,
+        shard=shard,
+        prefix=None if prefix is None else types_pb2.Prefix(length=prefix.length, hash=prefix.hash),
+        size=arrival.size,
+        shared=arrival.shared,
+        needless=arrival.needless,
+        failure=arrival.failure,
+    )
+    return shard_pb2.RunResponse(arrival=message)
+
+
+def arrival_from_proto(message: shard_pb2.ContextArrival) -> Arrival:
+    prefix = message.prefix if message.HasField("prefix") else None
+    return Arrival(
+        None if prefix is None else Prefix(prefix.length, prefix.hash),
+        message.size,
+        message.shared,
+        message.needless,
+        message.failure,
+    )
 
 
 def rows_to_proto(number: int, item: Work) -> shard_pb2.PassRows:

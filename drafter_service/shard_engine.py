@@ -9,10 +9,12 @@ import torch
 
 from drafter_service.draft import Draft, Key, Work
 from drafter_service.shard_codec import from_bytes, result_to_proto, to_bytes
+from drafter_service.shard_context import ShardContext
 from drafter_service.shard_counters import ShardCounters
 from drafter_service.stage import draw_all
 from slipstream.core.draft import Open
 from slipstream.core.errors import InternalError, InvalidRequest, SlipstreamError
+from slipstream.core.runs import agreement
 from slipstream.engine.batch import Segment
 from slipstream.engine.loop import EngineLoop
 from slipstream.engine.runner import ModelRunner
@@ -46,11 +48,15 @@ class ShardEngine(EngineLoop):
 
     The last shard draws with the sampling rule from the same tokens, so it needs them all; the
     others keep them because it costs nothing.
+
+    Args:
+        context: fetches keys and values; where None, shard 0 must not ask for any.
     """
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(self, runner: ModelRunner, context: ShardContext | None = None) -> None:
         super().__init__()
         self.runner = runner
+        self._context = context
         self.counters = ShardCounters()
         self._stream: Stream | None = None
         self._drafts: dict[int, Draft] = {}
@@ -86,9 +92,13 @@ class ShardEngine(EngineLoop):
         self._stream = stream
         for number in list(self._drafts):
             self._close(number)
+        if self._context is not None:
+            self._context.end()
 
     def _close(self, number: int) -> None:
         draft = self._drafts.pop(number, None)
+        if self._context is not None:
+            self._context.stop(number)
         if draft is not None and draft.sequence.table is not None:
             self.runner.pool.release(draft.sequence.table)
 
@@ -105,7 +115,7 @@ class ShardEngine(EngineLoop):
             elif kind == "close":
                 self._close(request.close.sequence_id)
             else:
-                raise InvalidRequest(f"a shard takes open, close and forward, got {kind}")
+                self._follow(stream, request)
             if stream.down is not None:
                 stream.down(request)
         except Exception as failure:
@@ -121,6 +131,28 @@ class ShardEngine(EngineLoop):
         self._close(command.sequence_id)
         key = Key(0, command.sequence_id)
         self._drafts[command.sequence_id] = Draft(key, command, self.runner.loaded.fingerprint)
+
+    def _follow(self, stream: Stream, request: shard_pb2.RunRequest) -> None:
+        """Of a sequence's context."""
+        kind, context = request.WhichOneof("request"), self._context
+        if kind not in ("fetch", "take", "stop") or context is None:
+            raise InvalidRequest(f"this shard takes no {kind}")
+        if kind == "fetch":
+            draft = self._draft(request.fetch.sequence_id)
+            context.fetch(request.fetch, draft, self.post, stream.up)
+        elif kind == "take":
+            draft, take = self._draft(request.take.sequence_id), request.take
+            if take.token_ids:
+                follow(draft.sequence, take.computed, take.token_ids, final=False)
+            context.take(take)
+        else:
+            context.stop(request.stop.sequence_id)
+
+    def _draft(self, number: int) -> Draft:
+        draft = self._drafts.get(number)
+        if draft is None:
+            raise InvalidRequest(f"sequence {number} is not open on this shard")
+        return draft
 
     def _pass(self, stream: Stream, message: shard_pb2.Pass) -> None:
         """Computes a pass and sends it on, or back with what was drawn or why nothing was."""
@@ -158,9 +190,7 @@ class ShardEngine(EngineLoop):
 
     def _work(self, rows: shard_pb2.PassRows) -> Work:
         """Brings the sequence to where the rows end. Raises InvalidRequest or InternalError."""
-        draft = self._drafts.get(rows.sequence_id)
-        if draft is None:
-            raise InvalidRequest(f"sequence {rows.sequence_id} is not open on this shard")
+        draft = self._draft(rows.sequence_id)
         tokens, guesses = list(rows.token_ids), rows.num_guesses
         end = rows.position + len(tokens)
         wanted = rows.num_logits in {0, guesses + 1} and guesses < len(tokens)
@@ -190,11 +220,7 @@ def follow(sequence: TokenSequence, position: int, tokens: Sequence[int], *, fin
     """
     if position > len(sequence):
         raise InvalidRequest(f"rows begin at {position}, the sequence ends at {len(sequence)}")
-    agree = 0
-    for mine, theirs in zip(sequence.tokens[position:], tokens, strict=False):
-        if mine != theirs:
-            break
-        agree += 1
+    agree = agreement(sequence.tokens[position:], tokens)
     if agree == len(tokens) and not final:
         return
     if position + agree < sequence.num_prompt:

@@ -67,7 +67,7 @@ class Hop:
         """Sends requests in order."""
         self._loop.call_soon_threadsafe(self._outbox.put_nowait, request)
 
-    async def run(self, deliver: Callable[[shard_pb2.PassResult], None]) -> None:
+    async def run(self, deliver: Callable[[shard_pb2.RunResponse], None]) -> None:
         """Sends and delivers until the stream ends. Raises SlipstreamError, never returns."""
         coroutines = (self._write(), self._read(deliver), self._watch())
         tasks = [asyncio.create_task(one) for one in coroutines]
@@ -88,12 +88,11 @@ class Hop:
                 self._sent.append(time.monotonic())
             await self._stream.write(request)
 
-    async def _read(self, deliver: Callable[[shard_pb2.PassResult], None]) -> None:
+    async def _read(self, deliver: Callable[[shard_pb2.RunResponse], None]) -> None:
         while (response := await self._stream.read()) is not grpc.aio.EOF:
-            if response.HasField("result"):
-                if self._sent:
-                    self._sent.popleft()
-                deliver(response.result)
+            if response.HasField("result") and self._sent:
+                self._sent.popleft()
+            deliver(response)
         raise await self._why()
 
     async def _watch(self) -> None:

@@ -69,7 +69,7 @@ class ShardLink:
                     whole, backoff = True, _FIRST_BACKOFF_SECONDS
                     engine.post(lambda: stage.up(hop.send, depth))  # noqa: B023 posted here, now
                     await self._door.open(cores)
-                    await hop.run(lambda r: engine.post(lambda: stage.take(r)))
+                    await hop.run(lambda r: engine.post(lambda: stage.deliver(r)))
             except SlipstreamError as failure:
                 reason = f"no row of shards: {failure.message}"
             except Exception as failure:

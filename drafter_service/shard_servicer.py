@@ -136,6 +136,6 @@ class ShardServicer(GetShard):
 async def _relay(hop: Hop, outbox: _Outbox) -> None:
     """What comes back from behind goes on to the shard before."""
     try:
-        await hop.run(lambda r: outbox.put_nowait(shard_pb2.RunResponse(result=r)))
+        await hop.run(outbox.put_nowait)
     except SlipstreamError as failure:
         outbox.put_nowait(Unavailable(failure.message))

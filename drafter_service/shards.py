@@ -7,7 +7,16 @@ import logging
 from collections.abc import Callable, Sequence
 
 from drafter_service.draft import Draft, Part, Work
-from drafter_service.shard_codec import drawn_from_proto, open_to_proto, rows_to_proto, to_bytes
+from drafter_service.kv_fetch import Arrival
+from drafter_service.kv_source import Want
+from drafter_service.shard_codec import (
+    arrival_from_proto,
+    drawn_from_proto,
+    fetch_to_proto,
+    open_to_proto,
+    rows_to_proto,
+    to_bytes,
+)
 from drafter_service.shard_counters import ShardCounters
 from drafter_service.stage import Done, Drawn
 from slipstream.core.errors import SlipstreamError
@@ -16,6 +25,7 @@ from slipstream.wire.proto import drafter_pb2, shard_pb2
 
 log = logging.getLogger(__name__)
 Send = Callable[[shard_pb2.RunRequest], None]
+Heard = Callable[[Draft, int, Arrival], None]
 
 
 class ShardedStage(Part):
@@ -33,10 +43,13 @@ class ShardedStage(Part):
 
     def __init__(self, runner: ModelRunner) -> None:
         self.depth = 0
+        # Takes what comes of the shards' contexts.
+        self.heard: Heard | None = None
         self.counters = ShardCounters()
         self._runner = runner
         self._send: Send | None = None
         self._sequences: dict[Draft, int] = {}
+        self._drafts: dict[int, Draft] = {}
         self._under_way: dict[int, tuple[Sequence[Work], Done]] = {}
         self._numbers = itertools.count(1)
 
@@ -48,6 +61,7 @@ class ShardedStage(Part):
         """A shard is lost, and with it all that the row knew: every pass under way fails."""
         self._send, self.depth = None, 0
         self._sequences.clear()
+        self._drafts.clear()
         lost, self._under_way = self._under_way, {}
         for work, done in lost.values():
             done(work, [Drawn(error=reason)] * len(work))
@@ -63,8 +77,16 @@ class ShardedStage(Part):
         self.counters.overlapped += bool(self._under_way)
         self._under_way[number] = (work, done)
 
-    def take(self, result: shard_pb2.PassResult) -> None:
-        """A pass came back."""
+    def deliver(self, response: shard_pb2.RunResponse) -> None:
+        """Something came up the row."""
+        if response.HasField("result"):
+            self._finish(response.result)
+            return
+        draft = self._drafts.get(response.arrival.sequence_id)
+        if draft is not None and self.heard is not None:
+            self.heard(draft, response.arrival.shard, arrival_from_proto(response.arrival))
+
+    def _finish(self, result: shard_pb2.PassResult) -> None:
         if result.number not in self._under_way:
             log.warning("a pass came back that is not under way")
             return
@@ -77,14 +99,49 @@ class ShardedStage(Part):
 
     def closed(self, draft: Draft) -> None:
         number = self._sequences.pop(draft, None)
-        if number is not None and self._send is not None:
+        if number is None:
+            return
+        del self._drafts[number]
+        if self._send is not None:
             close = drafter_pb2.CloseSequence(sequence_id=number)
             self._send(shard_pb2.RunRequest(close=close))
 
+    # ---- contexts of the other shards ------------------------------------------------------
+
+    @property
+    def there(self) -> bool:
+        return self._send is not None
+
+    @property
+    def count(self) -> int:
+        return self._runner.loaded.shard.count - 1
+
+    def fetch(self, draft: Draft, address: str, want: Want) -> None:
+        assert self._send is not None
+        message = fetch_to_proto(self._number(draft), address, want)
+        self._send(shard_pb2.RunRequest(fetch=message))
+
+    def take(self, draft: Draft, computed: int, end: int) -> None:
+        number = self._sequences.get(draft)
+        if number is not None and self._send is not None:
+            message = shard_pb2.TakeContext(
+                sequence_id=number,
+                computed=computed,
+                end=end,
+                token_ids=draft.sequence.tokens[computed:end],
+            )
+            self._send(shard_pb2.RunRequest(take=message))
+
+    def stop(self, draft: Draft) -> None:
+        number = self._sequences.get(draft)
+        if number is not None and self._send is not None:
+            self._send(shard_pb2.RunRequest(stop=shard_pb2.StopContext(sequence_id=number)))
+
     def _number(self, draft: Draft) -> int:
-        """The row's number of a sequence, which is opened on it with its first pass."""
+        """The row's number of a sequence, which is opened on it when it is first spoken of."""
         if draft not in self._sequences:
             assert self._send is not None
             number = self._sequences[draft] = next(self._numbers)
+            self._drafts[number] = draft
             self._send(open_to_proto(number, draft))
         return self._sequences[draft]

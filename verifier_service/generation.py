@@ -11,6 +11,7 @@ from slipstream.core.errors import SlipstreamError
 from slipstream.core.ngram import NgramProposer
 from slipstream.core.params import SamplingParams, StopConditions
 from slipstream.core.prefix import PrefixChain
+from slipstream.core.runs import agreement
 from slipstream.engine.sequence import Sequence
 from verifier_service.estimates import Acceptance
 
@@ -210,9 +211,7 @@ class Generation:
     def settle(self, committed: int) -> None:
         """After a step that committed `committed` tokens: keeps the drafts that still continue."""
         new = self.sequence.tokens[-committed:]
-        self.agreed = all(
-            mine == decided for mine, decided in zip(self._pending, new, strict=False)
-        )
+        self.agreed = agreement(self._pending, new) == min(len(self._pending), committed)
         self._pending = self._pending[committed:] if self.agreed else []
         self._pending_chain = None
 

@@ -170,13 +170,15 @@ class Speculation:
             if not generation.propose(proposal):
                 generation.agreed = False
                 continue
-            generation.paused = proposal.paused
+            # A drafter that did not know of the last commit goes on when it hears of it.
+            paused = proposal.paused and proposal.committed >= len(generation.sequence)
+            generation.paused = paused
             generation.arrived_at = at
             if at > self._step_ended:
                 generation.arrived_waiting += len(proposal.tokens)
             else:
                 generation.arrived_stepping += len(proposal.tokens)
-                generation.stalled |= proposal.paused
+                generation.stalled |= paused
         for refusal in refusals:
             generation = generations.get(refusal.sequence_id)
             if generation is not None:

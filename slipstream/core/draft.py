@@ -66,12 +66,15 @@ class Proposal:
 
     Attributes:
         paused: no more will follow before the next commit; `tokens` may then be empty.
+        committed: how many tokens the drafter knew to be decided. Where the verifier has decided
+            more, its commit was on the way, and a pause is over.
     """
 
     sequence_id: int
     prefix: Prefix
     tokens: tuple[int, ...]
     paused: bool = False
+    committed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,18 +106,20 @@ class DraftResponse(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[SequenceRefused, _Mapping]]] = ..., draft_step_seconds: _Optional[float] = ...) -> None: ...
 
 class Proposal(_message.Message):
-    __slots__ = ("sequence_id", "prefix", "token_ids", "parents", "paused")
+    __slots__ = ("sequence_id", "prefix", "token_ids", "parents", "paused", "committed_length")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     PAUSED_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_LENGTH_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     prefix: _types_pb2.Prefix
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     parents: _containers.RepeatedScalarFieldContainer[int]
     paused: bool
-    def __init__(self, sequence_id: _Optional[int] = ..., prefix: _Optional[_Union[_types_pb2.Prefix, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., parents: _Optional[_Iterable[int]] = ..., paused: _Optional[bool] = ...) -> None: ...
+    committed_length: int
+    def __init__(self, sequence_id: _Optional[int] = ..., prefix: _Optional[_Union[_types_pb2.Prefix, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., parents: _Optional[_Iterable[int]] = ..., paused: _Optional[bool] = ..., committed_length: _Optional[int] = ...) -> None: ...
 
 class SequenceRefused(_message.Message):
     __slots__ = ("sequence_id", "reason")

@@ -23,37 +23,46 @@ _sym_db = _symbol_database.Default()
 
 
 from slipstream.v1 import drafter_pb2 as slipstream_dot_v1_dot_drafter__pb2
+from slipstream.v1 import types_pb2 as slipstream_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19slipstream/v1/shard.proto\x12\rslipstream.v1\x1a\x1bslipstream/v1/drafter.proto\"\xc7\x01\n\nRunRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.slipstream.v1.ShardHelloH\x00\x12+\n\x04open\x18\x02 \x01(\x0b\x32\x1b.slipstream.v1.OpenSequenceH\x00\x12-\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x1c.slipstream.v1.CloseSequenceH\x00\x12&\n\x07\x66orward\x18\x04 \x01(\x0b\x32\x13.slipstream.v1.PassH\x00\x42\t\n\x07request\"r\n\x0bRunResponse\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.slipstream.v1.ShardHelloH\x00\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x19.slipstream.v1.PassResultH\x00\x42\n\n\x08response\"\xa6\x01\n\nShardHello\x12\x19\n\x11model_fingerprint\x18\x01 \x01(\t\x12\x12\n\nlayer_plan\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x11\n\tkv_blocks\x18\x06 \x01(\r\x12)\n\x06places\x18\x07 \x03(\x0b\x32\x19.slipstream.v1.ShardPlace\"9\n\nShardPlace\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05\x63ores\x18\x03 \x03(\r\"M\n\x04Pass\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12%\n\x04rows\x18\x02 \x03(\x0b\x32\x17.slipstream.v1.PassRows\x12\x0e\n\x06hidden\x18\x03 \x01(\x0c\"{\n\x08PassRows\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x12\n\nnum_logits\x18\x04 \x01(\r\x12\x13\n\x0bnum_guesses\x18\x05 \x01(\r\x12\x0c\n\x04rate\x18\x06 \x01(\x08\"V\n\nPassResult\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12)\n\x05\x64rawn\x18\x02 \x03(\x0b\x32\x1a.slipstream.v1.DrawnTokens\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"C\n\x0b\x44rawnTokens\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\nconfidence\x18\x02 \x03(\x01\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\x11\n\x0fGetShardRequest\">\n\x10GetShardResponse\x12*\n\x06shards\x18\x01 \x03(\x0b\x32\x1a.slipstream.v1.ShardStatus\"\x98\x02\n\x0bShardStatus\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x03 \x01(\r\x12\x11\n\tend_layer\x18\x04 \x01(\r\x12\x14\n\x0cweight_bytes\x18\x05 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x06 \x01(\x04\x12\x16\n\x0ekv_blocks_used\x18\x07 \x01(\r\x12\x16\n\x0eresident_bytes\x18\x08 \x01(\x04\x12\x16\n\x0eopen_sequences\x18\t \x01(\r\x12\x0e\n\x06passes\x18\n \x01(\x04\x12\x19\n\x11overlapped_passes\x18\x0b \x01(\x04\x12\x14\n\x0c\x62usy_seconds\x18\x0c \x01(\x01\x12\x12\n\nup_seconds\x18\r \x01(\x01\x32\x9d\x01\n\x0cShardService\x12@\n\x03Run\x12\x19.slipstream.v1.RunRequest\x1a\x1a.slipstream.v1.RunResponse(\x01\x30\x01\x12K\n\x08GetShard\x12\x1e.slipstream.v1.GetShardRequest\x1a\x1f.slipstream.v1.GetShardResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19slipstream/v1/shard.proto\x12\rslipstream.v1\x1a\x1bslipstream/v1/drafter.proto\x1a\x19slipstream/v1/types.proto\"\xcd\x02\n\nRunRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.slipstream.v1.ShardHelloH\x00\x12+\n\x04open\x18\x02 \x01(\x0b\x32\x1b.slipstream.v1.OpenSequenceH\x00\x12-\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x1c.slipstream.v1.CloseSequenceH\x00\x12&\n\x07\x66orward\x18\x04 \x01(\x0b\x32\x13.slipstream.v1.PassH\x00\x12,\n\x05\x66\x65tch\x18\x05 \x01(\x0b\x32\x1b.slipstream.v1.FetchContextH\x00\x12*\n\x04take\x18\x06 \x01(\x0b\x32\x1a.slipstream.v1.TakeContextH\x00\x12*\n\x04stop\x18\x07 \x01(\x0b\x32\x1a.slipstream.v1.StopContextH\x00\x42\t\n\x07request\"\xa4\x01\n\x0bRunResponse\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.slipstream.v1.ShardHelloH\x00\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x19.slipstream.v1.PassResultH\x00\x12\x30\n\x07\x61rrival\x18\x03 \x01(\x0b\x32\x1d.slipstream.v1.ContextArrivalH\x00\x42\n\n\x08response\"\xa6\x01\n\nShardHello\x12\x19\n\x11model_fingerprint\x18\x01 \x01(\t\x12\x12\n\nlayer_plan\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x11\n\tkv_blocks\x18\x06 \x01(\r\x12)\n\x06places\x18\x07 \x03(\x0b\x32\x19.slipstream.v1.ShardPlace\"9\n\nShardPlace\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05\x63ores\x18\x03 \x03(\r\"M\n\x04Pass\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12%\n\x04rows\x18\x02 \x03(\x0b\x32\x17.slipstream.v1.PassRows\x12\x0e\n\x06hidden\x18\x03 \x01(\x0c\"{\n\x08PassRows\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x12\n\nnum_logits\x18\x04 \x01(\r\x12\x13\n\x0bnum_guesses\x18\x05 \x01(\r\x12\x0c\n\x04rate\x18\x06 \x01(\x08\"V\n\nPassResult\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12)\n\x05\x64rawn\x18\x02 \x03(\x0b\x32\x1a.slipstream.v1.DrawnTokens\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"m\n\x0c\x46\x65tchContext\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x1a\n\x12holder_sequence_id\x18\x03 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x04 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x05 \x01(\x08\"T\n\x0bTakeContext\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x10\n\x08\x63omputed\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\"\"\n\x0bStopContext\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"\x9c\x01\n\x0e\x43ontextArrival\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\r\n\x05shard\x18\x02 \x01(\r\x12%\n\x06prefix\x18\x03 \x01(\x0b\x32\x15.slipstream.v1.Prefix\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0e\n\x06shared\x18\x05 \x01(\x08\x12\x10\n\x08needless\x18\x06 \x01(\x08\x12\x0f\n\x07\x66\x61ilure\x18\x07 \x01(\t\"C\n\x0b\x44rawnTokens\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\nconfidence\x18\x02 \x03(\x01\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\x11\n\x0fGetShardRequest\">\n\x10GetShardResponse\x12*\n\x06shards\x18\x01 \x03(\x0b\x32\x1a.slipstream.v1.ShardStatus\"\x98\x02\n\x0bShardStatus\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x03 \x01(\r\x12\x11\n\tend_layer\x18\x04 \x01(\r\x12\x14\n\x0cweight_bytes\x18\x05 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x06 \x01(\x04\x12\x16\n\x0ekv_blocks_used\x18\x07 \x01(\r\x12\x16\n\x0eresident_bytes\x18\x08 \x01(\x04\x12\x16\n\x0eopen_sequences\x18\t \x01(\r\x12\x0e\n\x06passes\x18\n \x01(\x04\x12\x19\n\x11overlapped_passes\x18\x0b \x01(\x04\x12\x14\n\x0c\x62usy_seconds\x18\x0c \x01(\x01\x12\x12\n\nup_seconds\x18\r \x01(\x01\x32\x9d\x01\n\x0cShardService\x12@\n\x03Run\x12\x19.slipstream.v1.RunRequest\x1a\x1a.slipstream.v1.RunResponse(\x01\x30\x01\x12K\n\x08GetShard\x12\x1e.slipstream.v1.GetShardRequest\x1a\x1f.slipstream.v1.GetShardResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'slipstream.v1.shard_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNREQUEST']._serialized_start=74
-  _globals['_RUNREQUEST']._serialized_end=273
-  _globals['_RUNRESPONSE']._serialized_start=275
-  _globals['_RUNRESPONSE']._serialized_end=389
-  _globals['_SHARDHELLO']._serialized_start=392
-  _globals['_SHARDHELLO']._serialized_end=558
-  _globals['_SHARDPLACE']._serialized_start=560
-  _globals['_SHARDPLACE']._serialized_end=617
-  _globals['_PASS']._serialized_start=619
-  _globals['_PASS']._serialized_end=696
-  _globals['_PASSROWS']._serialized_start=698
-  _globals['_PASSROWS']._serialized_end=821
-  _globals['_PASSRESULT']._serialized_start=823
-  _globals['_PASSRESULT']._serialized_end=909
-  _globals['_DRAWNTOKENS']._serialized_start=911
-  _globals['_DRAWNTOKENS']._serialized_end=978
-  _globals['_GETSHARDREQUEST']._serialized_start=980
-  _globals['_GETSHARDREQUEST']._serialized_end=997
-  _globals['_GETSHARDRESPONSE']._serialized_start=999
-  _globals['_GETSHARDRESPONSE']._serialized_end=1061
-  _globals['_SHARDSTATUS']._serialized_start=1064
-  _globals['_SHARDSTATUS']._serialized_end=1344
-  _globals['_SHARDSERVICE']._serialized_start=1347
-  _globals['_SHARDSERVICE']._serialized_end=1504
+  _globals['_RUNREQUEST']._serialized_start=101
+  _globals['_RUNREQUEST']._serialized_end=434
+  _globals['_RUNRESPONSE']._serialized_start=437
+  _globals['_RUNRESPONSE']._serialized_end=601
+  _globals['_SHARDHELLO']._serialized_start=604
+  _globals['_SHARDHELLO']._serialized_end=770
+  _globals['_SHARDPLACE']._serialized_start=772
+  _globals['_SHARDPLACE']._serialized_end=829
+  _globals['_PASS']._serialized_start=831
+  _globals['_PASS']._serialized_end=908
+  _globals['_PASSROWS']._serialized_start=910
+  _globals['_PASSROWS']._serialized_end=1033
+  _globals['_PASSRESULT']._serialized_start=1035
+  _globals['_PASSRESULT']._serialized_end=1121
+  _globals['_FETCHCONTEXT']._serialized_start=1123
+  _globals['_FETCHCONTEXT']._serialized_end=1232
+  _globals['_TAKECONTEXT']._serialized_start=1234
+  _globals['_TAKECONTEXT']._serialized_end=1318
+  _globals['_STOPCONTEXT']._serialized_start=1320
+  _globals['_STOPCONTEXT']._serialized_end=1354
+  _globals['_CONTEXTARRIVAL']._serialized_start=1357
+  _globals['_CONTEXTARRIVAL']._serialized_end=1513
+  _globals['_DRAWNTOKENS']._serialized_start=1515
+  _globals['_DRAWNTOKENS']._serialized_end=1582
+  _globals['_GETSHARDREQUEST']._serialized_start=1584
+  _globals['_GETSHARDREQUEST']._serialized_end=1601
+  _globals['_GETSHARDRESPONSE']._serialized_start=1603
+  _globals['_GETSHARDRESPONSE']._serialized_end=1665
+  _globals['_SHARDSTATUS']._serialized_start=1668
+  _globals['_SHARDSTATUS']._serialized_end=1948
+  _globals['_SHARDSERVICE']._serialized_start=1951
+  _globals['_SHARDSERVICE']._serialized_end=2108
 # @@protoc_insertion_point(module_scope)

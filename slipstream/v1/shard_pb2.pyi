@@ -1,4 +1,5 @@
 from slipstream.v1 import drafter_pb2 as _drafter_pb2
+from slipstream.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -8,24 +9,32 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RunRequest(_message.Message):
-    __slots__ = ("hello", "open", "close", "forward")
+    __slots__ = ("hello", "open", "close", "forward", "fetch", "take", "stop")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
+    TAKE_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
     hello: ShardHello
     open: _drafter_pb2.OpenSequence
     close: _drafter_pb2.CloseSequence
     forward: Pass
-    def __init__(self, hello: _Optional[_Union[ShardHello, _Mapping]] = ..., open: _Optional[_Union[_drafter_pb2.OpenSequence, _Mapping]] = ..., close: _Optional[_Union[_drafter_pb2.CloseSequence, _Mapping]] = ..., forward: _Optional[_Union[Pass, _Mapping]] = ...) -> None: ...
+    fetch: FetchContext
+    take: TakeContext
+    stop: StopContext
+    def __init__(self, hello: _Optional[_Union[ShardHello, _Mapping]] = ..., open: _Optional[_Union[_drafter_pb2.OpenSequence, _Mapping]] = ..., close: _Optional[_Union[_drafter_pb2.CloseSequence, _Mapping]] = ..., forward: _Optional[_Union[Pass, _Mapping]] = ..., fetch: _Optional[_Union[FetchContext, _Mapping]] = ..., take: _Optional[_Union[TakeContext, _Mapping]] = ..., stop: _Optional[_Union[StopContext, _Mapping]] = ...) -> None: ...
 
 class RunResponse(_message.Message):
-    __slots__ = ("hello", "result")
+    __slots__ = ("hello", "result", "arrival")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    ARRIVAL_FIELD_NUMBER: _ClassVar[int]
     hello: ShardHello
     result: PassResult
-    def __init__(self, hello: _Optional[_Union[ShardHello, _Mapping]] = ..., result: _Optional[_Union[PassResult, _Mapping]] = ...) -> None: ...
+    arrival: ContextArrival
+    def __init__(self, hello: _Optional[_Union[ShardHello, _Mapping]] = ..., result: _Optional[_Union[PassResult, _Mapping]] = ..., arrival: _Optional[_Union[ContextArrival, _Mapping]] = ...) -> None: ...
 
 class ShardHello(_message.Message):
     __slots__ = ("model_fingerprint", "layer_plan", "index", "count", "dtype", "kv_blocks", "places")
@@ -90,6 +99,56 @@ class PassResult(_message.Message):
     drawn: _containers.RepeatedCompositeFieldContainer[DrawnTokens]
     error: str
     def __init__(self, number: _Optional[int] = ..., drawn: _Optional[_Iterable[_Union[DrawnTokens, _Mapping]]] = ..., error: _Optional[str] = ...) -> None: ...
+
+class FetchContext(_message.Message):
+    __slots__ = ("sequence_id", "address", "holder_sequence_id", "end", "follow")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    address: str
+    holder_sequence_id: int
+    end: int
+    follow: bool
+    def __init__(self, sequence_id: _Optional[int] = ..., address: _Optional[str] = ..., holder_sequence_id: _Optional[int] = ..., end: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class TakeContext(_message.Message):
+    __slots__ = ("sequence_id", "computed", "end", "token_ids")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    computed: int
+    end: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sequence_id: _Optional[int] = ..., computed: _Optional[int] = ..., end: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class StopContext(_message.Message):
+    __slots__ = ("sequence_id",)
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    def __init__(self, sequence_id: _Optional[int] = ...) -> None: ...
+
+class ContextArrival(_message.Message):
+    __slots__ = ("sequence_id", "shard", "prefix", "size", "shared", "needless", "failure")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    NEEDLESS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    shard: int
+    prefix: _types_pb2.Prefix
+    size: int
+    shared: bool
+    needless: bool
+    failure: str
+    def __init__(self, sequence_id: _Optional[int] = ..., shard: _Optional[int] = ..., prefix: _Optional[_Union[_types_pb2.Prefix, _Mapping]] = ..., size: _Optional[int] = ..., shared: _Optional[bool] = ..., needless: _Optional[bool] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class DrawnTokens(_message.Message):
     __slots__ = ("token_ids", "confidence", "error")

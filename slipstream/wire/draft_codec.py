@@ -101,6 +101,7 @@ def response_to_proto(
                 prefix=_prefix(p.prefix),
                 token_ids=p.tokens,
                 paused=p.paused,
+                committed_length=p.committed,
             )
             for p in proposals
         ],
@@ -116,7 +117,11 @@ def proposals_from_proto(message: drafter_pb2.DraftResponse) -> list[Proposal]:
     """Chains only: a proposal with parents is a tree, which this version does not verify."""
     return [
         Proposal(
-            p.sequence_id, Prefix(p.prefix.length, p.prefix.hash), tuple(p.token_ids), p.paused
+            p.sequence_id,
+            Prefix(p.prefix.length, p.prefix.hash),
+            tuple(p.token_ids),
+            p.paused,
+            p.committed_length,
         )
         for p in message.proposals
         if not p.parents

@@ -205,7 +205,8 @@ class FakeDrafter(drafter_pb2_grpc.DrafterServiceServicer):
             length = each.heard[max(0, len(each.heard) - 1 - behaviour.lag)]
             tokens = tuple(behaviour.propose(each.tokens[:length], window, vocab))
             self.proposed += len(tokens)
-            proposals.append(Proposal(each.number, each.chain.at(length), tokens, paused=True))
+            prefix, known = each.chain.at(length), len(each.tokens)
+            proposals.append(Proposal(each.number, prefix, tokens, paused=True, committed=known))
         return response_to_proto(proposals, [], behaviour.step_seconds)
 
 

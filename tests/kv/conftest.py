@@ -43,17 +43,25 @@ def make_runner(checkpoint: Path) -> MakeRunner:
     loaded = {}
 
     def make(
-        plan: LayerPlan | None = None, *, dtype: str = "auto", blocks: int = BLOCKS
+        plan: LayerPlan | None = None,
+        *,
+        dtype: str = "auto",
+        blocks: int = BLOCKS,
+        shard: tuple[int, int] = (0, 1),
     ) -> ModelRunner:
-        key = (plan, dtype)
+        key = (plan, dtype, shard)
         if key not in loaded:
-            loaded[key] = load_model(checkpoint, plan=plan, dtype=dtype)
-        layers = len(loaded[key].kv_layers)
+            loaded[key] = load_model(checkpoint, plan=plan, dtype=dtype, shard=shard)
+        # A shard's pool has as many blocks as the whole drafter's would.
+        layers = 2 - len(plan.skip_attention if plan else ())
         width = loaded[key].dtype.itemsize
         runner = ModelRunner(loaded[key], kv_bytes=blocks * layers * 512 * width)
         assert runner.pool.num_blocks == blocks
-        if dtype == "auto" and blocks == BLOCKS:
+        if dtype == "auto" and blocks == BLOCKS and shard == (0, 1):
             choose_shapes(runner, "strict")
+        elif shard[1] > 1:
+            whole = make(plan, dtype=dtype, blocks=blocks)
+            runner.min_rows, runner.query_multiple = whole.min_rows, whole.query_multiple
         return runner
 
     return make

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -13,11 +13,17 @@ import torch
 from drafter_service.engine import DrafterEngine
 from drafter_service.kv_context import KvContext, KvMode
 from drafter_service.servicer import DrafterServicer
+from drafter_service.shard_context import ShardContext
+from drafter_service.shard_engine import ShardEngine
+from drafter_service.shard_link import Door, ShardLink
+from drafter_service.shard_servicer import ShardServicer
+from drafter_service.shards import ShardedStage
 from slipstream.engine.runner import ModelRunner
 from slipstream.wire.proto import (
     drafter_pb2,
     drafter_pb2_grpc,
     kv_pb2_grpc,
+    shard_pb2_grpc,
     verifier_pb2_grpc,
 )
 from slipstream.wire.transport import Server
@@ -84,6 +90,44 @@ async def drafter(
         await server.stop(0)
         await asyncio.to_thread(engine.stop)
         assert runner.pool.num_used == 0
+
+
+@asynccontextmanager
+async def row(
+    runners: Sequence[ModelRunner], mode: KvMode = "prompt", **options: object
+) -> AsyncIterator[Drafter]:
+    """A drafter in two shards, each with a server and an engine's thread of its own."""
+    first, second = runners
+    behind = ShardEngine(second, ShardContext(second))
+    tail = Server("127.0.0.1:0", ["slipstream.v1.ShardService"])
+    shard_pb2_grpc.add_ShardServiceServicer_to_server(ShardServicer(behind, "", 10.0), tail.grpc)
+    address = f"127.0.0.1:{await tail.start()}"
+    behind.start()
+
+    stage = ShardedStage(first)
+    context = KvContext(first, mode, others=stage, **options)  # type: ignore[arg-type]
+    servicer = DrafterServicer(context)
+    engine = DrafterEngine(first, servicer.send, stage=stage, parts=[context, stage])
+    stage.heard = context.heard
+    context.attach(engine.call, lambda: engine.counters.prefill_position_seconds)
+    servicer.attach(engine)
+    head = Server("127.0.0.1:0", ["slipstream.v1.DrafterService"])
+    drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, head.grpc)
+    port = await head.start()
+    engine.start()
+    link = ShardLink(address, first, passes=0, patience=10.0, door=Door(head, servicer))
+    linking = asyncio.create_task(link.run(engine, stage))
+    try:
+        await until(lambda: stage.depth)
+        yield Drafter(f"127.0.0.1:{port}", engine, context, servicer)
+        await until(lambda: engine.num_open == behind.num_open == 0)
+    finally:
+        linking.cancel()
+        for server in (head, tail):
+            await server.stop(0)
+        for one in (engine, behind):
+            await asyncio.to_thread(one.stop)
+        assert first.pool.num_used == second.pool.num_used == 0
 
 
 @asynccontextmanager

@@ -144,7 +144,7 @@ async def test_opened_in_mid_generation(make_runner) -> None:
         )
         going = asyncio.create_task(client.generate(asked))
         await until(lambda: pair.context.counters.refreshed_positions > 20)
-        numbers = list(pair.context._holders)
+        numbers = list(pair.context._sources)
         await asyncio.to_thread(pair.engine.disconnect, numbers[0])
         # The verifier hears that its stream is lost, and opens what runs again.
         for outbox in pair.outboxes.values():

@@ -54,14 +54,12 @@ class RowRig(DrafterRig):
     def connect(self) -> None:
         """A new row of streams; nothing of the old ones arrives."""
         self.down: list[deque[shard_pb2.RunRequest]] = [deque() for _ in self.shards]
-        self.up: deque[shard_pb2.PassResult] = deque()
+        self.up: deque[shard_pb2.RunResponse] = deque()
         up = self.up
         self.streams = []
         for index, shard in enumerate(self.shards):
             onward = None if shard is self.shards[-1] else self.down[index + 1].append
-            self.streams.append(
-                Stream(onward, lambda r: up.append(_wire(r).result), self.failures.append)
-            )
+            self.streams.append(Stream(onward, lambda r: up.append(_wire(r)), self.failures.append))
             shard.begin(self.streams[-1])
         self.engine.post(lambda: self.stage.up(self.down[0].append, self.depth))
 
@@ -78,7 +76,7 @@ class RowRig(DrafterRig):
             return False
         message = queue.popleft()
         if hop == len(self.down):
-            self.engine.post(lambda: self.stage.take(message))
+            self.engine.post(lambda: self.stage.deliver(message))
         else:
             shard = self.shards[hop]
             shard.obey(self.streams[hop], _wire(message))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from slipstream.core.draft import Proposal
@@ -9,6 +11,8 @@ from slipstream.core.params import StopConditions
 from slipstream.core.prefix import Prefix, PrefixChain
 from tests.verifier.rig import EOS, GREEDY
 from verifier_service.generation import MOST_PENDING, Finish, Generation, GenerationRequest
+from verifier_service.placement import Drafter, Placement
+from verifier_service.speculation import Speculation, SpeculationSettings
 
 PROMPT = (10, 11, 12)
 
@@ -108,3 +112,21 @@ def test_ends() -> None:
         assert g.finish is None
         g.append(second)
     assert (last_is_end.finish, full.finish) == (Finish.STOP, Finish.LENGTH)
+
+
+@pytest.mark.parametrize(("known", "paused"), [(0, False), (2, False), (3, True), (4, True)])
+def test_a_pause_ends_with_the_commit_that_it_did_not_know(known: int, paused: bool) -> None:
+    """A drafter that had not heard of the last commit goes on: its pause is not believed."""
+    here = Drafter("here", frozenset())
+    speculation = Speculation(
+        lambda *_: None,
+        SpeculationSettings(),
+        {1: 0.01},
+        Placement("separate", here, lambda _: None),
+    )
+    g = generation()
+    speculation.connect(1, here, [g])
+    proposal = replace(after(PROMPT, 1, 3), paused=True, committed=known)
+    speculation.take(1, [proposal], [], {1: g}, 100, 0.0, 0.01)
+    assert g.num_pending == 2
+    assert g.paused == paused

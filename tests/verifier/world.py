@@ -92,7 +92,8 @@ class _Drafter:
             return None
         start = self.proposed
         self.proposed = len(self.tokens)
-        return Proposal(1, self.chain.at(start), tuple(self.tokens[start:]), not self.room)
+        tokens = tuple(self.tokens[start:])
+        return Proposal(1, self.chain.at(start), tokens, not self.room, self.committed)
 
 
 class World:
