@@ -229,7 +229,7 @@ class KvContext(Part):
             load.shards[shard].reached = None
         if arrival.prefix is not None:
             load.shards[shard].unknown.append(arrival.prefix)
-            self._count(draft, arrival)
+            self._count(arrival, first=arrival.prefix.length <= load.prefix.length)
         self._advance(load)
 
     def _advance(self, load: _Load) -> None:
@@ -288,9 +288,9 @@ class KvContext(Part):
         if load.fetch is not None:
             load.fetch.stop()
 
-    def _count(self, draft: Draft, arrival: Arrival) -> None:
+    def _count(self, arrival: Arrival, *, first: bool) -> None:
         counters = self.counters
-        if draft.loading:
+        if first:
             counters.pulled_bytes += arrival.size
             counters.shared_bytes += arrival.size if arrival.shared else 0
         else:
