@@ -166,6 +166,7 @@ class FusedBlock(nn.Module):
     Attributes:
         attends, mixes: whether the coming passes run the attention and the MLP.
         has_attention, has_mlp: whether they were loaded at all.
+        description: of `block_kernel`, where that serves this layer, else None.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -176,12 +177,9 @@ class FusedBlock(nn.Module):
         self.mlp: FusedMlp = layer.mlp
         self.has_attention = self.attends = isinstance(layer.self_attn, FusedAttention)
         self.has_mlp = self.mixes = isinstance(layer.mlp, FusedMlp)
-        first, second = self.input_layernorm, self.post_attention_layernorm
-        self._eps = (getattr(first, "eps", 0.0), getattr(second, "eps", 0.0))
-        self._layer = self._describe()
+        self.description = self._describe()
 
     def _describe(self) -> torch.Tensor | None:
-        """What the compiled layer needs to know; None where it does not serve this one."""
         attention, mlp = self.self_attn, self.mlp
         products: list[torch.Tensor | None] = [None] * 4
         if self.has_attention:
@@ -200,6 +198,8 @@ class FusedBlock(nn.Module):
             width=mlp.size if self.has_mlp else 0,
             geometry=attention.geometry if self.has_attention else (0, 0, 0, 0),
             products=products,
+            scaling=attention.scaling if self.has_attention else 1.0,
+            eps=(getattr(norms[0], "eps", 0.0), getattr(norms[1], "eps", 0.0)),
         )
 
     def forward(
@@ -208,8 +208,6 @@ class FusedBlock(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         **kwargs: Any,
     ) -> torch.Tensor:
-        if self._layer is not None and hidden_states.shape[1] <= attention_kernel.most_rows():
-            return self._forward_compiled(hidden_states, position_embeddings, kwargs[CONTEXT])
         # Methods, not calls of modules: the hooks that a call looks for are never there.
         if not self.attends:
             if not self.mixes:
@@ -223,35 +221,19 @@ class FusedBlock(nn.Module):
         normed = self.post_attention_layernorm.add(hidden_states, delta)
         return hidden_states.add_(self.mlp.forward(normed))
 
-    def _forward_compiled(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        context: ForwardContext,
-    ) -> torch.Tensor:
-        assert self._layer is not None
-        cos, sin = _rope_tables(context, position_embeddings)
-        keys, values = 0, 0
-        if self.attends:
-            keys, values = context.pool.addresses[context.kv_index[self.self_attn.layer_idx]]
-        block_kernel.run(
-            self._layer, hidden_states, cos, sin, keys, values, context.segment_table(),
-            attends=self.attends, mixes=self.mixes,
-            scaling=self.self_attn.scaling if self.attends else 1.0, eps=self._eps,
-        )  # fmt: skip
-        return hidden_states
-
 
 def _rope_tables(
     context: ForwardContext, position_embeddings: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sign-folded sin, [rows, head_dim], made once per forward pass.
-
-    rotate_half(x) * sin equals swap_halves(x) * (sin with its first half negated).
-    """
+    """cos and sign-folded sin, [rows, head_dim], made once per forward pass."""
     cos, sin = position_embeddings
     if context.rope is None or context.rope[0] is not cos:
-        signed = sin[0].clone()
-        signed[:, : signed.shape[-1] // 2].neg_()
-        context.rope = (cos, cos[0].contiguous(), signed)
+        context.rope = (cos, cos[0].contiguous(), fold_sign(sin[0]))
     return context.rope[1], context.rope[2]
+
+
+def fold_sign(sin: torch.Tensor) -> torch.Tensor:
+    """rotate_half(x) * sin equals swap_halves(x) * (sin with its first half negated)."""
+    signed = sin.clone()
+    signed[..., : signed.shape[-1] // 2].neg_()
+    return signed

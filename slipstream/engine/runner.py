@@ -12,6 +12,7 @@ from slipstream.core.errors import ConfigurationError
 from slipstream.engine.attention import CONTEXT, ForwardContext
 from slipstream.engine.batch import Batch, Segment, pack
 from slipstream.engine.checkpoint import LoadedModel
+from slipstream.engine.decoder import Decoder
 from slipstream.engine.kv_pool import BLOCK_TOKENS, KvPool
 
 
@@ -60,6 +61,9 @@ class ModelRunner:
         self.query_multiple = 1
         self.model_seconds = 0.0
         self._kv_index = {layer: i for i, layer in enumerate(loaded.kv_layers)}
+        self._decoder: Decoder | None = None
+        if Decoder.serves(loaded):
+            self._decoder = Decoder(loaded, self.pool, self._kv_index)
 
     @torch.inference_mode()
     def forward(self, segments: Seq[Segment], hidden: torch.Tensor | None = None) -> torch.Tensor:
@@ -91,13 +95,26 @@ class ModelRunner:
         return result
 
     def _run(self, batch: Batch, hidden: torch.Tensor | None) -> torch.Tensor:
-        model, rows = self.loaded.model, sum(s.positions.numel() for s in batch.segments)
-        inputs = {"input_ids": batch.input_ids}
+        rows = batch.segments[-1].rows.stop
         if hidden is not None:
             padding = batch.input_ids.shape[1] - rows
             hidden = F.pad(hidden.to(self.loaded.device), (0, 0, 0, padding))[None]
-            inputs = {"inputs_embeds": hidden}
         context = ForwardContext(batch, self.pool, self._kv_index, hidden)
+        if self._decoder is None:
+            return self._run_library(context, rows)
+        states = self._decoder.forward(context)
+        if not self.loaded.shard.last:
+            return states[0, :rows]
+        head = self.loaded.model.get_output_embeddings()  # type: ignore[operator]
+        logits: torch.Tensor = head.forward(states[:, batch.logit_rows])
+        return logits[0, : batch.num_logits]
+
+    def _run_library(self, context: ForwardContext, rows: int) -> torch.Tensor:
+        """A pass of a model that `Decoder` does not serve, as `transformers` would do it."""
+        model, batch = self.loaded.model, context.batch
+        inputs = {"input_ids": batch.input_ids}
+        if context.hidden is not None:
+            inputs = {"inputs_embeds": context.hidden}
         common = {"position_ids": batch.position_ids, "use_cache": False, CONTEXT: context}
         if not self.loaded.shard.last:
             decoder = model.get_decoder()  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""A layer in one compiled call against the same layer part by part."""
+"""All layers in one compiled call, layers part by part, and the library's model: the same bits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from slipstream.core.layer_plan import LayerPlan, Skips
 from slipstream.engine import integer_kernel
 from slipstream.engine.batch import Segment
 from slipstream.engine.checkpoint import load_model
+from slipstream.engine.kv_pool import BlockTable
 from slipstream.engine.runner import ModelRunner
-from slipstream.engine.skips import SkipSet
 from slipstream.engine.transforms import decoder_layers
 
-pytestmark = pytest.mark.skipif(
+needs_integers = pytest.mark.skipif(
     not integer_kernel.available(), reason="this CPU has no integer dot products"
 )
 
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
         num_attention_heads=6,
         num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=256,
+        max_position_embeddings=2048,
         dtype="bfloat16",
     )
     path = tmp_path_factory.mktemp("block")
@@ -39,53 +39,99 @@ def folder(tmp_path_factory):
     return path
 
 
-def _logits(runner: ModelRunner) -> list[torch.Tensor]:
-    """Of several steps of three sequences side by side, from 1 to 8 rows each."""
-    tables = [runner.pool.allocate(100) for _ in range(3)]
-    for k, table in enumerate(tables):
-        runner.forward([Segment([3 + k] * (9 + 11 * k), 0, table, 1)])
-    steps = []
-    for rows in (1, 2, 5, 8):
+def _batches(tables: list[BlockTable]) -> list[list[Segment]]:
+    """Prompts of three sequences, then steps of 1 to 40 rows: of all side by side, of one alone.
+
+    One sequence goes beyond the positions that rotations are first computed for.
+    """
+    places = list(zip([9, 20, 1020], tables, strict=True))
+    batches = [[Segment([3 + start % 7] * start, 0, table, 1)] for start, table in places]
+    for rows in (1, 2, 5, 8, 32, 40):
         tokens = list(range(10, 10 + rows))
-        segments = [Segment(tokens, 9 + 11 * k, t, rows) for k, t in enumerate(tables)]
-        steps.append(runner.forward(segments).clone())
+        batches.append([Segment(tokens, start, table, rows) for start, table in places])
+        batches.append([Segment(tokens, *places[2], 1)])
+    return batches
+
+
+def _results(runners: list[ModelRunner]) -> list[torch.Tensor]:
+    """Of a model in one or more shards."""
+    pool = runners[0].pool
+    tables = [pool.allocate(1100) for _ in range(3)]
+    steps = []
+    for batch in _batches(tables):
+        rows = None
+        for runner in runners:
+            rows = runner.forward(batch, rows).clone()
+        steps.append(rows)
     for table in tables:
-        runner.pool.release(table)
+        pool.release(table)
     return steps
 
 
+def _check_same_bits(runners: list[ModelRunner], compiled: bool) -> None:
+    decoders = [runner._decoder for runner in runners]
+    assert all(decoder._compiled == compiled for decoder in decoders)
+    one_call = _results(runners)
+    for decoder in decoders:
+        decoder._compiled = False
+    assert all(map(torch.equal, one_call, _results(runners)))
+    for runner in runners:
+        runner._decoder = None
+    assert all(map(torch.equal, one_call, _results(runners)))
+
+
+@needs_integers
 @pytest.mark.parametrize("precision", ["int4", "int8", "w8a8"])
+def test_same_bits_with_integer_products(folder, precision) -> None:
+    """Integer products: one compiled call gives the logits of the parts, bit for bit."""
+    loaded = load_model(folder, plan=LayerPlan(precision, "int8"))
+    _check_same_bits([ModelRunner(loaded, 1 << 22)], compiled=True)
+
+
+@needs_integers
 @pytest.mark.parametrize(
     "skips",
-    [Skips(), Skips(frozenset({1, 2}), frozenset({2, 3})), Skips(frozenset(range(4)), frozenset())],
-    ids=["whole", "some", "no attention"],
+    [
+        Skips(frozenset({1, 2}), frozenset({2, 3})),
+        Skips(frozenset(range(4)), frozenset()),
+        Skips(frozenset(range(4)), frozenset(range(4))),
+    ],
+    ids=["some", "no attention", "all"],
 )
-def test_same_bits_as_part_by_part(folder, precision, skips) -> None:
-    """With sublayers left out or not: one call gives the logits of the parts, bit for bit."""
-    plan = LayerPlan(precision, "int8")
-    runner = ModelRunner(load_model(folder, plan=plan), 1 << 22)
-    SkipSet(runner.loaded.model).use(skips)
-    layers = decoder_layers(runner.loaded.model)
-    assert all(layer._layer is not None for layer in layers)
-    compiled = _logits(runner)
-    for layer in layers:
-        layer._layer = None
-    assert all(map(torch.equal, compiled, _logits(runner)))
+def test_same_bits_with_sublayers_left_out(folder, skips) -> None:
+    """Sublayers left out from one pass to the next are left out of the compiled call, and come
+    back into it."""
+    loaded = load_model(folder, plan=LayerPlan("int4", "int8"))
+    runner = ModelRunner(loaded, 1 << 22)
+    whole = _results([runner])
+    loaded.skips.use(skips)
+    assert not any(map(torch.equal, whole, _results([runner])))
+    loaded.skips.use(Skips())
+    assert all(map(torch.equal, whole, _results([runner])))
+    loaded.skips.use(skips)
+    _check_same_bits([runner], compiled=True)
 
 
+@needs_integers
 def test_sublayers_that_were_never_loaded(folder) -> None:
-    """A layer of which only one part was loaded runs compiled, too, with the same bits."""
-    plan = LayerPlan("int4", "int8", frozenset({0}), frozenset({1, 3}))
-    runner = ModelRunner(load_model(folder, plan=plan), 1 << 22)
-    layers = decoder_layers(runner.loaded.model)
-    assert all(layer._layer is not None for layer in layers)
-    compiled = _logits(runner)
-    for layer in layers:
-        layer._layer = None
-    assert all(map(torch.equal, compiled, _logits(runner)))
+    """A layer of which one part or none was loaded runs compiled, too, with the same bits."""
+    plan = LayerPlan("int4", "int8", frozenset({0, 2}), frozenset({1, 2}))
+    _check_same_bits([ModelRunner(load_model(folder, plan=plan), 1 << 22)], compiled=True)
 
 
-def test_other_layers_run_as_before(folder) -> None:
-    """A layer in bfloat16 has no integer products, and so no compiled call."""
-    runner = ModelRunner(load_model(folder), 1 << 22)
-    assert all(layer._layer is None for layer in decoder_layers(runner.loaded.model))
+@pytest.mark.parametrize("precision", [pytest.param("int4", marks=needs_integers), "native"])
+def test_same_bits_in_shards(folder, precision) -> None:
+    """Shards without embedding, or without norm and head, give what the library's model does."""
+    plan = LayerPlan(precision)
+    runners = [ModelRunner(load_model(folder, plan=plan, shard=(i, 3)), 1 << 22) for i in range(3)]
+    whole = ModelRunner(load_model(folder, plan=plan), 1 << 22)
+    assert all(map(torch.equal, _results(runners), _results([whole])))
+    _check_same_bits(runners, compiled=precision == "int4")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_other_layers_in_a_loop(folder, dtype) -> None:
+    """Layers without integer products run one by one, and as the library would run them."""
+    loaded = load_model(folder, dtype=dtype)
+    assert all(layer.description is None for layer in decoder_layers(loaded.model))
+    _check_same_bits([ModelRunner(loaded, 1 << 23)], compiled=False)
