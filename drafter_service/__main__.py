@@ -24,9 +24,11 @@ from drafter_service.shards import ShardedStage
 from drafter_service.slow_stage import SlowStage
 from drafter_service.stage import LocalStage, Stage
 from slipstream.core.layer_plan import LayerPlan, Skips
-from slipstream.engine.checkpoint import automatic_plan, fingerprint, load_model, read_config
+from slipstream.engine.automatic_plan import automatic_plan
+from slipstream.engine.checkpoint import load_model
 from slipstream.engine.exactness import step_seconds
 from slipstream.engine.loop import model_thread
+from slipstream.engine.model_files import ModelFolder
 from slipstream.engine.placement import compute_on, computing_cores, place, resolve_device
 from slipstream.engine.runner import ModelRunner
 from slipstream.engine.step_cost import fit_step_cost
@@ -40,29 +42,31 @@ SERVICE = "slipstream.v1.DrafterService"
 SHARD_SERVICE = "slipstream.v1.ShardService"
 
 
-def _layer_plan(settings: Settings) -> LayerPlan:
+def _layer_plan(settings: Settings, folder: ModelFolder) -> LayerPlan:
     """The plan that was asked for; the one to begin with where it is adaptive."""
     if settings.layer_plan not in ("auto", ADAPTIVE):
         return LayerPlan.load(Path(settings.layer_plan))
-    config = read_config(settings.model)
-    return shipped_plan(fingerprint(settings.model)) or automatic_plan(settings.model, config)
+    return shipped_plan(folder.fingerprint) or automatic_plan(folder)
 
 
-def _make_adaptive(settings: Settings, runner: ModelRunner) -> Adaptive | None:
+def _make_adaptive(settings: Settings, runner: ModelRunner, start: Skips) -> Adaptive | None:
     if settings.layer_plan != ADAPTIVE:
         return None
     cost = fit_step_cost(runner, repeats=5)
     # Positions that come from the verifier after each commit are not to be computed over.
     refill = settings.kv_context != "commit"
-    return Adaptive(runner, cost, start=_layer_plan(settings).skips, refill=refill)
+    return Adaptive(runner, cost, start=start, refill=refill)
 
 
-def _make_runner(settings: Settings) -> ModelRunner:
-    plan = _layer_plan(settings)
+def _make_runner(settings: Settings) -> tuple[ModelRunner, Skips]:
+    """The model, ready to run, and what the plan leaves out to begin with."""
+    folder = ModelFolder(settings.model)
+    plan = _layer_plan(settings, folder)
+    skips = plan.skips
     if settings.layer_plan == ADAPTIVE:
         plan = plan.with_skips(Skips())
     loaded = load_model(
-        settings.model,
+        folder,
         dtype=settings.dtype,
         device=resolve_device(settings.device),
         plan=plan,
@@ -77,7 +81,7 @@ def _make_runner(settings: Settings) -> ModelRunner:
     if settings.shard_count == 1:
         # What is compiled or laid out at first use should not be when the first request comes.
         step_seconds(runner, (1, 2, 4, 8), runs=2)
-    return runner
+    return runner, skips
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -87,7 +91,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     server.bind()
     thread = model_thread()
     loop = asyncio.get_running_loop()
-    runner = await loop.run_in_executor(thread, _make_runner, settings)
+    runner, skips = await loop.run_in_executor(thread, _make_runner, settings)
     if settings.shard_index:
         await _serve_shard(settings, stop, server, runner, thread)
         return
@@ -99,7 +103,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         others=sharded,
     )
     servicer = DrafterServicer(context, computing_cores(runner.loaded.device))
-    adaptive = await loop.run_in_executor(thread, _make_adaptive, settings, runner)
+    adaptive = await loop.run_in_executor(thread, _make_adaptive, settings, runner, skips)
     stage: Stage = sharded or (AdaptiveStage(runner) if adaptive else LocalStage(runner))
     if settings.slowdown > 1:
         stage = SlowStage(stage, settings.slowdown)

@@ -163,7 +163,7 @@ def compare(
     check_installed()
     from slipstream.bench.questions import DEFAULT_QUESTIONS
     from slipstream.core.layer_plan import LayerPlan
-    from slipstream.engine.checkpoint import fingerprint
+    from slipstream.engine.model_files import fingerprint
     from slipstream.models.plans import shipped_plan
     from slipstream.tune import report as reports
     from slipstream.tune.run import compare as run_compare

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AttentionInterface
 
 from slipstream.engine import attention_kernel
 from slipstream.engine.batch import Batch, SegmentRows
 from slipstream.engine.kv_pool import KvPool
+from slipstream.engine.modeling import AttentionInterface
 
 IMPLEMENTATION = "slipstream"
 # The keyword under which a forward call hands its context down to attention.

@@ -20,6 +20,8 @@ _INTEGER_BITS: dict[Precision, tuple[int, int | None]] = {
     "int8": (8, None),
     "w8a8": (8, 8),
 }
+# Rows that are packed at once: a multiple of the kernel's tile.
+_BLOCK_ROWS = 256 * integer_kernel.TILE
 # torch's int4 kernel takes longer than int8 from here on.
 _INT4_MOST_ROWS = 8
 
@@ -121,6 +123,19 @@ def int4_error(weight: torch.Tensor) -> float:
     return float((back.view(weight.shape) - weight.float()).norm() / weight.float().norm())
 
 
+def packed_groups(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantizes a weight and lays it out for the integer kernel (`integer_kernel.pack`).
+
+    A block of rows at a time: on the way a weight takes some 16 bytes. The layout is by rows.
+    """
+    blocks = [
+        integer_kernel.pack(*quantized_groups(block, bits), bits)
+        for block in weight.split(_BLOCK_ROWS)
+    ]
+    weights, scales = zip(*blocks, strict=True)
+    return torch.cat(weights), torch.cat(scales)
+
+
 class GroupedLinear(nn.Module):
     """Weights of 4 or 8 bits in groups of 32, in the CPU's integer dot products.
 
@@ -137,7 +152,7 @@ class GroupedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._weight, self._scales = integer_kernel.pack(*quantized_groups(weight, bits), bits)
+        self._weight, self._scales = packed_groups(weight, bits)
         self.bias = bias
         self.product = torch.tensor(
             integer_kernel.describe(

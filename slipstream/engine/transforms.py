@@ -4,6 +4,7 @@ runs as it came."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,11 +94,18 @@ def _convert_parts(layer: nn.Module, precision: Precision) -> None:
 
 
 @torch.no_grad()
-def optimize(model: nn.Module, plan: LayerPlan) -> None:
-    """Fuses, packs and quantizes a loaded model in place, layer by layer."""
-    layers = decoder_layers(model)
-    for layer in layers:
+def convert_layers(model: nn.Module, plan: LayerPlan, prepare: Callable[[nn.Module], None]) -> None:
+    """Packs and quantizes the sublayers in place; `prepare` is called with a layer before it is
+    converted, to read its weights."""
+    for layer in decoder_layers(model):
+        prepare(layer)
         _convert_parts(layer, plan.precision)
+
+
+@torch.no_grad()
+def optimize(model: nn.Module, plan: LayerPlan) -> None:
+    """Fuses a model whose sublayers are converted in place, and converts its head."""
+    layers = decoder_layers(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__ in _FUSABLE_NORM:

@@ -12,8 +12,10 @@ from slipstream.bench.machine import cores
 from slipstream.bench.questions import choose, encode, load_questions
 from slipstream.bench.records import Prompt
 from slipstream.core.layer_plan import LayerPlan
-from slipstream.engine.checkpoint import automatic_plan, fingerprint, load_model, read_config
+from slipstream.engine.automatic_plan import automatic_plan
+from slipstream.engine.checkpoint import load_model
 from slipstream.engine.exactness import choose_shapes
+from slipstream.engine.model_files import ModelFolder
 from slipstream.engine.placement import place, resolve_device
 from slipstream.engine.runner import ModelRunner
 from slipstream.tune.answers import Answer, answer
@@ -94,10 +96,10 @@ def set_up(settings: TuneSettings, say: Callable[[str], None]) -> Workbench:
     device = resolve_device(settings.device)
     share = 1 if settings.placement == "shared" else 2
     place("", settings.threads or max(1, len(cores()) // share), device)
-    config = read_config(settings.model)
+    folder = ModelFolder(settings.model)
 
     def load(plan: LayerPlan) -> ModelRunner:
-        loaded = load_model(settings.model, dtype=settings.dtype, device=device, plan=plan)
+        loaded = load_model(folder, dtype=settings.dtype, device=device, plan=plan)
         return ModelRunner(loaded, int(settings.kv_cache_gib * 2**30))
 
     say("loading the model")
@@ -108,9 +110,9 @@ def set_up(settings: TuneSettings, say: Callable[[str], None]) -> Workbench:
     answers = answer(full, prompts, settings.max_tokens, temperature=0.0, seed=0)
     return Workbench(
         settings=settings,
-        fingerprint=fingerprint(settings.model),
-        layers=config.num_hidden_layers,
-        automatic=automatic_plan(settings.model, config),
+        fingerprint=folder.fingerprint,
+        layers=folder.config.num_hidden_layers,
+        automatic=automatic_plan(folder),
         prompts=tuple(prompts),
         full=full,
         answers=tuple(answers),

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from slipstream.core.errors import CheckpointError, ConfigurationError, ModelMismatch
 from slipstream.core.layer_plan import LayerPlan
-from slipstream.engine.checkpoint import (
-    automatic_plan,
+from slipstream.engine.automatic_plan import automatic_plan
+from slipstream.engine.checkpoint import load_model
+from slipstream.engine.model_files import (
+    ModelFolder,
     eos_token_ids,
     fingerprint,
-    load_model,
     read_config,
 )
 from slipstream.engine.runner import ModelRunner
@@ -103,10 +104,9 @@ def test_broken_folders_are_refused(fault: str, folder: Path) -> None:
 @pytest.mark.parametrize("keep", [0.0, 0.001, 0.7])
 def test_the_automatic_plan_refuses_broken_weights(keep: float, folder: Path) -> None:
     """The drafter looks at the weights first, and tells of truncated ones in the same way."""
-    config = read_config(folder)
     _cut(folder / WEIGHTS, keep)
     with pytest.raises(CheckpointError):
-        automatic_plan(folder, config)
+        automatic_plan(ModelFolder(folder))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine import integer_kernel
-from slipstream.engine.checkpoint import automatic_plan, load_model, read_config
+from slipstream.engine.automatic_plan import automatic_plan
+from slipstream.engine.checkpoint import load_model
 from slipstream.engine.linear import GroupedLinear, int4_error, make_linear
+from slipstream.engine.model_files import ModelFolder
 from slipstream.engine.runner import ModelRunner
 from tests.golden.families import FAMILIES, VOCAB, build_config
 from tests.golden.ragged import run_ragged
@@ -91,17 +93,16 @@ def test_int4_of_a_4bit_matrix_is_the_matrix(rows: int, biased: bool) -> None:
 def test_the_automatic_plan_is_int4_only_where_that_is_free(tmp_path: Path) -> None:
     """Random weights get int8; the same model on a 4-bit grid gets int4; the head is int8."""
     folder = build_config("LlamaConfig", {}, tmp_path)
-    config = read_config(folder)
-    assert automatic_plan(folder, config) == LayerPlan(precision="int8", head_precision="int8")
+    assert automatic_plan(ModelFolder(folder)) == LayerPlan(precision="int8", head_precision="int8")
     four_bit_grid(folder)
-    assert automatic_plan(folder, config) == LayerPlan(precision="int4", head_precision="int8")
+    assert automatic_plan(ModelFolder(folder)) == LayerPlan(precision="int4", head_precision="int8")
 
 
 def test_the_automatic_plan_takes_int8_where_int4_does_not_fit(tmp_path: Path) -> None:
     """Matrices whose rows do not divide into groups are not even measured."""
     differs = {"hidden_size": 48, "intermediate_size": 80, "head_dim": 12}
     folder = build_config("LlamaConfig", differs, tmp_path)
-    plan = automatic_plan(folder, read_config(folder))
+    plan = automatic_plan(ModelFolder(folder))
     assert plan.precision == "int8"
     assert _logits(folder, plan, "bfloat16").isfinite().all()
 

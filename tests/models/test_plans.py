@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from slipstream.core.layer_plan import LayerPlan
-from slipstream.engine.checkpoint import fingerprint, read_config
+from slipstream.engine.model_files import fingerprint, read_config
 from slipstream.models import plans
 
 

@@ -22,7 +22,7 @@ from slipstream.core.errors import (
 )
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.core.params import SamplingParams
-from slipstream.engine.checkpoint import fingerprint
+from slipstream.engine.model_files import fingerprint
 from slipstream.wire.process import read_settings
 from slipstream.wire.proto import shard_pb2, shard_pb2_grpc
 from slipstream.wire.transport import channel, is_serving

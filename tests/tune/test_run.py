@@ -14,7 +14,8 @@ from slipstream.bench.questions import choose, encode, load_questions
 from slipstream.cli import tune as command
 from slipstream.core.errors import ConfigurationError, ModelMismatch
 from slipstream.core.layer_plan import LayerPlan
-from slipstream.engine.checkpoint import fingerprint, load_model
+from slipstream.engine.checkpoint import load_model
+from slipstream.engine.model_files import fingerprint
 from slipstream.engine.step_cost import StepCost
 from slipstream.tune import report as reports
 from slipstream.tune.confirm import PLAIN, Confirmed, confirm

@@ -1,0 +1,186 @@
+"""What is in a model folder: config, identity, and tensors, each read when it is asked for."""
+
+from __future__ import annotations
+
+import json
+import struct
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from slipstream.core.errors import CheckpointError
+from slipstream.engine.modeling import AutoConfig
+
+# Rotary embeddings of these kinds depend on the longest sequence in the batch once it passes the
+# original window, so a token would depend on its neighbours. The window ends there.
+_BATCH_DEPENDENT_ROPE = {"longrope", "dynamic"}
+_SAMPLED_BYTES = 1 << 16
+# What a config says of a file's history rather than of the model.
+_VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model's folder; what is read of it is read once.
+
+    Raises:
+        CheckpointError: from any attribute: what it needs is missing or broken.
+    """
+
+    path: Path
+
+    @cached_property
+    def config(self) -> Any:
+        return read_config(self.path)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.path)
+
+
+class WeightFiles:
+    """The tensors of a model folder, while they are open.
+
+    Raises:
+        CheckpointError: there are none, or they are broken; from `read`, too.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stack = ExitStack()
+        try:
+            files = [self._stack.enter_context(safe_open(p, "pt")) for p in _weight_files(folder)]
+            self._place = {name: file for file in files for name in file.keys()}
+        except (SafetensorError, OSError) as failure:
+            self._stack.close()
+            raise self._broken(failure) from failure
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        failure: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._place
+
+    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        """Of the tensors with `part` in their name."""
+        try:
+            return {
+                name: tuple(file.get_slice(name).get_shape())
+                for name, file in self._place.items()
+                if part in name
+            }
+        except (SafetensorError, OSError) as failure:
+            raise self._broken(failure) from failure
+
+    def read(self, name: str) -> torch.Tensor:
+        """A view of the file: as long as it lives, all of the file stays mapped."""
+        try:
+            tensor: torch.Tensor = self._place[name].get_tensor(name)
+        except (SafetensorError, OSError) as failure:
+            raise self._broken(failure) from failure
+        return tensor
+
+    def _broken(self, failure: Exception) -> CheckpointError:
+        return CheckpointError(f"cannot read the weights in {self._folder}: {failure}")
+
+
+def read_config(folder: Path) -> Any:
+    """The text model's config. Raises CheckpointError."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has no config.json; it is not a model folder")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as failure:
+        raise CheckpointError(f"cannot read {folder / 'config.json'}: {failure}") from failure
+    if not all(hasattr(config, name) for name in ("num_hidden_layers", "num_attention_heads")):
+        raise CheckpointError(
+            f"models of type {config.model_type!r} are not supported: it is no text decoder"
+        )
+    return config
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder} has no .safetensors files")
+    return files
+
+
+def _digest_tensors(path: Path, digest: blake2b) -> None:
+    with path.open("rb") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        raw = file.read(size)
+        header = json.loads(raw)
+        digest.update(raw)
+        for name in sorted(header):
+            if name != "__metadata__":
+                start, end = header[name]["data_offsets"]
+                file.seek(8 + size + start)
+                digest.update(file.read(min(end - start, _SAMPLED_BYTES)))
+
+
+def fingerprint(folder: Path) -> str:
+    """Names the model in `folder` by content: 32 hex digits.
+
+    Covers the config, the name, type and place of every tensor, and the first 64 KiB of each
+    tensor's data; a full hash of a large model would cost minutes at every start.
+    """
+    digest = blake2b(digest_size=16)
+    config = json.loads((folder / "config.json").read_text())
+    kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
+    digest.update(json.dumps(kept, sort_keys=True).encode())
+    for path in _weight_files(folder):
+        try:
+            _digest_tensors(path, digest)
+        # A header of other bytes may say anything, such as a length beyond all memory.
+        except (
+            struct.error,
+            ValueError,
+            TypeError,
+            KeyError,
+            OverflowError,
+            MemoryError,
+        ) as failure:
+            raise CheckpointError(f"{path} is truncated or not safetensors") from failure
+    return digest.hexdigest()
+
+
+def context_length(config: Any) -> int:
+    """Positions up to which a token does not depend on its neighbours in the batch."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default") if isinstance(rope, dict) else "default"
+    original = rope.get("original_max_position_embeddings") or getattr(
+        config, "original_max_position_embeddings", None
+    )
+    if kind in _BATCH_DEPENDENT_ROPE and original:
+        return int(original)
+    return int(config.max_position_embeddings)
+
+
+def eos_token_ids(folder: Path, config: Any) -> frozenset[int]:
+    """End-of-sequence tokens, of the generation config where there is one."""
+    path = folder / "generation_config.json"
+    try:
+        found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    except (ValueError, AttributeError) as failure:
+        raise CheckpointError(f"cannot read {path}: {failure}") from failure
+    if found is None:
+        found = config.eos_token_id
+    if found is None:
+        return frozenset()
+    return frozenset([found] if isinstance(found, int) else found)
