@@ -16,6 +16,7 @@ BEST = "speculative-best"
 PLAIN_INT8 = "plain-int8"
 PLAIN_INT8_ONE = "plain-int8-1core"
 INT8 = "speculative-int8"
+INT8_SEPARATE = "speculative-int8-separate"
 RANDOM = "drafter-random"
 SLOW = "drafter-slow"
 WHOLE = "drafter-whole"
@@ -69,6 +70,7 @@ class Row:
 
 
 _ONE = Setup("one-core", "own")
+_INT8_ONE = Setup("int8-one-core", "own", precision="int8")
 
 TABLE = (
     Row(PLAIN, _ONE),
@@ -78,7 +80,8 @@ TABLE = (
     Row(BEST, Setup("best", "own", all_cores=True, placement="auto"), speculative=True),
     Row(TRANSFORMERS),
     Row(TRANSFORMERS_PLD),
-    Row(PLAIN_INT8_ONE, Setup("int8-one-core", precision="int8")),
+    Row(PLAIN_INT8_ONE, _INT8_ONE),
+    Row(INT8_SEPARATE, _INT8_ONE, speculative=True),
     Row(PLAIN_INT8, Setup("int8-all-cores", all_cores=True, precision="int8")),
     Row(
         INT8,
@@ -90,14 +93,12 @@ TABLE = (
     Row(WHOLE, _ONE, speculative=True, at_once=_AT_ONCE),
     Row(SHARDS, Setup("shards", "shards"), speculative=True, at_once=_AT_ONCE),
 )
-KNOWN = tuple(row.name for row in TABLE)
-# What is measured where nothing else is asked for.
-ROWS = tuple(name for name in KNOWN if name != PLAIN_INT8_ONE)
+ROWS = tuple(row.name for row in TABLE)
 
 # Rows of one function: where exactness is strict, all give the tokens of the first.
 SAME_TOKENS = (
     (PLAIN, PLAIN_ALL, SEPARATE, SHARED, BEST, RANDOM, SLOW, WHOLE, SHARDS),
-    (PLAIN_INT8, PLAIN_INT8_ONE, INT8),
+    (PLAIN_INT8, PLAIN_INT8_ONE, INT8, INT8_SEPARATE),
 )
 
 
@@ -110,7 +111,7 @@ def drafter_name(row: str, shard: int | None = None) -> str:
 
 def check_rows(rows: Sequence[str]) -> tuple[Row, ...]:
     """The rows asked for, in the order of the table. Raises ConfigurationError on unknown ones."""
-    unknown = [row for row in rows if row not in KNOWN]
+    unknown = [row for row in rows if row not in ROWS]
     if unknown or not rows:
-        raise ConfigurationError(f"rows must be among {', '.join(KNOWN)}; got {unknown or 'none'}")
+        raise ConfigurationError(f"rows must be among {', '.join(ROWS)}; got {unknown or 'none'}")
     return tuple(row for row in TABLE if row.name in rows)
