@@ -28,7 +28,7 @@ def option(words, name):
         ("plain-int8", "0,1", "separate", "int8"),
         ("plain-int8-1core", "0", "separate", "int8"),
         ("speculative-int8", "0,1", "auto", "int8"),
-        ("speculative-int8-separate", "0", "separate", "int8"),
+        ("int8-separate", "0", "separate", "int8"),
         ("drafter-random", "0", "separate", "native"),
         ("drafter-slow", "0", "separate", "native"),
         ("drafter-2shards", "0", "separate", "native"),
