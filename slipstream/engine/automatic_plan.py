@@ -7,7 +7,7 @@ from math import prod
 import torch
 
 from slipstream.core.layer_plan import LayerPlan
-from slipstream.engine.integer_kernel import GROUP
+from slipstream.engine.integer_tiles import GROUP
 from slipstream.engine.linear import int4_error
 from slipstream.engine.model_files import ModelFolder, WeightFiles
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from slipstream.core.layer_plan import Precision
 from slipstream.engine import integer_kernel, kernels
+from slipstream.engine.integer_tiles import GROUP, TILE
 
 # Bits of weights and of activations in the integer kernel; None: as the number of rows allows.
 _INTEGER_BITS: dict[Precision, tuple[int, int | None]] = {
@@ -21,7 +22,7 @@ _INTEGER_BITS: dict[Precision, tuple[int, int | None]] = {
     "w8a8": (8, 8),
 }
 # Rows that are packed at once: a multiple of the kernel's tile.
-_BLOCK_ROWS = 256 * integer_kernel.TILE
+_BLOCK_ROWS = 256 * TILE
 # torch's int4 kernel takes longer than int8 from here on.
 _INT4_MOST_ROWS = 8
 
@@ -105,7 +106,7 @@ def quantized_groups(
         q: int32 [out, in] in 0 to 2**bits - 1; scale, low: float32 [out, in / 32];
         w ~ q * scale + low.
     """
-    groups = weight.float().view(weight.shape[0], -1, integer_kernel.GROUP)
+    groups = weight.float().view(weight.shape[0], -1, GROUP)
     low, high = groups.amin(-1), groups.amax(-1)
     most = 2**bits - 1
     scale = ((high - low) / most).clamp_min(1e-12)
@@ -172,7 +173,7 @@ class GroupedLinear(nn.Module):
     def fits(weight: torch.Tensor) -> bool:
         """Whether the kernel takes this shape, on this machine."""
         out_features, in_features = weight.shape
-        whole = in_features % integer_kernel.GROUP == 0 and out_features % integer_kernel.TILE == 0
+        whole = in_features % GROUP == 0 and out_features % TILE == 0
         return whole and weight.device.type == "cpu" and integer_kernel.available()
 
 
@@ -199,7 +200,7 @@ class ExpandedInt4Linear(nn.Module):
         if rows.shape[0] > _INT4_MOST_ROWS:
             return self._many.forward(x)
         out: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows, self._weight, integer_kernel.GROUP, self._scales
+            rows, self._weight, GROUP, self._scales
         )
         out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
         return out if self._bias is None else out + self._bias
@@ -208,7 +209,7 @@ class ExpandedInt4Linear(nn.Module):
     def fits(weight: torch.Tensor) -> bool:
         """Whether torch's kernel takes this shape, on this device."""
         out_features, in_features = weight.shape
-        whole = in_features % integer_kernel.GROUP == 0 and out_features % 64 == 0
+        whole = in_features % GROUP == 0 and out_features % 64 == 0
         return whole and weight.device.type == "cpu"
 
 
