@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from drafter_service.confidence import EarlyStop
+from drafter_service.counters import DraftCounters
 from drafter_service.draft import Draft, Key, Part, Work
 from drafter_service.guesses import Assist
 from drafter_service.stage import Drawn, LocalStage, Stage
@@ -29,31 +30,6 @@ from slipstream.engine.runner import ModelRunner
 
 log = logging.getLogger(__name__)
 _PREFILL_CHUNK = 256
-
-
-@dataclass(slots=True)
-class DraftCounters:
-    """Totals since the start. Written by the engine's thread, read by anyone."""
-
-    steps: int = 0
-    step_seconds: float = 0.0
-    drafted_tokens: int = 0
-    rolled_back_tokens: int = 0
-    # N-gram guesses that had rows in a pass, and those that were what the drafter drew.
-    guessed_tokens: int = 0
-    right_guesses: int = 0
-    # Times that drafting paused for want of confidence.
-    early_stops: int = 0
-    # Moving average of steps that advance one sequence by one token.
-    single_step_seconds: float = 0.0
-    # Passes that were a prompt's rows and nothing else.
-    prefilled_positions: int = 0
-    prefill_seconds: float = 0.0
-
-    @property
-    def prefill_position_seconds(self) -> float:
-        """Mean for one position of a prompt; 0 where none was computed yet."""
-        return self.prefill_seconds / max(1, self.prefilled_positions)
 
 
 class DrafterEngine(EngineLoop):
@@ -207,7 +183,7 @@ class DrafterEngine(EngineLoop):
         """A pass came back: takes over what it drew, and proposes it."""
         self._under_way -= 1
         seconds = time.perf_counter() - started
-        self._count(work, seconds)
+        self.counters.passed(work, seconds)
         for part in self._parts:
             part.passed(work, drawn, seconds)
         proposals: dict[int, list[Proposal]] = {}
@@ -265,19 +241,6 @@ class DrafterEngine(EngineLoop):
         if draft.sequence.table is None:
             draft.sequence.table = self.runner.pool.allocate(draft.max_length)
         return draft.sequence.table is not None
-
-    def _count(self, work: Sequence[Work], seconds: float) -> None:
-        counters = self.counters
-        counters.steps += 1
-        counters.step_seconds += seconds
-        if len(work) == 1 and len(work[0].segment.tokens) == 1:
-            before = counters.single_step_seconds or seconds
-            # Steps that stall say less of the next one than those that do not.
-            share = 0.3 if seconds < before else 0.05
-            counters.single_step_seconds = before + share * (seconds - before)
-        elif len(work) == 1 and len(work[0].segment.tokens) > work[0].draft.window + 1:
-            counters.prefilled_positions += len(work[0].segment.tokens)
-            counters.prefill_seconds += seconds
 
     def _execute(self, connection: int, commands: list[Command]) -> None:
         for command in commands:

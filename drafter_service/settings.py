@@ -60,5 +60,8 @@ class Settings(ModelServiceSettings):
         if bool(self.next) != (self.shard_index < self.shard_count - 1):
             raise ValueError("every shard but the last one needs --next, and only those")
         if self.layer_plan == ADAPTIVE and self.shard_count > 1:
-            raise ValueError("--layer-plan adaptive is for a drafter in one piece")
+            raise ValueError(
+                "--layer-plan adaptive needs a drafter in one piece, as a skip set that moves "
+                "would move layers between shards; take a file or auto, or no --shard-count"
+            )
         return self

@@ -136,6 +136,11 @@ def up(
                 "--drafter-shards": drafter_shards,
             }
         )
+    if layer_plan == "adaptive" and (drafter_shards or 1) > 1:
+        raise ConfigurationError(
+            "--layer-plan adaptive needs a drafter in one piece: leave out --drafter-shards, or "
+            "take a file or auto"
+        )
     shards = [f"--drafter-shards ({index})" for index in range(1, drafter_shards or 1)]
     wanted |= dict.fromkeys(shards, "127.0.0.1:0")
     _inner_on_loopback(wanted)

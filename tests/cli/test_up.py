@@ -263,3 +263,12 @@ def test_version_and_help() -> None:
         ended = slipstream(name, "--help")
         assert ended.returncode == 0, ended.stderr
         assert f"slipstream.cli {name}" in ended.stdout or f"slipstream {name}" in ended.stdout
+
+
+def test_an_adaptive_plan_is_not_for_shards(tmp_path: Path) -> None:
+    """Asked for both, `up` says so in a line before anything is loaded or started."""
+    options = ["--layer-plan", "adaptive", "--drafter-shards", "2"]
+    ended = slipstream("up", "--model", str(tmp_path), *options)
+    assert ended.returncode == 2
+    assert "--layer-plan adaptive needs a drafter in one piece" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -237,6 +237,10 @@ async def test_streams_that_are_none(row, client) -> None:
         (["--shard-count", "2"], "--next"),
         (["--shard-count", "2", "--shard-index", "1", "--next", "a:1"], "--next"),
         (["--shard-count", "2", "--shard-index", "2"], "--shard-index"),
+        (
+            ["--shard-count", "2", "--next", "a:1", "--layer-plan", "adaptive"],
+            "--layer-plan adaptive needs a drafter in one piece",
+        ),
     ],
 )
 def test_settings_that_are_wrong(options, word) -> None:
