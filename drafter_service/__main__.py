@@ -78,9 +78,8 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, Skips]:
         settings.model.name, plan.describe(), loaded.device, loaded.weight_bytes / 1e6,
         runner.pool.num_blocks,
     )  # fmt: skip
-    if settings.shard_count == 1:
-        # What is compiled or laid out at first use should not be when the first request comes.
-        step_seconds(runner, (1, 2, 4, 8), runs=2)
+    # What is compiled or laid out at first use should not be when the first request comes.
+    step_seconds(runner, (1, 2, 4, 8), runs=2)
     return runner, skips
 
 

@@ -128,9 +128,12 @@ def strict_shapes(runner: ModelRunner, candidates: Sequence[Shapes] = _CANDIDATE
 def step_seconds(runner: ModelRunner, rows: Sequence[int], runs: int = 3) -> dict[int, float]:
     """Time of a decoding or verification step of one sequence by its rows, the least of some runs.
 
+    Of a shard, its part of it.
+
     Row counts for which the pool has no room are left out; the first one is always there.
     """
     best: dict[int, float] = {}
+    loaded = runner.loaded
     table = runner.pool.allocate(_CONTEXT + max(rows)) or runner.pool.allocate(rows[0])
     if table is None:
         raise ConfigurationError("the KV pool is too small for one step")
@@ -138,8 +141,12 @@ def step_seconds(runner: ModelRunner, rows: Sequence[int], runs: int = 3) -> dic
         start = min(_CONTEXT, table.capacity - rows[0])
         for _ in range(runs):
             for count in (n for n in rows if start + n <= table.capacity):
+                states = torch.zeros(count, loaded.config.hidden_size, dtype=loaded.dtype)
                 started = time.perf_counter()
-                runner.forward([Segment([1] * count, start, table, count)])
+                runner.forward(
+                    [Segment([1] * count, start, table, count)],
+                    None if loaded.shard.first else states,
+                )
                 elapsed = time.perf_counter() - started
                 best[count] = min(best.get(count, elapsed), elapsed)
     finally:
