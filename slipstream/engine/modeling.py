@@ -28,7 +28,8 @@ def _as_if_not_installed(packages: tuple[str, ...]) -> Iterator[None]:
         sys.modules.update(found)
 
 
-with _as_if_not_installed(_UNUSED):
+# Whoever imported `transformers` before us may have made it look for them; it remembers the answer.
+with _as_if_not_installed(() if "transformers" in sys.modules else _UNUSED):
     importlib.import_module("transformers.modeling_utils")
     importlib.import_module("transformers.generation.utils")
     from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM

@@ -82,3 +82,12 @@ def test_a_service_does_not_hold_what_only_training_needs() -> None:
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=200
     )
     assert ended.stdout.strip() == "[]"
+
+
+def test_transformers_may_have_been_imported_before() -> None:
+    """Whoever uses transformers' own way to find scipy first gets it, and our engine, too."""
+    program = (
+        "from transformers.utils import is_scipy_available; assert is_scipy_available()\n"
+        "import slipstream.engine.checkpoint"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=200)
