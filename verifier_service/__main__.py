@@ -16,6 +16,7 @@ from slipstream.engine.loop import model_thread
 from slipstream.engine.placement import compute_on, computing_cores, place, resolve_device
 from slipstream.engine.runner import ModelRunner
 from slipstream.wire.host import host_id
+from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.process import run_service, until_stopped
 from slipstream.wire.proto import drafter_pb2, kv_pb2_grpc, verifier_pb2_grpc
 from slipstream.wire.transport import Server
@@ -68,6 +69,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     thread = model_thread()
     loop = asyncio.get_running_loop()
     runner, exactness, step_seconds = await loop.run_in_executor(thread, _make_runner, settings)
+    mailbox = Mailbox(loop)
     loaded = runner.loaded
     incarnation = uuid.uuid4().hex
     address = advertised(settings) if settings.kv_leases else ""
@@ -79,7 +81,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             incarnation=incarnation,
             kv_address=address,
         )
-        link = DrafterLink(settings.drafter, hello)
+        link = DrafterLink(settings.drafter, hello, mailbox)
 
     def send(connection: int, commands: list[Command]) -> None:
         assert link is not None, "only a link announces a drafter"
@@ -102,7 +104,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     running = asyncio.wrap_future(engine.start(thread))
     name = settings.served_model_name or settings.model.resolve().name
     identity = Identity(name, settings.precision, exactness, settings.speculative)
-    servicer = VerifierServicer(engine, identity, link)
+    servicer = VerifierServicer(engine, identity, link, mailbox)
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
     kv_servicer = KvServicer(engine, address, incarnation)
     kv_pb2_grpc.add_KvServiceServicer_to_server(kv_servicer, server.grpc)

@@ -16,6 +16,7 @@ from slipstream.wire.draft_codec import (
     proposals_from_proto,
     refusals_from_proto,
 )
+from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
 from slipstream.wire.status import error_of
 from slipstream.wire.transport import channel
@@ -35,6 +36,7 @@ class DrafterLink:
     Args:
         address: host:port of the drafter.
         hello: says who we are.
+        mailbox: brings what `send` takes to the event loop.
 
     Attributes:
         connected: whether a drafter has accepted us.
@@ -43,7 +45,7 @@ class DrafterLink:
         draft_step_seconds: what the drafter last said of its own speed.
     """
 
-    def __init__(self, address: str, hello: drafter_pb2.Hello) -> None:
+    def __init__(self, address: str, hello: drafter_pb2.Hello, mailbox: Mailbox) -> None:
         self.connected = False
         self.detail = "not connected yet"
         self.connections = 0
@@ -52,17 +54,16 @@ class DrafterLink:
         self._hello = hello
         self._numbers = itertools.count(1)
         self._number = 0
-        self._outbox: asyncio.Queue[drafter_pb2.DraftRequest] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
+        self._outbox: asyncio.Queue[list[Command]] = asyncio.Queue()
+        self._mailbox = mailbox
 
     def send(self, connection: int, commands: list[Command]) -> None:
         """Sends commands in order, if `connection` is still the current one."""
-        request = drafter_pb2.DraftRequest(commands=[command_to_proto(c) for c in commands])
-        self._loop.call_soon_threadsafe(self._enqueue, connection, request)
+        self._mailbox.post(lambda: self._enqueue(connection, commands))
 
-    def _enqueue(self, connection: int, request: drafter_pb2.DraftRequest) -> None:
+    def _enqueue(self, connection: int, commands: list[Command]) -> None:
         if connection == self._number:
-            self._outbox.put_nowait(request)
+            self._outbox.put_nowait(commands)
 
     async def run(self, engine: VerifierEngine) -> None:
         """Connects again and again until cancelled."""
@@ -126,5 +127,6 @@ class DrafterLink:
     async def _write(self, stream: grpc.aio.StreamStreamCall) -> None:
         """Sends what the engine decided. Never waits for a proposal, so the two cannot deadlock."""
         while True:
-            request = await self._outbox.get()
+            commands = await self._outbox.get()
+            request = drafter_pb2.DraftRequest(commands=[command_to_proto(c) for c in commands])
             await stream.write(request)

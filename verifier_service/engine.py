@@ -275,7 +275,7 @@ class VerifierEngine(EngineLoop):
         sequence.computed = len(sequence) - 1
         generation.settle(len(committed))
         generation.counts.record(len(drafts), accepted, generation.drafted)
-        self.speculation.verified(generation, accepted)
+        self.speculation.verified(generation)
         self.counters.count_drafts(len(drafts), accepted, generation.drafted)
         self.counters.generated_tokens += len(committed)
         counts = generation.counts.copy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 # Share of a new measurement in a moving average: an old one has faded after some tens of steps.
 _NEW = 0.1
@@ -79,6 +79,8 @@ class Acceptance:
     """
 
     def __init__(self, prior: Acceptance | None = None) -> None:
+        # The survival, as far as anybody asked for it since the last record.
+        self._known: list[float] = []
         if prior is None:
             # Nothing is known of the later positions: they are like the first.
             self._tries = [_PRIOR_WEIGHT, *[0.0] * (POSITIONS - 1)]
@@ -89,6 +91,7 @@ class Acceptance:
 
     def record(self, drafted: int, accepted: int) -> None:
         """Of a run of `drafted`, the first `accepted` were right; the next one was not."""
+        self._known = []
         for i in range(min(drafted, accepted + 1)):
             at = min(i, POSITIONS - 1)
             keep = 1.0 - 1.0 / _MEMORY
@@ -101,6 +104,7 @@ class Acceptance:
 
     def forget(self) -> None:
         """Keeps the estimates, and lets the next few runs outweigh them."""
+        self._known = []
         for at, tries in enumerate(self._tries):
             share = min(1.0, _PROBE_WEIGHT / max(tries, _PROBE_WEIGHT))
             self._tries[at], self._hits[at] = tries * share, self._hits[at] * share
@@ -115,11 +119,12 @@ class Acceptance:
 
     def survival(self, most: int) -> list[float]:
         """Probability that the first 1, 2, ... `most` drafts of a run are all right."""
-        rates, alive, result = self.rates(), 1.0, []
-        for i in range(most):
-            alive *= rates[min(i, POSITIONS - 1)]
-            result.append(alive)
-        return result
+        known = self._known
+        if len(known) < most:
+            rates = self.rates()
+            for i in range(len(known), most):
+                known.append(rates[min(i, POSITIONS - 1)] * (known[-1] if known else 1.0))
+        return known[:most]
 
 
 class Arrival:
@@ -190,8 +195,3 @@ class Arrival:
     def stepped(self, seconds: float, drafts: float) -> None:
         """`drafts` came during a step; those of a drafter that had paused say nothing."""
         self.stepping = faded(self.stepping, seconds / drafts if drafts else 4.0 * seconds)
-
-
-def mean_survival(survivals: Sequence[Sequence[float]]) -> list[float]:
-    """Position by position over several sequences of equal length."""
-    return [sum(column) / len(column) for column in zip(*survivals, strict=True)]

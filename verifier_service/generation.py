@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from enum import Enum
 
 from slipstream.core.draft import Commit, Open, Proposal
@@ -14,6 +15,7 @@ from slipstream.core.prefix import PrefixChain
 from slipstream.core.runs import agreement
 from slipstream.engine.sequence import Sequence
 from verifier_service.estimates import Acceptance
+from verifier_service.probes import Probes
 
 # Most drafts that wait; the widest window. A drafter that floods is not worth the memory.
 MOST_PENDING = 64
@@ -67,7 +69,9 @@ class SpeculationCounts:
 
     def copy(self) -> SpeculationCounts:
         """As they are now: other threads read what the engine goes on counting."""
-        return replace(self, histogram=self.histogram.copy())
+        counts = copy(self)
+        counts.histogram = self.histogram.copy()
+        return counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,9 @@ class Generation:
         warm: drafts have come since it was opened; `cold_steps`, steps without.
         acceptance: how good its drafts have been; `agreed`, whether those that were pending at the
             last step's end agreed with what it committed.
+        compared, agreed_drafts: of those, how many the step decided on, verified or not, and how
+            many of the first ones were right.
+        wanted: drafts that it should have in a step; `probes`, when they are tried all the same.
         ngram: what its text repeats.
         drafted: how many drafts of the step under way are the drafter's; the others are guesses.
         arrived_waiting, arrived_stepping, arrived_at: drafts that came since the last step began,
@@ -132,6 +139,9 @@ class Generation:
         self.window = 0
         self.paused = self.stalled = self.warm = False
         self.agreed = True
+        self.compared = self.agreed_drafts = 0
+        self.wanted = 0
+        self.probes = Probes()
         self.acceptance = Acceptance()
         self.cold_steps = 0
         self.ngram = NgramProposer()
@@ -154,6 +164,10 @@ class Generation:
     def room(self) -> int:
         """Most drafts that could be accepted: the token at max_length - 1 is the rule's own."""
         return max(0, self.max_length - len(self.sequence) - 1)
+
+    @property
+    def lacks_drafts(self) -> bool:
+        return len(self._pending) < min(self.wanted, self.room)
 
     def propose(self, proposal: Proposal) -> bool:
         """Takes the tokens of a proposal that continues what is committed and pending.
@@ -211,7 +225,9 @@ class Generation:
     def settle(self, committed: int) -> None:
         """After a step that committed `committed` tokens: keeps the drafts that still continue."""
         new = self.sequence.tokens[-committed:]
-        self.agreed = agreement(self._pending, new) == min(len(self._pending), committed)
+        self.compared = min(len(self._pending), committed)
+        self.agreed_drafts = agreement(self._pending, new)
+        self.agreed = self.agreed_drafts == self.compared
         self._pending = self._pending[committed:] if self.agreed else []
         self._pending_chain = None
 

@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 _STINT, _STINTS = 8, 3
 # Steps after which the loser gets another chance: load and text change.
 _TRY_AGAIN = 2000
+# Of what the best one promises after the first stints, a layout that promises less is given up
+# there: a trial of it would cost more than the promises may be wrong.
+_HOPELESS = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,27 +85,35 @@ class _Contest:
     steps: int = 0
     winner: Layout | None = None
     scores: dict[Layout, _Score] = field(default_factory=dict)
+    promises: dict[Layout, float] = field(default_factory=dict)
 
     def current(self) -> Layout:
         if self.winner is not None:
             return self.winner
         return self.layouts[self.steps // _STINT % len(self.layouts)]
 
-    def count(self, tokens: int, seconds: float) -> None:
-        """A step of the current layout is over."""
+    def count(self, tokens: int, seconds: float, promised: float) -> None:
+        """A step of the current layout is over, which promises so many tokens per second."""
+        self.promises[self.current()] = promised
         round_ = self.steps // (_STINT * len(self.layouts))
         if self.winner is None and round_ and self.steps % _STINT:
             score = self.scores.setdefault(self.current(), _Score())
             score.tokens += tokens
             score.seconds += seconds
         self.steps += 1
-        if self.winner is None and self.steps >= _STINT * _STINTS * len(self.layouts):
-            self.winner = max(self.layouts, key=lambda each: self.scores[each].rate)
-            rates = ", ".join(f"{k.name} {v.rate:.1f}" for k, v in self.scores.items())
-            log.info("placement %s: %s tokens/s", self.winner.name, rates)
-            self.steps = 0
+        if self.winner is None and self.steps == _STINT * len(self.layouts):
+            best, *others = sorted(self.promises.values(), reverse=True)
+            if max(others) < _HOPELESS * best:
+                self._decide(self.promises)
+        elif self.winner is None and self.steps >= _STINT * _STINTS * len(self.layouts):
+            self._decide({each: score.rate for each, score in self.scores.items()})
         elif self.winner is not None and self.steps >= _TRY_AGAIN:
-            self.winner, self.steps, self.scores = None, 0, {}
+            self.winner, self.steps, self.scores, self.promises = None, 0, {}, {}
+
+    def _decide(self, rates: dict[Layout, float]) -> None:
+        self.winner, self.steps = max(self.layouts, key=lambda each: rates[each]), 0
+        told = ", ".join(f"{layout.name} {rate:.1f}" for layout, rate in rates.items())
+        log.info("placement %s: %s tokens/s", self.winner.name, told)
 
 
 class Placement:
@@ -140,13 +151,17 @@ class Placement:
             self._compute_on(layout.verifier_cores)
         self.layout = layout
 
-    def cycled(self, sequences: int, tokens: int, seconds: float) -> Layout:
-        """A step is over, `seconds` after the one before it. Returns the layout for the next."""
+    def cycled(self, sequences: int, tokens: int, seconds: float, promised: float = 0.0) -> Layout:
+        """A step is over, `seconds` after the one before it. Returns the layout for the next.
+
+        Args:
+            promised: tokens per second that the length policy expects of the current layout.
+        """
         if len(self._candidates) < 2:
             return self.layout
         # Batches of like size share a verdict: 1, 2 to 3, 4 to 7, ...
         size = sequences.bit_length()
         contest = self._contests.setdefault(size, _Contest(self._candidates))
         if contest.current() is self.layout:
-            contest.count(tokens, seconds)
+            contest.count(tokens, seconds, promised)
         return contest.current()

@@ -11,6 +11,7 @@ import grpc
 from slipstream.core.errors import InvalidParameter, Unavailable
 from slipstream.core.params import MAX_LOGPROBS
 from slipstream.wire.codec import sampling_from_proto, stop_from_proto
+from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import types_pb2, verifier_pb2, verifier_pb2_grpc
 from slipstream.wire.status import streaming, unary
 from verifier_service.drafter_link import DrafterLink
@@ -44,24 +45,28 @@ class Identity:
 
 
 class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
-    """Translates between gRPC and the engine."""
+    """Translates between gRPC and the engine, which tells of its progress through `mailbox`."""
 
     def __init__(
-        self, engine: VerifierEngine, identity: Identity, link: DrafterLink | None
+        self,
+        engine: VerifierEngine,
+        identity: Identity,
+        link: DrafterLink | None,
+        mailbox: Mailbox,
     ) -> None:
         self._engine = engine
         self._identity = identity
         self._link = link
+        self._mailbox = mailbox
 
     @streaming
     async def Generate(
         self, request: verifier_pb2.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[verifier_pb2.GenerateResponse]:
-        loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Progress] = asyncio.Queue()
 
         def listen(progress: Progress) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, progress)
+            self._mailbox.post(lambda: queue.put_nowait(progress))
 
         parsed = self._parse(request, listen)
         cancel = self._engine.submit(parsed)

@@ -232,6 +232,8 @@ async def test_metrics(rig, ids):
     told = next(line for line in text.splitlines() if "HELP slipstream:num_requests_run" in line)
     assert "queue included" in told
     assert float(values["slipstream:spec_decode_num_accepted_tokens_total"]) > 0
+    assert float(values["slipstream:spec_decode_num_guess_tokens_total"]) == 0
+    assert float(values["slipstream:spec_decode_num_accepted_guess_tokens_total"]) == 0
     first = float(values['slipstream:spec_decode_num_accepted_tokens_per_pos_total{position="0"}'])
     assert first == float(values["slipstream:spec_decode_num_drafts_total"]) > 0
 

@@ -19,6 +19,7 @@ from drafter_service.shard_link import Door, ShardLink
 from drafter_service.shard_servicer import ShardServicer
 from drafter_service.shards import ShardedStage
 from slipstream.engine.runner import ModelRunner
+from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import (
     drafter_pb2,
     drafter_pb2_grpc,
@@ -155,6 +156,7 @@ async def verifier(
     server = Server("127.0.0.1:0", ["slipstream.v1.VerifierService", "slipstream.v1.KvService"])
     address = f"127.0.0.1:{server.bind()}"
     loaded = runner.loaded
+    mailbox = Mailbox(asyncio.get_running_loop())
     link = DrafterLink(
         drafter_address,
         drafter_pb2.Hello(
@@ -163,6 +165,7 @@ async def verifier(
             incarnation="first life",
             kv_address=address if kv_address is None else kv_address,
         ),
+        mailbox,
     )
     speculation = Speculation(
         link.send,
@@ -172,7 +175,7 @@ async def verifier(
     )
     engine = VerifierEngine(runner, speculation, limits=Limits(strict=True), kv=holder)
     identity = Identity("tiny", "native", "strict", True)
-    servicer = VerifierServicer(engine, identity, link)
+    servicer = VerifierServicer(engine, identity, link, mailbox)
     kv = KvServicer(engine, address, "first life")
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
     kv_pb2_grpc.add_KvServiceServicer_to_server(kv, server.grpc)

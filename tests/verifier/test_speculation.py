@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from slipstream.core.draft import SetWindow
 from tests.verifier.world import Machine, World
 from verifier_service.policy import Target
 
@@ -48,17 +47,15 @@ class Fixed(World):
 
     def __init__(self, machine: Machine, placement: str, length: int) -> None:
         super().__init__(machine, placement=placement)
-        speculation = self.speculation
+        lengths = self.speculation._lengths
 
-        def retarget(decoding, drafting) -> None:
-            speculation.target = Target(length, 1.0)
-            window = max(1, length) if placement == "shared" else 8
+        def choose(sequences, drafting) -> bool:
+            lengths.target = Target((length,) * len(drafting), 1.0)
             for generation in drafting:
-                if generation.window != (window if length else 0):
-                    generation.window = window if length else 0
-                    speculation._commands.append(SetWindow(generation.number, generation.window))
+                generation.wanted = length
+            return True
 
-        speculation._retarget = retarget
+        lengths.choose = choose
 
 
 @pytest.mark.parametrize("name", MACHINES)
@@ -100,6 +97,34 @@ def test_follows_the_text() -> None:
         while len(world.steps) < 80:
             world.run(1)
         assert sum(tokens for _, tokens in world.steps[-10:]) >= 20, placement
+
+
+@pytest.mark.parametrize("placement", ["separate", "shared"])
+def test_lengths_are_by_sequence(placement) -> None:
+    """Of four sequences one is easy: it alone is drafted for; within 60 steps of a change, others.
+
+    The batch is faster than without drafts by what the easy one gains.
+    """
+    easy = [1]
+    chances = [lambda _, n=n: 0.97 if n in easy else 0.0 for n in range(1, 5)]
+    alone, beside = (0.005, 0.005) if placement == "separate" else (0.002, 1e9)
+    machine = Machine(_wide, alone, beside, _always(0.0))
+    world = World(machine, placement=placement, accepted=chances)
+    world.run(1000)
+    plain = 4 / machine.step(4)
+    lengths = {n: each.wanted for n, each in world.generations.items()}
+    assert lengths[1] >= 2
+    assert max(lengths[n] for n in (2, 3, 4)) <= 1
+    easy[:] = [2, 3, 4]
+    world.steps.clear()
+    while len(world.steps) < 80:
+        world.run(1)
+    assert world.run(500) > 1.15 * plain
+    lengths = {n: each.wanted for n, each in world.generations.items()}
+    assert min(lengths[n] for n in (2, 3, 4)) >= 2 > lengths[1]
+    easy.clear()
+    world.run(400)
+    assert world.run(1000) >= 0.97 * plain
 
 
 def test_off_leaves_the_drafter_idle() -> None:

@@ -7,7 +7,7 @@ reaches can be compared with what could be reached.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -48,7 +48,8 @@ class Machine:
 class _Drafter:
     """One sequence on the drafter."""
 
-    machine: Machine
+    number: int
+    accepted: Callable[[int], float]
     rng: random.Random
     tokens: list[int] = field(default_factory=list)
     committed: int = 0
@@ -85,19 +86,24 @@ class _Drafter:
         return max(0, self.window - (len(self.tokens) - self.committed))
 
     def draft(self) -> Proposal | None:
-        chance = self.machine.accepted(len(self.tokens))
+        chance = self.accepted(len(self.tokens))
         self.tokens.append(RIGHT if self.rng.random() < chance else WRONG)
         self.chain.extend(self.tokens[-1:])
         if self.burst and self.room:
             return None
         start = self.proposed
         self.proposed = len(self.tokens)
-        tokens = tuple(self.tokens[start:])
-        return Proposal(1, self.chain.at(start), tokens, not self.room, self.committed)
+        name, tokens = self.chain.at(start), tuple(self.tokens[start:])
+        return Proposal(self.number, name, tokens, not self.room, self.committed)
 
 
 class World:
-    """One sequence decoded with drafts, in simulated time. The right token is always RIGHT."""
+    """Sequences decoded with drafts, in simulated time. The right token is always RIGHT.
+
+    Args:
+        accepted: of each sequence, the probability that a draft is right; the machine's for one
+            sequence if not given.
+    """
 
     def __init__(
         self,
@@ -106,12 +112,16 @@ class World:
         placement: str = "separate",
         length: int | None = None,
         seed: int = 0,
+        accepted: Sequence[Callable[[int], float]] = (),
     ) -> None:
         self.now = 100.0
         self.machine = machine
         self.steps: list[tuple[int, int]] = []  # drafts and tokens of each step
         self.drafter_busy = 0.0
-        self._drafter = _Drafter(machine, random.Random(seed))
+        self._drafters = {
+            number: _Drafter(number, each, random.Random(seed + number - 1))
+            for number, each in enumerate(accepted or (machine.accepted,), start=1)
+        }
         self._inbox: list[tuple[Proposal, float]] | None = None
         self._on_way: list[tuple[float, Command | Proposal]] = []
         probe = {n: machine.step(n) for n in (1, 2, 4, 8, 16, 32)}
@@ -123,20 +133,21 @@ class World:
             Placement(placement, host, lambda _: None),
             clock=lambda: self.now,
         )
-        request = GenerationRequest(
-            "r", (1, 2, 3), SamplingParams(0.0), StopConditions(10**6), True, None, lambda _: None
-        )
-        self.generation = Generation(1, request, "", frozenset(), 10**6)
-        self.generation.sequence.table = cast("BlockTable", object())
-        self.generation.sequence.computed = 2
-        self.speculation.connect(1, Drafter("elsewhere", frozenset()), [self.generation])
+        self.generations = {number: _generation(number) for number in self._drafters}
+        self.generation = self.generations[1]
+        elsewhere = Drafter("elsewhere", frozenset())
+        self.speculation.connect(1, elsewhere, self.generations.values())
 
     def run(self, tokens: int) -> float:
-        """Decodes so many tokens. Returns tokens per second."""
-        started, length = self.now, len(self.generation.sequence)
-        while len(self.generation.sequence) - length < tokens:
+        """Decodes so many tokens, of all sequences together. Returns tokens per second."""
+        started, before = self.now, self.generated
+        while self.generated - before < tokens:
             self._one()
-        return (len(self.generation.sequence) - length) / (self.now - started)
+        return (self.generated - before) / (self.now - started)
+
+    @property
+    def generated(self) -> int:
+        return sum(len(each.sequence) for each in self.generations.values())
 
     def _send(self, connection: int, commands: list[Command]) -> None:
         self._on_way += [(self.now + self.machine.latency, command) for command in commands]
@@ -145,59 +156,67 @@ class World:
         if self._inbox is not None:
             self._inbox.append((proposal, at))
             return
-        known = {1: self.generation}
-        self.speculation.take(1, [proposal], [], known, 100, at, self.machine.alone)
+        self.speculation.take(1, [proposal], [], self.generations, 100, at, self.machine.alone)
 
     def _pass(self, until: float, *, stepping: bool) -> None:
         """Lets time pass; the drafter works meanwhile. Ends early where a proposal arrives."""
         each = self.machine.beside if stepping else self.machine.alone
-        drafter = self._drafter
         while self.now < until:
             self._on_way.sort(key=lambda item: item[0])
             following = self._on_way[0][0] if self._on_way else until
-            done = self.now + (1.0 - drafter.progress) * each if drafter.room else until
-            end = min(until, max(following, self.now), done)
-            if drafter.room:
+            busy = [drafter for drafter in self._drafters.values() if drafter.room]
+            done = [self.now + (1.0 - drafter.progress) * each for drafter in busy]
+            end = min(until, max(following, self.now), *done)
+            self.drafter_busy += (end - self.now) * bool(busy)
+            for drafter in busy:
                 drafter.progress += (end - self.now) / each
-                self.drafter_busy += end - self.now
             self.now = end
-            if drafter.room and drafter.progress > 1.0 - 1e-9:
-                drafter.progress = 0.0
-                proposal = drafter.draft()
-                if proposal:
-                    self._on_way.append((self.now + self.machine.latency, proposal))
+            for drafter in busy:
+                if drafter.progress > 1.0 - 1e-9:
+                    drafter.progress = 0.0
+                    proposal = drafter.draft()
+                    if proposal:
+                        self._on_way.append((self.now + self.machine.latency, proposal))
             arrived = [item for at, item in self._on_way if at <= self.now]
             self._on_way = [entry for entry in self._on_way if entry[0] > self.now]
             for item in arrived:
                 if isinstance(item, Proposal):
                     self._take(item, self.now)
+                elif isinstance(item, SetPace):
+                    for drafter in self._drafters.values():
+                        drafter.obey(item)
                 else:
-                    drafter.obey(item)
+                    self._drafters[item.sequence_id].obey(item)
             if any(isinstance(item, Proposal) for item in arrived) and not stepping:
                 return
 
     def _one(self) -> None:
-        generation, speculation = self.generation, self.speculation
-        turn = Turn((generation,), None)
+        speculation = self.speculation
+        turn = Turn(tuple(self.generations.values()), None)
         patience = speculation.patience(turn)
         speculation.flush()
         if patience:
             self._pass(self.now + patience, stepping=False)
             return
         work = plan_step(turn, _LIMITS, speculation.share)
-        seconds = self.machine.step(len(work[0].segment.tokens))
-        if self._drafter.room and not self._drafter.burst:
+        seconds = self.machine.step(sum(len(item.segment.tokens) for item in work))
+        if any(drafter.room and not drafter.burst for drafter in self._drafters.values()):
             seconds *= self.machine.slowdown
         # What arrives during a step is read after it, as by the engine's inbox.
         self._inbox = []
         self._pass(self.now + seconds, stepping=True)
         late, self._inbox = self._inbox, None
-        self._decide(work[0])
+        before = self.generated
+        for item in work:
+            self._decide(item)
+        speculation.stepped(work, self.generated - before)
+        speculation.flush()
+        self.steps.append((sum(len(item.drafts) for item in work), self.generated - before))
         for proposal, at in late or []:
             self._take(proposal, at)
 
     def _decide(self, work: Work) -> None:
-        generation, accepted = self.generation, 0
+        generation, accepted = work.generation, 0
         for draft in work.drafts:
             if draft != RIGHT:
                 break
@@ -206,8 +225,15 @@ class World:
             generation.append(RIGHT)
         generation.sequence.computed = len(generation.sequence) - 1
         generation.settle(accepted + 1)
-        self.speculation.verified(generation, accepted)
+        self.speculation.verified(generation)
         self.speculation.committed(generation, accepted + 1)
-        self.speculation.stepped([work], accepted + 1)
-        self.speculation.flush()
-        self.steps.append((len(work.drafts), accepted + 1))
+
+
+def _generation(number: int) -> Generation:
+    request = GenerationRequest(
+        "r", (1, 2, 3), SamplingParams(0.0), StopConditions(10**6), True, None, lambda _: None
+    )
+    generation = Generation(number, request, "", frozenset(), 10**6)
+    generation.sequence.table = cast("BlockTable", object())
+    generation.sequence.computed = 2
+    return generation

@@ -1,0 +1,86 @@
+"""The length policy at work: what is measured goes in, each sequence's run length comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from slipstream.engine.exactness import MAX_STRICT_ROWS
+from verifier_service.generation import Generation
+from verifier_service.measured import Measured
+from verifier_service.policy import Target, best_lengths
+
+# Drafts ahead while they are being tried.
+_PROBE_WINDOW = 3
+# Lengths are chosen anew after so many steps, or when somebody comes or goes.
+_STEPS = 4
+# Longest run that is considered where the drafter makes runs on demand.
+LONGEST_RUN = 12
+
+
+class Lengths:
+    """Chooses how many drafts each sequence should have. One owner.
+
+    Args:
+        window: how far beyond the last commit a drafter may run.
+
+    Attributes:
+        target: the last choice.
+    """
+
+    def __init__(self, measured: Measured, window: int) -> None:
+        self.target = Target()
+        self.longest = max(window, LONGEST_RUN)
+        self._measured = measured
+        self._window = window
+        self._steps = 0
+        self._company: tuple[int, ...] = ()
+
+    def choose(self, sequences: int, drafting: Sequence[Generation]) -> bool:
+        """Before a step of `sequences` sequences, of which some have a drafter.
+
+        Returns:
+            Whether lengths were chosen anew: estimates move slowly, and in Python this takes as
+            long as a small kernel.
+        """
+        self._steps += 1
+        company = (sequences, *(g.number for g in drafting))
+        off = any(g.probes.steps_off for g in drafting)
+        if company == self._company and self._steps % _STEPS and not off:
+            return False
+        self._company = company
+        self._choose(sequences, drafting)
+        return True
+
+    def _choose(self, sequences: int, drafting: Sequence[Generation]) -> None:
+        measured, burst = self._measured, self._measured.layout.burst
+        best = best_lengths(
+            quiet=measured.cost(beside=False),
+            beside=measured.cost(beside=not burst),
+            survivals=[g.acceptance.survival(self.longest) for g in drafting],
+            waiting=measured.wait,
+            stepping=0.0 if burst else measured.arrival.stepping,
+            sequences=sequences,
+            most_rows=max(MAX_STRICT_ROWS, sequences),
+        )
+        lengths = list(best.lengths)
+        for i, generation in enumerate(drafting):
+            probes = generation.probes
+            probes.count(lengths[i] > 0)
+            if probes.due:
+                generation.acceptance.forget()
+                if measured.reported and not best.length:
+                    measured.arrival.forget()
+            if probes.on and burst:
+                # Taking turns, a probe has to wait for its draft; side by side it need not.
+                lengths[i] = 1
+            generation.wanted = lengths[i]
+        self.target = replace(best, lengths=tuple(lengths))
+
+    def window(self, generation: Generation) -> int:
+        """How far the drafter may run ahead."""
+        if not generation.wanted and self.target.rate:
+            return _PROBE_WINDOW if generation.probes.on else 0
+        if self._measured.layout.burst:
+            return max(1, generation.wanted)
+        return self._window
