@@ -113,8 +113,8 @@ def test_without_drafter_there_are_two_services() -> None:
     assert options(verifier.command)["--drafter"] == "off"
 
 
-def test_the_precision_is_the_verifiers(monkeypatch, tiny_model_dir) -> None:
-    """--precision int8 reaches the verifier's command line and not the drafter's."""
+def commands(monkeypatch, model, *extra: str) -> list[dict[str, str]]:
+    """What `up` with these options would tell drafter, verifier and gateway."""
     plans = []
 
     async def serve(plan, policy, *, keys) -> None:
@@ -123,14 +123,41 @@ def test_the_precision_is_the_verifiers(monkeypatch, tiny_model_dir) -> None:
     monkeypatch.setattr(command, "serve", serve)
     monkeypatch.setattr(command.signal, "signal", lambda *_: None)
     ports = [f"--{name}=127.0.0.1:0" for name in ("http", "grpc", "verifier-listen")]
-    arguments = [*ports, "--drafter-listen=127.0.0.1:0", "--model", str(tiny_model_dir)]
+    arguments = [*ports, "--drafter-listen=127.0.0.1:0", "--model", str(model)]
     app = typer.Typer()
     app.command()(command.up)
-    ended = CliRunner().invoke(app, [*arguments, "--precision", "int8"])
+    ended = CliRunner().invoke(app, [*arguments, *extra])
     assert ended.exit_code == 0, ended.output
-    drafter, verifier, _ = services(plans[0])
-    assert options(verifier.command)["--precision"] == "int8"
-    assert "--precision" not in options(drafter.command)
+    return [options(service.command) for service in services(plans[0])]
+
+
+def test_the_precision_is_the_verifiers(monkeypatch, tiny_model_dir) -> None:
+    """--precision int8 reaches the verifier's command line and not the drafter's."""
+    drafter, verifier, _ = commands(monkeypatch, tiny_model_dir, "--precision", "int8")
+    assert verifier["--precision"] == "int8"
+    assert "--precision" not in drafter
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "drafters", "verifiers"),
+    [
+        ("--early-stop", "on", True, False),
+        ("--kv-context", "commit", True, False),
+        ("--draft-length", "3", False, True),
+        ("--draft-length", "auto", False, True),
+        ("--window", "5", False, True),
+        ("--kv-leases", "0", False, True),
+        ("--ngram", "off", True, True),
+    ],
+)
+def test_options_of_drafting_reach_whom_they_are_for(
+    monkeypatch, tiny_model_dir, option, value, drafters, verifiers
+) -> None:
+    """Each setting is on the command line of the services that know it, and on no other."""
+    drafter, verifier, gateway = commands(monkeypatch, tiny_model_dir, option, value)
+    assert drafter.get(option) == (value if drafters else None)
+    assert verifier.get(option) == (value if verifiers else None)
+    assert option not in gateway
 
 
 @pytest.mark.parametrize(
