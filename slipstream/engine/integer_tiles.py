@@ -17,9 +17,6 @@ GROUP = 32
 TILE = 16
 QUADS = GROUP // 4
 SCALE_BYTES = 2 * 2 * TILE
-# How many bytes before they are multiplied weights are asked for: the processor's own guesses come
-# later, which costs one core 6% of its products from memory.
-_AHEAD = 2048
 # The low byte counts 254ths of the high one's unit: it covers half a unit either way.
 LOW_UNIT = 1.0 / 254.0
 
@@ -80,18 +77,6 @@ def _load_quads(builder: Any, base: Any, bits: int) -> list[Any]:
     return [builder.bitcast(vector, _INTS) for vector in loaded]
 
 
-def _prefetch(builder: Any, address: Any, count: int) -> None:
-    """Asks for the cache lines of `count` bytes from an address on, which need not be valid."""
-    pointer = _I8.as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
-    name = "llvm.prefetch.p0i8"
-    prefetch = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    # To read, into all caches, data.
-    how = [ir.Constant(_I32, n) for n in (0, 3, 1)]
-    for line in range(0, count, 64):
-        builder.call(prefetch, [_at(builder, address, ir.Constant(_I64, line), _I8), *how])
-
-
 def _generate_tile(rows: int, bits: int, parts: int) -> Any:
     """Code for 16 outputs of `rows` rows; see `make_tile`."""
 
@@ -113,11 +98,8 @@ def _generate_tile(rows: int, bits: int, parts: int) -> Any:
             total.add_incoming(ir.Constant(_FLOATS, None), entry)
 
         base = builder.add(weights, builder.mul(g, c64(group_bytes(bits))))
-        _prefetch(builder, builder.add(base, c64(_AHEAD)), group_bytes(bits))
         quads = _load_quads(builder, base, bits)
         pair = builder.add(scales, builder.mul(g, c64(SCALE_BYTES)))
-        ahead = _AHEAD * SCALE_BYTES // group_bytes(bits)
-        _prefetch(builder, builder.add(pair, c64(ahead)), SCALE_BYTES)
         scale, least = _bf16(builder, pair), _bf16(builder, builder.add(pair, c64(2 * TILE)))
 
         updated = []
