@@ -32,6 +32,7 @@ from slipstream.engine.model_files import ModelFolder
 from slipstream.engine.placement import compute_on, computing_cores, place, resolve_device
 from slipstream.engine.runner import ModelRunner
 from slipstream.engine.step_cost import fit_step_cost
+from slipstream.models.head_basis import head_basis
 from slipstream.models.plans import shipped_plan
 from slipstream.wire.process import run_service, until_stopped
 from slipstream.wire.proto import drafter_pb2_grpc, shard_pb2_grpc
@@ -47,6 +48,14 @@ def _layer_plan(settings: Settings, folder: ModelFolder) -> LayerPlan:
     if settings.layer_plan not in ("auto", ADAPTIVE):
         return LayerPlan.load(Path(settings.layer_plan))
     return shipped_plan(folder.fingerprint) or automatic_plan(folder)
+
+
+def _head_basis(settings: Settings, folder: ModelFolder, plan: LayerPlan) -> Path | None:
+    """What a screened head is made from, for who has the head and is to screen it."""
+    last = settings.shard_index == settings.shard_count - 1
+    if not last or plan.head_precision != "screened":
+        return None
+    return head_basis(folder.path, folder.fingerprint)
 
 
 def _make_adaptive(settings: Settings, runner: ModelRunner, start: Skips) -> Adaptive | None:
@@ -71,6 +80,7 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, Skips]:
         device=resolve_device(settings.device),
         plan=plan,
         shard=(settings.shard_index, settings.shard_count),
+        head_basis=_head_basis(settings, folder, plan),
     )
     runner = ModelRunner(loaded, int(settings.kv_cache_gib * 2**30))
     log.info(

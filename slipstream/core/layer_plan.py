@@ -14,6 +14,9 @@ from slipstream.core.errors import ConfigurationError, ModelMismatch
 # 8 where they are many. w8a8 fixes both at 8: what a row gives does not depend on how many there
 # are, which a verifier needs.
 Precision = Literal["native", "int8", "int4", "w8a8"]
+# screened: a rough look at the whole vocabulary, an exact one at its best tokens. It falls back to
+# int8 where that cannot be had or reads no fewer bytes.
+HeadPrecision = Literal[Precision, "screened"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +43,19 @@ class LayerPlan:
     """
 
     precision: Precision = "native"
-    head_precision: Precision = "native"
+    head_precision: HeadPrecision = "native"
     skip_attention: frozenset[int] = frozenset()
     skip_mlp: frozenset[int] = frozenset()
     model_fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("precision", self.precision),
-            ("head_precision", self.head_precision),
+        for name, value, allowed in (
+            ("precision", self.precision, get_args(Precision)),
+            ("head_precision", self.head_precision, get_args(HeadPrecision)),
         ):
-            if value not in get_args(Precision):
+            if value not in allowed:
                 raise ConfigurationError(
-                    f"layer plan: {name} must be one of {', '.join(get_args(Precision))}, "
-                    f"got {value!r}"
+                    f"layer plan: {name} must be one of {', '.join(allowed)}, got {value!r}"
                 )
 
     def check(self, fingerprint: str, num_layers: int) -> None:

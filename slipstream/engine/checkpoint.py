@@ -169,7 +169,7 @@ class _Weights:
 
 def _fill(
     model: nn.Module, folder: Path, plan: LayerPlan, dtype: torch.dtype, device: torch.device,
-    *, optimized: bool,
+    *, optimized: bool, head_basis: Path | None,
 ) -> frozenset[str]:  # fmt: skip
     """Reads the weights and converts them; returns the names of the tensors that were read.
 
@@ -183,7 +183,7 @@ def _fill(
         weights.tie()
     model.to(device)
     if optimized:
-        optimize(model, plan)
+        optimize(model, plan, head_basis)
     return frozenset(weights.read)
 
 
@@ -196,6 +196,7 @@ def load_model(
     plan: LayerPlan | None = None,
     optimized: bool = True,
     shard: tuple[int, int] = (0, 1),
+    head_basis: Path | None = None,
 ) -> LoadedModel:
     """Loads the model in `folder` under a layer plan.
 
@@ -205,6 +206,7 @@ def load_model(
         plan: what to skip and quantize; None is the full model.
         optimized: False leaves the layers as `transformers` has them.
         shard: (index, count) loads one of several parts; the tensors of the others are not read.
+        head_basis: what a screened head is made from; without it such a head is int8.
 
     Raises:
         CheckpointError: missing, truncated or unsupported.
@@ -220,7 +222,10 @@ def load_model(
     skip_sublayers(model, plan.skips)
     part = make_shard(model, plan, *shard)
     cut(model, part)
-    read = _fill(model, source.path, plan, torch_dtype, torch_device, optimized=optimized)
+    read = _fill(
+        model, source.path, plan, torch_dtype, torch_device,
+        optimized=optimized, head_basis=head_basis,
+    )  # fmt: skip
     give_back()
     held = weight_bytes(model)
     if torch_device.type == "cpu" and held >= _HUGE_PAGE_BYTES:

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from slipstream.core.errors import ConfigurationError
-from slipstream.core.layer_plan import LayerPlan, Precision
+from slipstream.core.layer_plan import HeadPrecision, LayerPlan
 from slipstream.engine.attention import CONTEXT, ForwardContext
+from slipstream.engine.screened_head import likely_rank, screened_bytes
 
 # Bits that one weight takes; those of groups of 32 share a scale and a least value of 16 bits each.
-_BITS: dict[Precision, int] = {"int8": 9, "int4": 5}
+_BITS: dict[HeadPrecision, int] = {"int8": 9, "int4": 5}
 # What a sublayer costs beside reading its weights (norm, attention, calls), in bytes that are read
 # in the same time. Measured on one AMX x86 core: a layer of SmolLM2-135M in int4 takes 0.25 ms for
 # its 2.2 MB, the head in int8 0.8 ms for 32 MB.
@@ -97,11 +98,16 @@ def make_shard(model: nn.Module, plan: LayerPlan, index: int, count: int) -> Sha
     return Shard(index, count, split(layers, head, count)[index])
 
 
-def _cost(sublayer: nn.Module, precision: Precision) -> int:
-    """Bytes of the weights, and the sublayer's other costs as bytes; 0 for a skipped one."""
+def _cost(sublayer: nn.Module, precision: HeadPrecision) -> int:
+    """Bytes of the weights that a step reads, and the sublayer's other costs as bytes; 0 for a
+    skipped one."""
     weights = [p for p in sublayer.parameters() if p.ndim == 2]
     if not weights:
         return 0
+    if precision == "screened":
+        # Every shard must come to the same split, and only the last one knows the rank.
+        vocab, hidden = weights[0].shape
+        return _SUBLAYER_BYTES + screened_bytes(vocab, hidden, likely_rank(hidden))
     bits = sum(p.numel() * _BITS.get(precision, 8 * p.element_size()) for p in weights)
     return _SUBLAYER_BYTES + bits // 8
 

@@ -5,6 +5,7 @@ runs as it came."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from slipstream.core.layer_plan import LayerPlan, Precision, Skips
 from slipstream.engine.fused import FusedAttention, FusedBlock, FusedMlp, FusedNorm
 from slipstream.engine.linear import converted
+from slipstream.engine.screened_head import converted_head
 
 # Attention of these classes is: three projections, optional norms of q and k per head, rotation
 # of whole heads by halves, attention, output projection.
@@ -103,7 +105,7 @@ def convert_layers(model: nn.Module, plan: LayerPlan, prepare: Callable[[nn.Modu
 
 
 @torch.no_grad()
-def optimize(model: nn.Module, plan: LayerPlan) -> None:
+def optimize(model: nn.Module, plan: LayerPlan, head_basis: Path | None = None) -> None:
     """Fuses a model whose sublayers are converted in place, and converts its head."""
     layers = decoder_layers(model)
     for parent in list(model.modules()):
@@ -118,4 +120,5 @@ def optimize(model: nn.Module, plan: LayerPlan) -> None:
             layers[index] = FusedBlock(layer)
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
     if isinstance(head, nn.Linear):  # a part of a model may have none
-        model.set_output_embeddings(converted(head, plan.head_precision))  # type: ignore[operator]
+        head = converted_head(head, plan.head_precision, head_basis)
+        model.set_output_embeddings(head)  # type: ignore[operator]

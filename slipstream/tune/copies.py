@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from slipstream.core.layer_plan import LayerPlan, Precision
+from slipstream.core.layer_plan import HeadPrecision, LayerPlan, Precision
 from slipstream.engine.runner import ModelRunner
 
-Key = tuple[Precision, Precision]
+Key = tuple[Precision, HeadPrecision]
 
 
 class Copies:
@@ -24,7 +24,7 @@ class Copies:
         self._most_bytes = most_bytes
         self._runners: OrderedDict[Key, ModelRunner] = OrderedDict()
 
-    def get(self, precision: Precision, head_precision: Precision) -> ModelRunner:
+    def get(self, precision: Precision, head_precision: HeadPrecision) -> ModelRunner:
         key = (precision, head_precision)
         if key not in self._runners:
             self._runners[key] = self._load(LayerPlan(*key))

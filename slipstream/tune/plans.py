@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from itertools import product
 
-from slipstream.core.layer_plan import LayerPlan, Precision, Skips
+from slipstream.core.layer_plan import HeadPrecision, LayerPlan, Precision, Skips
 
-# What is searched for layers and head.
+# What is searched for layers, and for the head; a head is screened only where that pays.
 PRECISIONS: tuple[Precision, ...] = ("native", "int8", "int4")
+SCREENED: tuple[HeadPrecision, ...] = (*PRECISIONS, "screened")
 
 
-def whole_plans() -> list[LayerPlan]:
+def whole_plans(heads: tuple[HeadPrecision, ...] = PRECISIONS) -> list[LayerPlan]:
     """Nothing skipped, at every precision of layers and head; the cheapest first."""
-    order = PRECISIONS[::-1]
-    return [LayerPlan(layers, head) for layers, head in product(order, order)]
+    return [LayerPlan(layers, head) for layers, head in product(PRECISIONS[::-1], heads[::-1])]
 
 
 def every_kth(layers: int, k: int) -> Skips:

@@ -103,9 +103,9 @@ def tune(settings: TuneSettings, wanted: SearchSettings, watcher: Watcher) -> Tu
     naive = naive_plans(bench.layers, bench.automatic)
     search = Search(
         study,
-        Space(bench.layers),
+        Space(bench.layers, heads=bench.heads),
         evaluator.evaluate,
-        starts=_different([*whole_plans(), *naive.values()]),
+        starts=_different([*whole_plans(bench.heads), *naive.values()]),
         seed=wanted.seed,
     )
     watcher.say("searching")

@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from slipstream.core.layer_plan import LayerPlan, Precision, Skips
+from slipstream.core.layer_plan import HeadPrecision, LayerPlan, Precision, Skips
 from slipstream.tune.plans import PRECISIONS
 
 Params = dict[str, Any]
@@ -21,17 +21,25 @@ class Space:
 
     Args:
         layers: decoder layers of the model.
-        precisions: what is allowed for both.
+        precisions: what is allowed for the layers; heads: for the head.
     """
 
-    def __init__(self, layers: int, precisions: tuple[Precision, ...] = PRECISIONS) -> None:
+    def __init__(
+        self,
+        layers: int,
+        precisions: tuple[Precision, ...] = PRECISIONS,
+        heads: tuple[HeadPrecision, ...] = PRECISIONS,
+    ) -> None:
         self.layers = layers
         self.precisions = precisions
+        self.heads = heads
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        choice = CategoricalDistribution(self.precisions)
-        found: dict[str, BaseDistribution] = {"precision": choice, "head_precision": choice}
+        found: dict[str, BaseDistribution] = {
+            "precision": CategoricalDistribution(self.precisions),
+            "head_precision": CategoricalDistribution(self.heads),
+        }
         for part in _PARTS:
             for layer in range(self.layers):
                 found[f"{part}.{layer}"] = CategoricalDistribution((True, False))

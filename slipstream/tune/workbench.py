@@ -11,17 +11,20 @@ from typing import Any
 from slipstream.bench.machine import cores
 from slipstream.bench.questions import choose, encode, load_questions
 from slipstream.bench.records import Prompt
-from slipstream.core.layer_plan import LayerPlan
+from slipstream.core.layer_plan import HeadPrecision, LayerPlan
 from slipstream.engine.automatic_plan import automatic_plan
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.exactness import choose_shapes
 from slipstream.engine.model_files import ModelFolder
 from slipstream.engine.placement import place, resolve_device
 from slipstream.engine.runner import ModelRunner
+from slipstream.engine.screened_head import screening_pays
+from slipstream.models.head_basis import head_basis
 from slipstream.tune.answers import Answer, answer
 from slipstream.tune.copies import Copies
 from slipstream.tune.costs import VerifyCost, measure_verify
 from slipstream.tune.evaluate import Evaluator
+from slipstream.tune.plans import PRECISIONS, SCREENED
 from slipstream.tune.settings import TuneSettings
 
 
@@ -30,12 +33,14 @@ class Workbench:
     """Attributes:
 
     layers: decoder layers of the model.
+    heads: precisions that its output projection can have.
     automatic: the plan that is taken where none was found by measuring.
     """
 
     settings: TuneSettings
     fingerprint: str
     layers: int
+    heads: tuple[HeadPrecision, ...]
     automatic: LayerPlan
     prompts: tuple[Prompt, ...]
     full: ModelRunner
@@ -54,6 +59,7 @@ class Workbench:
             "kv_context": settings.kv_context,
             "placement": settings.placement,
             "dtype": settings.dtype,
+            "heads": list(self.heads),
         }
 
     def measure_verify(self) -> VerifyCost:
@@ -97,9 +103,13 @@ def set_up(settings: TuneSettings, say: Callable[[str], None]) -> Workbench:
     share = 1 if settings.placement == "shared" else 2
     place("", settings.threads or max(1, len(cores()) // share), device)
     folder = ModelFolder(settings.model)
+    pays = screening_pays(folder.config.vocab_size, folder.config.hidden_size)
+    basis = head_basis(folder.path, folder.fingerprint) if pays else None
 
     def load(plan: LayerPlan) -> ModelRunner:
-        loaded = load_model(folder, dtype=settings.dtype, device=device, plan=plan)
+        loaded = load_model(
+            folder, dtype=settings.dtype, device=device, plan=plan, head_basis=basis
+        )
         return ModelRunner(loaded, int(settings.kv_cache_gib * 2**30))
 
     say("loading the model")
@@ -112,6 +122,7 @@ def set_up(settings: TuneSettings, say: Callable[[str], None]) -> Workbench:
         settings=settings,
         fingerprint=folder.fingerprint,
         layers=folder.config.num_hidden_layers,
+        heads=SCREENED if basis else PRECISIONS,
         automatic=automatic_plan(folder),
         prompts=tuple(prompts),
         full=full,

@@ -12,6 +12,7 @@ from slipstream.core.errors import ConfigurationError, ModelMismatch
 from slipstream.core.layer_plan import LayerPlan
 
 PRECISIONS = st.sampled_from(["native", "int8", "int4", "w8a8"])
+HEADS = st.sampled_from(["native", "int8", "int4", "w8a8", "screened"])
 LAYERS = st.frozensets(st.integers(0, 200), max_size=12)
 
 
@@ -19,7 +20,7 @@ LAYERS = st.frozensets(st.integers(0, 200), max_size=12)
     plan=st.builds(
         LayerPlan,
         precision=PRECISIONS,
-        head_precision=PRECISIONS,
+        head_precision=HEADS,
         skip_attention=LAYERS,
         skip_mlp=LAYERS,
         model_fingerprint=st.text("0123456789abcdef", max_size=32),
@@ -53,6 +54,7 @@ def test_a_short_file_means_the_defaults(tmp_path: Path) -> None:
         b'{"precision": "int2"}',
         b'{"precision": ["int8"]}',
         b'{"head_precision": null}',
+        b'{"precision": "screened"}',
         b'{"skip_attention": 4}',
         b'{"skip_attention": null}',
         b'{"skip_attention": ["a"]}',
