@@ -21,6 +21,7 @@ from slipstream.core.errors import CheckpointError, SlipstreamError
 from slipstream.engine.batch import Segment
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.linear import quantized_groups
+from slipstream.engine.memory import available_bytes
 from slipstream.engine.runner import ModelRunner
 from slipstream.engine.screened_head import RANK_STEP, HeadBasis, candidates, most_rank
 
@@ -143,9 +144,20 @@ def _factors(gram: torch.Tensor, states: torch.Tensor) -> tuple[torch.Tensor, to
     return (root @ leading).float(), (leading.T @ inverse).float()
 
 
+def _check_room(folder: Path) -> None:
+    """Refuses what would take memory from the services beside it. Raises CheckpointError."""
+    needed = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    room = available_bytes()
+    if room is not None and needed > room // 2:
+        raise CheckpointError(
+            f"the model takes {needed / 1e9:.1f} GB, more than half of the free {room / 1e9:.1f} GB"
+        )
+
+
 @torch.inference_mode()
 def calibrate(folder: Path, into: Path) -> None:
     """Writes what is found about the model in `folder` into another. Raises SlipstreamError."""
+    _check_room(folder)
     loaded = load_model(folder, optimized=False)
     head: Any = loaded.model.get_output_embeddings()  # type: ignore[operator]
     vocab, hidden = head.weight.shape

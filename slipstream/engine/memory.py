@@ -22,6 +22,21 @@ def resident_bytes() -> int:
         return 0
 
 
+def available_bytes() -> int | None:
+    """Memory that this process may still take: the machine's, or less in a container with a limit;
+    None where the system does not tell."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(next(int(x.split()[1]) << 10 for x in lines if x.startswith("MemAvailable")))
+    group = Path("/sys/fs/cgroup")
+    # No such file outside of a container, and "max" where there is no limit.
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((group / "memory.max").read_text())
+        found.append(limit - int((group / "memory.current").read_text()))
+    return min(found, default=None)
+
+
 def give_back() -> None:
     """Returns freed memory to the system, where the C library would keep it (glibc).
 

@@ -12,6 +12,7 @@ from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.exactness import choose_shapes
 from slipstream.engine.runner import ModelRunner
+from slipstream.engine.screened_head import HeadBasis, ScreenedHead
 from tests.verifier.rig import write_checkpoint
 
 
@@ -44,6 +45,20 @@ def drafter_runner(checkpoint: Path, _one_thread: None) -> ModelRunner:
 def skipping_runner(checkpoint: Path, _one_thread: None) -> ModelRunner:
     """A drafter that is often wrong: it has only one of the two MLPs."""
     return _strict(checkpoint, LayerPlan(skip_mlp=frozenset({1})))
+
+
+@pytest.fixture(scope="session")
+def screened_runner(
+    checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, _one_thread: None
+) -> ModelRunner:
+    """A drafter whose head is exact for one token, or few, and rough for the others."""
+    basis = tmp_path_factory.mktemp("basis") / "basis.safetensors"
+    HeadBasis(torch.eye(32), torch.eye(32), 1.0).save(basis)
+    plan = LayerPlan(head_precision="screened")
+    runner = ModelRunner(load_model(checkpoint, plan=plan, head_basis=basis), kv_bytes=40 * 4096)
+    assert isinstance(runner.loaded.model.get_output_embeddings(), ScreenedHead)
+    choose_shapes(runner, "strict")
+    return runner
 
 
 @pytest.fixture(scope="session")

@@ -127,6 +127,8 @@ SETTINGS = [
     ("skipping_runner", "auto", "auto", ANY_LENGTH),
     ("drafter_runner", "off", "on", ANY_LENGTH | {"placement": "shared"}),
     ("skipping_runner", "off", "off", ANY_LENGTH | {"placement": "auto"}),
+    ("screened_runner", "off", "off", {}),
+    ("screened_runner", "on", "on", ANY_LENGTH),
 ]
 
 

@@ -12,10 +12,12 @@ from torch import nn
 
 from slipstream.core.errors import CheckpointError
 from slipstream.core.layer_plan import LayerPlan
+from slipstream.engine import calibrate as calibrating
 from slipstream.engine.automatic_plan import automatic_plan
 from slipstream.engine.calibrate import RECALL, documents, find_basis, hidden_states
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.linear import weight_bytes
+from slipstream.engine.memory import available_bytes
 from slipstream.engine.model_files import ModelFolder, read_config
 from slipstream.engine.runner import ModelRunner
 from slipstream.engine.screened_head import (
@@ -233,6 +235,19 @@ def test_the_default_model_is_calibrated(model_dir: Path) -> None:
         head = ScreenedHead(weight, None, basis)
         agreed = (head(x).argmax(-1) == best).float().mean()
     assert agreed >= 0.98
+
+
+def test_no_calibration_without_room(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model larger than half of the free memory is not loaded beside the services."""
+    size = sum(path.stat().st_size for path in tiny_model_dir.glob("*.safetensors"))
+    monkeypatch.setattr(calibrating, "available_bytes", lambda: 2 * size - 2)
+    with pytest.raises(CheckpointError, match="half"):
+        calibrating.calibrate(tiny_model_dir, tmp_path)
+    monkeypatch.setattr(calibrating, "available_bytes", lambda: 2 * size)
+    calibrating.calibrate(tiny_model_dir, tmp_path)
+    assert available_bytes() != 0
 
 
 def test_calibration_as_a_process(tiny_model_dir: Path, tmp_path: Path) -> None:
