@@ -10,7 +10,6 @@ from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.integer_tiles import GROUP
 from slipstream.engine.linear import int4_error
 from slipstream.engine.model_files import ModelFolder, WeightFiles
-from slipstream.engine.screened_head import screening_pays
 
 # int4 that hurts the weights less than their own bfloat16 rounding several times over: the
 # checkpoint was 4-bit already.
@@ -18,8 +17,8 @@ _FREE_INT4_ERROR = 0.01
 
 
 def automatic_plan(folder: ModelFolder) -> LayerPlan:
-    """The drafter's plan where none is given: all layers, int4 where that is free, else int8; the
-    head screened where that reads much less, else int8.
+    """The drafter's plan where none is given: all layers, int4 where that is free, else int8, and
+    the head at int8.
 
     A checkpoint that comes from 4-bit files loses nothing when stored in 4 bits again; measured
     on the largest matrix of the middle layer.
@@ -33,10 +32,7 @@ def automatic_plan(folder: ModelFolder) -> LayerPlan:
         and largest.shape[1] % GROUP == 0
         and int4_error(largest) < _FREE_INT4_ERROR
     )
-    pays = screening_pays(folder.config.vocab_size, folder.config.hidden_size)
-    return LayerPlan(
-        precision="int4" if four_bit else "int8", head_precision="screened" if pays else "int8"
-    )
+    return LayerPlan(precision="int4" if four_bit else "int8", head_precision="int8")
 
 
 def _largest_matrix(folder: ModelFolder, part: str) -> torch.Tensor | None:

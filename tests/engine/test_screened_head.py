@@ -13,12 +13,11 @@ from torch import nn
 from slipstream.core.errors import CheckpointError
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine import calibrate as calibrating
-from slipstream.engine.automatic_plan import automatic_plan
 from slipstream.engine.calibrate import RECALL, documents, find_basis, hidden_states
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.linear import weight_bytes
 from slipstream.engine.memory import available_bytes
-from slipstream.engine.model_files import ModelFolder, read_config
+from slipstream.engine.model_files import read_config
 from slipstream.engine.runner import ModelRunner
 from slipstream.engine.screened_head import (
     CANDIDATES,
@@ -214,7 +213,6 @@ def test_a_model_loads_with_its_basis(tmp_path: Path) -> None:
     assert head.weight.data_ptr() == embedding.data_ptr()
     # The native head is a packed copy of the tied matrix.
     assert loaded.weight_bytes < native.weight_bytes
-    assert automatic_plan(ModelFolder(folder)).head_precision == "int8"
     part = make_shard(native.model.float(), plan, 0, 2)
     assert part.count == 2
 
