@@ -26,7 +26,8 @@ from slipstream.engine.runner import ModelRunner
 from slipstream.wire.kv_client import KvClient
 
 log = logging.getLogger(__name__)
-_LEASE_SECONDS = 30.0
+# From the lease to the beginning of its pull, which keeps it. A puller that died has it so long.
+_LEASE_SECONDS = 10.0
 # Drafts are of no use before the verifier has computed the prompt, so until its first commit
 # nothing is lost by waiting, however long it queues.
 _MOST_PULL_SECONDS = 600.0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from slipstream.bench.aggregate import RowResult
 from slipstream.bench.machine import Memory
 from slipstream.bench.rows import (
+    BASE,
     BEST,
     INT8,
     INT8_SEPARATE,
@@ -104,11 +105,13 @@ def _least_of_a_task(rows: Mapping[str, RowResult], over: str, under: str) -> fl
 
 
 def _shard_share(memory: Mapping[str, Memory]) -> float | None:
-    """Private memory of the largest shard over that of the drafter in one piece."""
-    whole = memory.get(drafter_name(WHOLE))
-    shards = [memory.get(drafter_name(SHARDS, shard)) for shard in range(NUM_SHARDS)]
-    known = [shard.private for shard in shards if shard is not None]
-    return max(known) / whole.private if whole and len(known) == NUM_SHARDS else None
+    """What the model takes in the largest shard over what it takes in the drafter in one piece:
+    private memory beyond that of a drafter whose model is next to nothing."""
+    names = [drafter_name(WHOLE), *(drafter_name(SHARDS, shard) for shard in range(NUM_SHARDS))]
+    if not memory.keys() >= {BASE, *names}:
+        return None
+    whole, *shards = (memory[name].private - memory[BASE].private for name in names)
+    return max(shards) / whole if whole > 0 else None
 
 
 def bars(
@@ -126,7 +129,12 @@ def bars(
         Bar(f"{BEST} / {TRANSFORMERS}, least of a task", least, _LEAST_OF_A_TASK, True),
         Bar("share of the ideal", share, _LEAST_OF_THE_IDEAL, True),
         Bar("share of a verify step outside the model", outside, _MOST_OUTSIDE_MODEL, False),
-        Bar("memory of a shard / of the whole", _shard_share(memory), _MOST_OF_A_SHARD, False),
+        Bar(
+            "memory for the model: a shard / the whole",
+            _shard_share(memory),
+            _MOST_OF_A_SHARD,
+            False,
+        ),
         Bar("answers that differ where none may", differing, 0, False),
     )
 

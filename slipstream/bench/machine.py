@@ -31,7 +31,8 @@ def cpu_seconds(pid: int) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Of a process, in bytes. `private` leaves out what it maps from files, such as libraries."""
+    """Of a process, in bytes. `private` leaves out what it maps from files, such as libraries;
+    memory that it made to share with another process is in it."""
 
     resident: int
     private: int
@@ -39,11 +40,12 @@ class Memory:
 
 def memory(pid: int) -> Memory | None:
     """What a process holds now; None where /proc has no answer."""
-    found = [_field(f"/proc/{pid}/status", name) for name in ("VmRSS", "RssAnon")]
+    names = ("VmRSS", "RssAnon", "RssShmem")
+    found = [_field(f"/proc/{pid}/status", name) for name in names]
     if None in found:
         return None
-    resident, private = (int((value or "0").split()[0]) * 1024 for value in found)
-    return Memory(resident, private)
+    resident, anonymous, shared = (int((value or "0").split()[0]) * 1024 for value in found)
+    return Memory(resident, anonymous + shared)
 
 
 def _field(path: str, name: str) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -47,6 +49,16 @@ def _open_log(log: Path) -> BinaryIO:
         return log.open("wb")
     except OSError as failure:
         raise ConfigurationError(f"cannot write the log {log}: {failure}") from failure
+
+
+def end_on_signals() -> None:
+    """SIGTERM and SIGHUP end the current task as Ctrl-C does: through every `finally`."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    if task is None:
+        return
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with contextlib.suppress(NotImplementedError, RuntimeError):
+            loop.add_signal_handler(number, task.cancel)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

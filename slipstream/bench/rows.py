@@ -24,6 +24,9 @@ SHARDS = "drafter-2shards"
 TRANSFORMERS = "transformers"
 TRANSFORMERS_PLD = "transformers-pld"
 
+# A drafter's process with a model of next to nothing: no row, but memory is compared with it.
+BASE = "base"
+
 NUM_SHARDS = 2
 SLOWDOWN = 10
 _AT_ONCE = 4

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from slipstream.bench.aggregate import RowResult, aggregate
 from slipstream.bench.configurations import Progress, start_configurations
-from slipstream.bench.machine import (
-    cores,
-    describe_machine,
-    load_average,
-)
+from slipstream.bench.machine import cores, describe_machine, load_average
 from slipstream.bench.measure import measure, memory_of, warm_up
+from slipstream.bench.processes import end_on_signals
 from slipstream.bench.questions import choose, encode, load_questions
 from slipstream.bench.records import EXACTNESS
 from slipstream.bench.report import document, write
-from slipstream.bench.rows import ROWS, check_rows
+from slipstream.bench.rows import BASE, ROWS, SHARDS, WHOLE, check_rows
 from slipstream.bench.setups import Place
+from slipstream.bench.shards import base_memory
 from slipstream.bench.summary import Summary, summarize
 from slipstream.core.errors import ConfigurationError
 
@@ -55,23 +50,13 @@ class BenchSettings:
             raise ConfigurationError("limit, max-tokens and repeats must be at least 1")
 
 
-def _end_on_signals() -> None:
-    """SIGTERM and SIGHUP end the run as Ctrl-C does: through every `finally`."""
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    if task is None:
-        return
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        with contextlib.suppress(NotImplementedError, RuntimeError):
-            loop.add_signal_handler(number, task.cancel)
-
-
 async def run(settings: BenchSettings, progress: Progress) -> tuple[list[RowResult], Summary]:
     """Runs the benchmark and writes `settings.out`. Ends every process that it starts.
 
     Raises:
         SlipstreamError: a file, model, row or service is not usable; the message says which.
     """
-    _end_on_signals()
+    end_on_signals()
     questions = choose(load_questions(settings.questions), settings.limit)
     prompts, left_out = encode(questions, settings.model, settings.max_tokens)
     if left_out:
@@ -88,6 +73,8 @@ async def run(settings: BenchSettings, progress: Progress) -> tuple[list[RowResu
             configurations, prompts, settings.max_tokens, settings.repeats, progress
         )
         held = memory_of(configurations)
+    if {WHOLE, SHARDS} <= {row.name for row in rows}:
+        held[BASE] = await base_memory(place)
     results = aggregate(samples, [row.name for row in rows])
     exactness = {each.row: each.exactness for each in configurations if each.exactness}
     strict = all(value == "strict" for value in exactness.values())

@@ -76,16 +76,17 @@ def service(module: str, address: str, cpus: Sequence[int]) -> list[str]:
     return [sys.executable, "-m", module, "--listen", address, *pinned, "--log-level", "warning"]
 
 
-def _shards(setup: Setup, place: Place) -> list[Command]:
-    """The last one first, since each looks for the one behind it."""
+def shard_commands(name: str, place: Place, cpus: Sequence[int], count: int) -> list[Command]:
+    """A drafter in `count` processes, in starting order: the last one first, since each looks for
+    the one behind it."""
     commands: list[Command] = []
-    for index in reversed(range(NUM_SHARDS)):
+    for index in reversed(range(count)):
         address = free_address()
-        words = [*service("drafter_service", address, place.drafter_cpus(setup)), *place.common]
-        words += ["--shard-index", str(index), "--shard-count", str(NUM_SHARDS)]
+        words = [*service("drafter_service", address, cpus), *place.common]
+        words += ["--shard-index", str(index), "--shard-count", str(count)]
         if commands:
             words += ["--next", commands[-1].address]
-        commands.append(Command(f"{setup.name}-shard{index}", address, words))
+        commands.append(Command(f"{name}-shard{index}", address, words))
     return commands
 
 
@@ -95,7 +96,7 @@ def drafter_commands(setup: Setup, place: Place) -> list[Command]:
         return []
     cpus, address, name = place.drafter_cpus(setup), free_address(), f"{setup.name}-drafter"
     if setup.drafter == "shards":
-        return _shards(setup, place)
+        return shard_commands(setup.name, place, cpus, NUM_SHARDS)
     if setup.drafter == "random":
         words = [sys.executable, "-m", "slipstream.bench.adversary", "--listen", address]
         return [Command(name, address, [*words, "--cpus", ",".join(map(str, cpus))])]

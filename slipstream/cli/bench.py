@@ -15,12 +15,14 @@ from slipstream.bench.rows import ROWS
 from slipstream.bench.run import BenchSettings, run
 from slipstream.cli.bench_kv import kv
 from slipstream.cli.bench_link import link
+from slipstream.cli.bench_shards import shards
 from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(link)
 app.command()(kv)
+app.command()(shards)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,72 @@
+"""A shard that dies in the middle of fetching its context, as real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+from slipstream.core.params import SamplingParams
+from tests.integration.client import Client, request
+from tests.integration.processes import until
+from tests.shards.test_processes import Row
+
+SAMPLED = SamplingParams(temperature=1.0, top_p=0.95, seed=5)
+PROMPT = tuple(3 + (7 * i) % 90 for i in range(3000))
+LEASE_SECONDS = 10.0
+
+
+async def _stop_in_mid_pull(row: Row, client: Client) -> None:
+    """Stops the second shard as soon as both have a lease, while the prompt is being computed."""
+    deadline = time.monotonic() + 20
+    while (await client.status()).kv_leases < 2:
+        assert time.monotonic() < deadline, "no shard asked for keys and values"
+    row.shards[1].signal(signal.SIGSTOP)
+
+
+async def test_sigkill_of_a_shard_in_mid_pull(tmp_path) -> None:
+    """The answer is plain decoding's, no lease and no block stays with the verifier, and with a new
+    shard the drafter is back."""
+    (tmp_path / "model").mkdir()
+    row = Row(tmp_path)
+    try:
+        for service in (*row.shards, row.verifier):
+            await asyncio.to_thread(service.wait_ready)
+        async with Client(row.verifier.address) as client:
+            await until(client.connected, 30)
+            asked = request(PROMPT, SAMPLED, max_tokens=200)
+            asked.speculative = False
+            plain = (await client.generate(asked)).tokens
+            asked.speculative = True
+            arrived: list[int] = []
+
+            async def heard(tokens: list[int]) -> None:
+                arrived[:] = tokens
+
+            going = asyncio.create_task(client.generate(asked, heard))
+            await _stop_in_mid_pull(row, client)
+            # It holds its lease and has not finished: nothing came of the prompt until after.
+            assert not arrived
+            await until(lambda: arrived, 20)
+            assert (await client.status()).kv_leases >= 1
+            row.shards[1].kill()
+            assert (await going).tokens == plain
+
+            async def lost() -> bool:
+                return not await client.connected()
+
+            async def empty() -> bool:
+                status = await client.status()
+                return not (status.kv_leases or status.kv_leased_blocks or status.kv_blocks_used)
+
+            await until(lost, 10)
+            row.shards[1] = row.start(1)
+            await until(empty, LEASE_SECONDS + 5)
+            await until(client.connected, 60)
+            again = await client.generate(asked)
+            assert again.tokens == plain
+            await until(row.idle, 10)
+            await until(empty, 10)
+    finally:
+        for service in (*row.shards, row.verifier):
+            service.kill()
