@@ -7,69 +7,23 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from slipstream.core.draft import Proposal, Refusal
-from slipstream.core.errors import (
-    ContextTooLong,
-    InternalError,
-    InvalidParameter,
-    Overloaded,
-    SlipstreamError,
-)
-from slipstream.core.sampling import log_probabilities
+from slipstream.core.errors import InternalError, Overloaded, SlipstreamError
 from slipstream.engine.draws import Draws
 from slipstream.engine.kv_pool import BLOCK_TOKENS
 from slipstream.engine.loop import EngineLoop
 from slipstream.engine.runner import ModelRunner
-from verifier_service.generation import (
-    CommittedToken,
-    Finish,
-    Generation,
-    GenerationRequest,
-    Progress,
-)
+from verifier_service.admission import admit
+from verifier_service.counters import EngineCounters
+from verifier_service.generation import Finish, Generation, GenerationRequest, Progress
 from verifier_service.kv_holder import KvHolder
 from verifier_service.placement import Drafter
 from verifier_service.plan import Limits, Work, next_turn, plan_step
 from verifier_service.speculation import Speculation
+from verifier_service.verdict import decide
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class EngineCounters:
-    """Totals since the start. Written by the engine's thread, read by anyone."""
-
-    steps: int = 0
-    step_seconds: float = 0.0
-    plain_steps: int = 0
-    plain_step_seconds: float = 0.0
-    generated_tokens: int = 0
-    prompt_tokens: int = 0
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
-    # Of those two, n-gram guesses; the others came from the drafter.
-    guess_tokens: int = 0
-    accepted_guess_tokens: int = 0
-    stale_draft_tokens: int = 0
-    # By position in the drafts of a step: verified there, and accepted.
-    drafted_by_position: list[int] = field(default_factory=list)
-    accepted_by_position: list[int] = field(default_factory=list)
-
-    def count_drafts(self, drafted: int, accepted: int, by_drafter: int) -> None:
-        """Of `drafted` drafts of a sequence, the first `by_drafter` of them the drafter's."""
-        self.draft_tokens += drafted
-        self.accepted_tokens += accepted
-        self.guess_tokens += drafted - by_drafter
-        self.accepted_guess_tokens += max(0, accepted - by_drafter)
-        for counts, reached in (
-            (self.drafted_by_position, drafted),
-            (self.accepted_by_position, accepted),
-        ):
-            counts.extend([0] * (drafted - len(counts)))
-            for position in range(reached):
-                counts[position] += 1
 
 
 class VerifierEngine(EngineLoop):
@@ -158,34 +112,10 @@ class VerifierEngine(EngineLoop):
         self.post(lambda: self.speculation.disconnect(connection, self._running))
 
     def _admit(self, request: GenerationRequest) -> Generation:
-        loaded = self.runner.loaded
-        vocab, context = loaded.config.vocab_size, self.max_length
-        if not request.prompt:
-            raise InvalidParameter(
-                "the prompt is empty; it needs at least one token", param="prompt"
-            )
-        beyond = next((t for t in request.prompt if not 0 <= t < vocab), None)
-        if beyond is not None:
-            raise InvalidParameter(
-                f"the prompt holds token id {beyond}; the vocabulary has {vocab} tokens",
-                param="prompt",
-            )
-        request.params.check_vocabulary(vocab)
-        max_length = len(request.prompt) + request.stop.max_tokens
-        if max_length > context:
-            bound = "context window" if context == loaded.context_length else "room in the KV pool"
-            raise ContextTooLong(
-                f"the {bound} is {context} tokens; the prompt has {len(request.prompt)} and "
-                f"max_tokens asks for {request.stop.max_tokens} more",
-                param="max_tokens",
-            )
+        generation = admit(next(self._numbers), request, self.runner.loaded, self.max_length)
         waiting = max(len(self._waiting), len(self._by_number) - self._max_running)
         if waiting >= self._max_waiting:
             raise Overloaded(f"{waiting} requests are waiting already; try again later")
-        ends = request.stop.stop_token_ids
-        if not request.stop.ignore_eos:
-            ends = ends | loaded.eos_token_ids
-        generation = Generation(next(self._numbers), request, loaded.fingerprint, ends, max_length)
         # From here on it counts, so that many requests within one step cannot overrun the queue.
         self._by_number[generation.number] = generation
         return generation
@@ -221,7 +151,10 @@ class VerifierEngine(EngineLoop):
         self._decide(work, draws)
         self.speculation.stepped(work, self.counters.generated_tokens - before)
         self.speculation.flush()
-        self._count(work, time.perf_counter() - started)
+        self.counters.stepped(work, time.perf_counter() - started)
+        self._prefilled_last = not work[-1].decodes
+        for item in work:
+            item.generation.last_step = self.counters.steps
         return True
 
     def _start_waiting(self) -> None:
@@ -252,58 +185,21 @@ class VerifierEngine(EngineLoop):
             row += item.segment.num_logits
 
     def _decide_one(self, item: Work, draws: Draws, row: int) -> None:
-        """The verdict on one sequence: draws the rule's own tokens until a draft differs.
-
-        Row i holds the logits after draft i - 1. Each is looked at only if every draft before it
-        was what the rule itself draws, so penalties see the true history, and nothing is
-        committed after a token that ends the generation.
-        """
-        generation, sequence, drafts = item.generation, item.generation.sequence, item.drafts
-        sequence.computed = item.segment.kv_length - len(drafts)
+        generation, drafts = item.generation, item.drafts
+        generation.sequence.computed = item.segment.kv_length - len(drafts)
         if item.segment.num_logits == 0:
             return
-        committed: list[CommittedToken] = []
-        accepted = 0
-        for i in range(len(drafts) + 1):
-            token = draws.token(row + i, sequence)
-            committed.append(self._with_logprobs(generation, draws, row + i, token))
-            generation.append(token)
-            matches = i < len(drafts) and drafts[i] == token
-            accepted += matches
-            if generation.finish or not matches:
-                break
-        sequence.computed = len(sequence) - 1
-        generation.settle(len(committed))
-        generation.counts.record(len(drafts), accepted, generation.drafted)
+        verdict = decide(item, draws, row)
+        count = len(verdict.tokens)
         self.speculation.verified(generation)
-        self.counters.count_drafts(len(drafts), accepted, generation.drafted)
-        self.counters.generated_tokens += len(committed)
+        self.counters.decided(count, len(drafts), verdict.accepted, generation.drafted)
         counts = generation.counts.copy()
-        progress = Progress(tuple(committed), generation.finish, counts=counts)
+        progress = Progress(verdict.tokens, generation.finish, counts=counts)
         if generation.finish:
             self._end(generation, progress)
             return
-        self.speculation.committed(generation, len(committed))
+        self.speculation.committed(generation, count)
         generation.request.listener(progress)
-
-    def _with_logprobs(
-        self, generation: Generation, draws: Draws, row: int, token: int
-    ) -> CommittedToken:
-        if generation.request.logprobs is None:
-            return CommittedToken(token)
-        logprob, top = log_probabilities(draws.row(row), token, generation.request.logprobs)
-        return CommittedToken(token, logprob, tuple(top))
-
-    def _count(self, work: list[Work], seconds: float) -> None:
-        counters, drafted = self.counters, sum(len(item.drafts) for item in work)
-        counters.steps += 1
-        counters.step_seconds += seconds
-        for item in work:
-            item.generation.last_step = counters.steps
-        self._prefilled_last = len(work[-1].segment.tokens) - len(work[-1].drafts) > 1
-        if not drafted and len(work) == 1 and len(work[0].segment.tokens) == 1:
-            counters.plain_steps += 1
-            counters.plain_step_seconds += seconds
 
     def _cancel(self, generation: Generation) -> None:
         if generation.number in self._by_number:

@@ -1,0 +1,54 @@
+"""What the verifier's engine has done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from verifier_service.plan import Work
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """Totals since the start. Written by the engine's thread, read by anyone."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    # Steps of one row, and nothing else.
+    plain_steps: int = 0
+    plain_step_seconds: float = 0.0
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    # Of those two, n-gram guesses; the others came from the drafter.
+    guess_tokens: int = 0
+    accepted_guess_tokens: int = 0
+    stale_draft_tokens: int = 0
+    # By position in the drafts of a step: verified there, and accepted.
+    drafted_by_position: list[int] = field(default_factory=list)
+    accepted_by_position: list[int] = field(default_factory=list)
+
+    def stepped(self, work: Sequence[Work], seconds: float) -> None:
+        """A step took `seconds`."""
+        self.steps += 1
+        self.step_seconds += seconds
+        if sum(len(item.segment.tokens) for item in work) == 1:
+            self.plain_steps += 1
+            self.plain_step_seconds += seconds
+
+    def decided(self, tokens: int, drafted: int, accepted: int, by_drafter: int) -> None:
+        """A sequence got `tokens` tokens; the first `by_drafter` of its drafts were the drafter's,
+        the others guesses."""
+        self.generated_tokens += tokens
+        self.draft_tokens += drafted
+        self.accepted_tokens += accepted
+        self.guess_tokens += drafted - by_drafter
+        self.accepted_guess_tokens += max(0, accepted - by_drafter)
+        for counts, reached in (
+            (self.drafted_by_position, drafted),
+            (self.accepted_by_position, accepted),
+        ):
+            counts.extend([0] * (drafted - len(counts)))
+            for position in range(reached):
+                counts[position] += 1
