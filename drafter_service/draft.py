@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slipstream.core.draft import Commit, Open
+from slipstream.core.draft import Commit, Open, Proposal
 from slipstream.core.prefix import Prefix
 from slipstream.core.runs import agreement
 from slipstream.engine.batch import Segment
@@ -84,6 +84,22 @@ class Draft:
         self.agreed, self.told = agree, False
         self.doubtful = self.doubtful and self.committed < len(sequence)
         return lost
+
+    def proposal(self, *, only_whole_runs: bool) -> Proposal | None:
+        """What is yet to be told of the sequence; None where there is nothing, or it waits.
+
+        Args:
+            only_whole_runs: drafts wait until no more of them are wanted.
+        """
+        paused = not self.room
+        new = self.proposed < len(self.sequence) and (paused or not only_whole_runs)
+        if not new and (self.told or not paused):
+            return None
+        self.told = paused
+        prefix = self.sequence.chain.at(self.proposed)
+        tokens = tuple(self.sequence.tokens[self.proposed :])
+        self.proposed = len(self.sequence)
+        return Proposal(self.key.sequence_id, prefix, tokens, paused, self.committed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,20 +10,11 @@ from functools import partial
 
 from drafter_service.confidence import EarlyStop
 from drafter_service.counters import DraftCounters
-from drafter_service.draft import Draft, Key, Part, Work
+from drafter_service.draft import Draft, Part, Work
 from drafter_service.guesses import Assist
+from drafter_service.open_drafts import OpenDrafts, Send
 from drafter_service.stage import Drawn, LocalStage, Stage
-from slipstream.core.draft import (
-    Close,
-    Command,
-    Commit,
-    Open,
-    Proposal,
-    Refusal,
-    SetPace,
-    SetWindow,
-)
-from slipstream.core.errors import InvalidParameter
+from slipstream.core.draft import Command
 from slipstream.engine.batch import Segment
 from slipstream.engine.loop import EngineLoop
 from slipstream.engine.runner import ModelRunner
@@ -47,7 +38,7 @@ class DrafterEngine(EngineLoop):
     def __init__(
         self,
         runner: ModelRunner,
-        send: Callable[[int, list[Proposal], list[Refusal]], None],
+        send: Send,
         *,
         max_sequences: int = 128,
         stage: Stage | None = None,
@@ -59,19 +50,21 @@ class DrafterEngine(EngineLoop):
         super().__init__()
         self.runner = runner
         self.counters = DraftCounters()
-        self._send = send
-        self._compute_on = compute_on
-        self._max_sequences = max_sequences
         self._stage = stage or LocalStage(runner)
         self._assist = assist
         self._early_stop = early_stop
         self._parts = (*parts, *(part for part in (assist, early_stop) if part is not None))
+        self._drafts = OpenDrafts(
+            runner,
+            send,
+            self.counters,
+            self._parts,
+            max_sequences,
+            compute_on if self._stage.movable else None,
+        )
         self._under_way = 0
         self._passes = 0
         self._has_spare_work = True
-        self._drafts: dict[Key, Draft] = {}
-        self._paces: dict[int, SetPace] = {}
-        self._cores: tuple[int, ...] = ()
 
     # ---- from any thread -------------------------------------------------------------------
 
@@ -81,22 +74,22 @@ class DrafterEngine(EngineLoop):
 
     def obey(self, connection: int, commands: list[Command]) -> None:
         """Commands of one verifier, in order."""
-        self.post(lambda: self._execute(connection, commands))
+        self.post(lambda: self._obey(connection, commands))
 
     def disconnect(self, connection: int) -> None:
         """A verifier is gone: frees what was open for it."""
-        self.post(lambda: self._drop_connection(connection))
+        self.post(lambda: self._drafts.disconnect(connection))
 
     # ---- the engine's thread ---------------------------------------------------------------
 
     def drop_all(self, reason: str) -> None:
         """Gives up every sequence; its verifier may open it again."""
-        self._refuse(list(self._drafts.values()), reason)
+        self._drafts.refuse(list(self._drafts.values()), reason)
 
     def close(self) -> None:
         """Frees all that is still open."""
-        for key in list(self._drafts):
-            self._drop(key)
+        for draft in list(self._drafts.values()):
+            self._drafts.drop(draft)
 
     def step(self) -> bool:
         """One step: obey, advance the sequences that have room, propose."""
@@ -111,17 +104,20 @@ class DrafterEngine(EngineLoop):
             draft.in_flight, draft.last_pass = True, self._passes
         self._under_way += 1
         try:
-            self._stage.submit(work, partial(self._extend, started))
+            self._stage.submit(work, partial(self._passed, started))
         except Exception as failure:
             log.exception("a drafting step failed")
             self._under_way -= 1
-            self._refuse(ready, f"the drafter's forward pass failed: {failure}")
+            self._drafts.refuse(ready, f"the drafter's forward pass failed: {failure}")
         return True
+
+    def _obey(self, connection: int, commands: Sequence[Command]) -> None:
+        for command in commands:
+            self._drafts.obey(connection, command)
 
     def _spare(self) -> bool:
         """No sequence has room. Where verifiers compute elsewhere, one part may do something."""
-        shared = any(pace.burst for pace in self._paces.values())
-        if not self._has_spare_work or self._under_way or shared:
+        if not self._has_spare_work or self._under_way or self._drafts.any_in_turn:
             return False
         try:
             return any(part.idle() for part in self._parts)
@@ -130,19 +126,21 @@ class DrafterEngine(EngineLoop):
             self._has_spare_work = False
             return False
 
+    # ---- before a pass ---------------------------------------------------------------------
+
     def _ready(self) -> list[Draft]:
         """Sequences that have room for a draft; of those that have yet to prefill, the oldest.
 
         Where several passes may be under way, a share of them, those first that waited longest:
         if all went into one pass, they would come back together and go on as one for ever.
         """
-        ready = [
+        able = [
             d
             for d in self._drafts.values()
             if d.room and not d.in_flight and not d.loading and self._has_memory(d)
         ]
-        prompts = [d for d in ready if d.sequence.todo > d.window + 1]
-        ready = [d for d in ready if d.sequence.todo <= d.window + 1] + prompts[:1]
+        prompts = [d for d in able if d.sequence.todo > d.window + 1]
+        ready = [d for d in able if d.sequence.todo <= d.window + 1] + prompts[:1]
         depth = self._stage.depth
         if depth < 2:
             return ready
@@ -150,9 +148,15 @@ class DrafterEngine(EngineLoop):
         share = -(-(len(ready) + flying) // depth)
         return sorted(ready, key=lambda d: d.last_pass)[:share]
 
+    def _has_memory(self, draft: Draft) -> bool:
+        """Whether the sequence has its place in the pool; takes one where there is room."""
+        if draft.sequence.table is None:
+            draft.sequence.table = self.runner.pool.allocate(draft.max_length)
+        return draft.sequence.table is not None
+
     def _plan(self, ready: list[Draft]) -> list[Work]:
         """The rows of a pass: what each sequence has yet to compute, and guesses behind it."""
-        plain = [self._rows(draft) for draft in ready]
+        plain = [_rows(draft) for draft in ready]
         guesses: list[tuple[int, ...]] = [()] * len(ready)
         if self._assist is not None:
             guesses = self._assist.choose(ready, sum(len(s.tokens) for s in plain))
@@ -161,32 +165,26 @@ class DrafterEngine(EngineLoop):
             for draft, segment, more in zip(ready, plain, guesses, strict=True)
         ]
 
-    def _rows(self, draft: Draft) -> Segment:
-        sequence = draft.sequence
-        assert sequence.table is not None
-        end = min(sequence.computed + _PREFILL_CHUNK, len(sequence))
-        tokens = sequence.tokens[sequence.computed : end]
-        return Segment(tokens, sequence.computed, sequence.table, int(end == len(sequence)))
-
     def _work(self, draft: Draft, segment: Segment, guesses: tuple[int, ...]) -> Work:
         start = draft.sequence.chain.at(len(draft.sequence))
         if guesses:
             self.counters.guessed_tokens += len(guesses)
             tokens = (*segment.tokens, *guesses)
             segment = replace(segment, tokens=tokens, num_logits=1 + len(guesses))
-        pace = self._paces.get(draft.key.connection)
-        stop = self._early_stop
-        rate = stop is not None and stop.applies(shared=pace is not None and pace.burst)
+        stop, in_turn = self._early_stop, self._drafts.in_turn(draft.key.connection)
+        rate = stop is not None and stop.applies(shared=in_turn)
         return Work(draft, segment, start, guesses, rate)
 
-    def _extend(self, started: float, work: Sequence[Work], drawn: Sequence[Drawn]) -> None:
+    # ---- after a pass ----------------------------------------------------------------------
+
+    def _passed(self, started: float, work: Sequence[Work], drawn: Sequence[Drawn]) -> None:
         """A pass came back: takes over what it drew, and proposes it."""
         self._under_way -= 1
         seconds = time.perf_counter() - started
         self.counters.passed(work, seconds)
         for part in self._parts:
             part.passed(work, drawn, seconds)
-        proposals: dict[int, list[Proposal]] = {}
+        advanced: list[Draft] = []
         for item, result in zip(work, drawn, strict=True):
             draft = item.draft
             draft.in_flight = False
@@ -194,16 +192,13 @@ class DrafterEngine(EngineLoop):
                 continue
             if result.error:
                 log.warning("sequence %s failed: %s", draft.key, result.error)
-                self._refuse([draft], result.error)
+                self._drafts.refuse([draft], result.error)
                 continue
             self._take(item, result)
             for part in self._parts:
                 part.landed(draft)
-            proposal = self._proposal(draft)
-            if proposal is not None:
-                proposals.setdefault(draft.key.connection, []).append(proposal)
-        for connection, batch in proposals.items():
-            self._send(connection, batch, [])
+            advanced.append(draft)
+        self._drafts.propose(advanced)
 
     def _take(self, item: Work, result: Drawn) -> None:
         """Appends what was drawn, unless a commit changed the sequence while the pass ran."""
@@ -223,113 +218,11 @@ class DrafterEngine(EngineLoop):
                 item.draft.doubtful = True
                 self.counters.early_stops += 1
 
-    def _proposal(self, draft: Draft) -> Proposal | None:
-        """What is yet to be told of a sequence; None where that waits."""
-        pace = self._paces.get(draft.key.connection)
-        paused = not draft.room
-        new = draft.proposed < len(draft.sequence) and (paused or not (pace and pace.burst))
-        if not new and (draft.told or not paused):
-            return None
-        draft.told = paused
-        prefix = draft.sequence.chain.at(draft.proposed)
-        tokens = tuple(draft.sequence.tokens[draft.proposed :])
-        draft.proposed = len(draft.sequence)
-        return Proposal(draft.key.sequence_id, prefix, tokens, paused, draft.committed)
 
-    def _has_memory(self, draft: Draft) -> bool:
-        """Whether the sequence has its place in the pool; takes one where there is room."""
-        if draft.sequence.table is None:
-            draft.sequence.table = self.runner.pool.allocate(draft.max_length)
-        return draft.sequence.table is not None
-
-    def _execute(self, connection: int, commands: list[Command]) -> None:
-        for command in commands:
-            if isinstance(command, SetPace):
-                self._set_pace(connection, command)
-                continue
-            key = Key(connection, command.sequence_id)
-            if isinstance(command, Open):
-                self._open(key, command)
-                continue
-            draft = self._drafts.get(key)
-            if draft is None:
-                continue
-            if isinstance(command, Close):
-                self._drop(key)
-            elif isinstance(command, SetWindow):
-                draft.window = command.window
-            else:
-                self._commit(draft, command)
-
-    def _set_pace(self, connection: int, pace: SetPace) -> None:
-        """Takes over a pace. Where verifiers disagree about cores, the last one has its way."""
-        self._paces[connection] = pace
-        if pace.cores and pace.cores != self._cores and self._stage.movable:
-            self._cores = pace.cores
-            if self._compute_on is not None:
-                self._compute_on(pace.cores)
-
-    def _commit(self, draft: Draft, command: Commit) -> None:
-        vocab = self.runner.loaded.config.vocab_size
-        if any(token >= vocab for token in command.tokens):
-            self._refuse([draft], "a commit holds a token beyond the vocabulary")
-            return
-        lost = draft.commit(command)
-        if lost is None:
-            self._refuse([draft], "a commit continues a prefix that is not here")
-            return
-        self.counters.rolled_back_tokens += lost
-        for part in self._parts:
-            part.committed(draft, command, lost)
-        # Where no pass will follow, nobody else would say so.
-        if draft.window and not draft.room and not draft.in_flight:
-            proposal = self._proposal(draft)
-            if proposal is not None:
-                self._send(draft.key.connection, [proposal], [])
-
-    def _open(self, key: Key, command: Open) -> None:
-        if key in self._drafts:
-            self._drop(key)
-        reason = self._unfit(command)
-        if reason:
-            self._send(key.connection, [], [Refusal(key.sequence_id, reason)])
-            return
-        draft = Draft(key, command, self.runner.loaded.fingerprint)
-        self._drafts[key] = draft
-        for part in self._parts:
-            part.opened(draft)
-
-    def _unfit(self, command: Open) -> str:
-        """Why a sequence cannot be drafted for; empty where it can.
-
-        A token that does not exist would fail the forward pass of all sequences at once.
-        """
-        pool, vocab = self.runner.pool, self.runner.loaded.config.vocab_size
-        if len(self._drafts) >= self._max_sequences:
-            return f"the drafter has {self._max_sequences} sequences open already"
-        if pool.blocks_for(command.max_length) > pool.num_blocks:
-            return f"{command.max_length} tokens never fit the drafter's KV pool"
-        if max(command.tokens) >= vocab:
-            return f"it holds token id {max(command.tokens)}; the vocabulary has {vocab} tokens"
-        try:
-            command.params.check_vocabulary(vocab)
-        except InvalidParameter as failure:
-            return failure.message
-        return ""
-
-    def _refuse(self, drafts: list[Draft], reason: str) -> None:
-        for draft in drafts:
-            self._drop(draft.key)
-            self._send(draft.key.connection, [], [Refusal(draft.key.sequence_id, reason)])
-
-    def _drop(self, key: Key) -> None:
-        draft = self._drafts.pop(key)
-        for part in self._parts:
-            part.closed(draft)
-        if draft.sequence.table is not None:
-            self.runner.pool.release(draft.sequence.table)
-
-    def _drop_connection(self, connection: int) -> None:
-        self._paces.pop(connection, None)
-        for key in [key for key in self._drafts if key.connection == connection]:
-            self._drop(key)
+def _rows(draft: Draft) -> Segment:
+    """What a sequence has yet to compute, or the first piece of it."""
+    sequence = draft.sequence
+    assert sequence.table is not None
+    end = min(sequence.computed + _PREFILL_CHUNK, len(sequence))
+    tokens = sequence.tokens[sequence.computed : end]
+    return Segment(tokens, sequence.computed, sequence.table, int(end == len(sequence)))

@@ -35,7 +35,9 @@ def test_passes_take_their_factor_and_give_the_same(runner) -> None:
     fast.close_all()
 
     slow, inner = DrafterRig(runner), _Timed(runner)
-    slow.engine = DrafterEngine(runner, slow.engine._send, stage=SlowStage(inner, 10.0))
+    slow.engine = DrafterEngine(
+        runner, lambda *message: slow.sent.append(message), stage=SlowStage(inner, 10.0)
+    )
     slow.obey(opening(PROMPT, SamplingParams(seed=3)))
     started = time.perf_counter()
     slow.run()
