@@ -24,7 +24,8 @@ from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
 from verifier_service.kv_holder import KvHolder
 from verifier_service.kv_servicer import KvServicer
-from verifier_service.placement import Drafter, Placement
+from verifier_service.layouts import Drafter
+from verifier_service.placement import Placement
 from verifier_service.plan import Limits
 from verifier_service.servicer import Identity, VerifierServicer
 from verifier_service.settings import Settings, advertised

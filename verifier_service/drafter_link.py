@@ -21,7 +21,7 @@ from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
 from slipstream.wire.status import error_of
 from slipstream.wire.transport import channel
 from verifier_service.engine import VerifierEngine
-from verifier_service.placement import Drafter
+from verifier_service.layouts import Drafter
 
 log = logging.getLogger(__name__)
 _HELLO_TIMEOUT_SECONDS = 10.0

@@ -18,7 +18,7 @@ from verifier_service.admission import admit
 from verifier_service.counters import EngineCounters
 from verifier_service.generation import Finish, Generation, GenerationRequest, Progress
 from verifier_service.kv_holder import KvHolder
-from verifier_service.placement import Drafter
+from verifier_service.layouts import Drafter
 from verifier_service.plan import Limits, Work, next_turn, plan_step
 from verifier_service.speculation import Speculation
 from verifier_service.verdict import decide

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from verifier_service.estimates import Arrival, StepCost
 from verifier_service.generation import Generation
-from verifier_service.placement import Layout
+from verifier_service.layouts import Layout
 
 # After so many steps, and one more for so many tokens of the prompt, the absence of first drafts
 # counts as a measurement.

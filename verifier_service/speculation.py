@@ -16,9 +16,10 @@ from slipstream.engine.exactness import MAX_STRICT_ROWS
 from verifier_service.estimates import Acceptance
 from verifier_service.generation import Generation
 from verifier_service.guesses import Ngram, candidates
+from verifier_service.layouts import Drafter, Layout
 from verifier_service.lengths import Lengths
 from verifier_service.measured import Measured
-from verifier_service.placement import Drafter, Layout, Placement
+from verifier_service.placement import Placement
 from verifier_service.plan import Turn, Work
 from verifier_service.policy import Target
 from verifier_service.probes import Probes

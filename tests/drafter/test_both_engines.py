@@ -13,7 +13,7 @@ from slipstream.core.draft import Command
 from slipstream.core.params import SamplingParams
 from tests.drafter.rig import DrafterRig, Message
 from tests.verifier.rig import ELSEWHERE, GREEDY, HERE, VOCAB, Rig, plain
-from verifier_service.placement import Drafter
+from verifier_service.layouts import Drafter
 
 PENALTIES = SamplingParams(
     temperature=1.0,

@@ -27,7 +27,8 @@ from slipstream.engine.kv_pool import KvPool
 from slipstream.engine.sequence import Sequence
 from verifier_service.engine import VerifierEngine
 from verifier_service.generation import GenerationRequest, Progress
-from verifier_service.placement import Drafter, Placement
+from verifier_service.layouts import Drafter
+from verifier_service.placement import Placement
 from verifier_service.plan import Limits
 from verifier_service.speculation import Speculation, SpeculationSettings
 

@@ -23,7 +23,8 @@ from verifier_service.generation import (
     Progress,
     SpeculationCounts,
 )
-from verifier_service.placement import Drafter, Placement
+from verifier_service.layouts import Drafter
+from verifier_service.placement import Placement
 from verifier_service.plan import Limits
 from verifier_service.speculation import Speculation, SpeculationSettings
 

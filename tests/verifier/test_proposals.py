@@ -11,7 +11,8 @@ from slipstream.core.params import StopConditions
 from slipstream.core.prefix import Prefix, PrefixChain
 from tests.verifier.rig import EOS, GREEDY
 from verifier_service.generation import MOST_PENDING, Finish, Generation, GenerationRequest
-from verifier_service.placement import Drafter, Placement
+from verifier_service.layouts import Drafter
+from verifier_service.placement import Placement
 from verifier_service.speculation import Speculation, SpeculationSettings
 
 PROMPT = (10, 11, 12)

@@ -16,7 +16,8 @@ from slipstream.core.params import SamplingParams, StopConditions
 from slipstream.core.prefix import PrefixChain
 from slipstream.engine.kv_pool import BlockTable
 from verifier_service.generation import Generation, GenerationRequest
-from verifier_service.placement import Drafter, Placement
+from verifier_service.layouts import Drafter
+from verifier_service.placement import Placement
 from verifier_service.plan import Limits, Turn, Work, plan_step
 from verifier_service.speculation import Speculation, SpeculationSettings
 
