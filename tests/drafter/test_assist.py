@@ -7,8 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drafter_service.kv_context import KvContext
 from drafter_service.pass_seconds import MOST_ROWS, PassSeconds
+from drafter_service.servicer import DrafterServicer
 from slipstream.core.params import SamplingParams
+from slipstream.wire.proto import drafter_pb2
 from tests.drafter.rig import DrafterRig, opening
 from tests.verifier.rig import GREEDY, VOCAB
 
@@ -174,3 +177,19 @@ def test_pass_times() -> None:
     before = seconds.estimate(32)
     seconds.observe(MOST_ROWS + 1, 5.0)
     assert seconds.estimate(32) == before
+
+
+async def test_get_drafter_tells_of_guesses(runner) -> None:
+    """GetDrafter has the guesses, the right ones and the early stops that the engine counted."""
+    rig = DrafterRig(runner, ngram="on", early_stop="on")
+    followed(rig, [1, 2, 3], REPEATING, 60)
+    followed(rig, [1, 2, 3], SEEDED, 60)
+    servicer = DrafterServicer(KvContext(runner, "own"))
+    servicer.attach(rig.engine)
+    counters, told = (
+        rig.engine.counters,
+        await servicer.GetDrafter(drafter_pb2.GetDrafterRequest(), None),
+    )
+    assert told.guessed_tokens == counters.guessed_tokens > told.right_guesses
+    assert told.right_guesses == counters.right_guesses > 0
+    assert told.early_stops == counters.early_stops > 0
