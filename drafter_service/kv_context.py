@@ -12,38 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Protocol
 
 from drafter_service.draft import Draft, Key, Part
 from drafter_service.kv_fetch import Arrival, Fetch, Post
+from drafter_service.kv_load import KvCounters, Load, Shard
 from drafter_service.kv_source import Source, Want
 from slipstream.core.draft import Commit
-from slipstream.core.prefix import Prefix
 from slipstream.engine.runner import ModelRunner
 
 KvMode = Literal["own", "prompt", "commit"]
 _LEAST_WAIT_SECONDS = 0.5
 # What a position is taken to cost to prefill until the drafter has prefilled some.
 _GUESSED_PREFILL_SECONDS = 0.001
-
-
-@dataclass(slots=True)
-class KvCounters:
-    """Totals since the start, of all shards. Written by the engine's thread, read by anyone."""
-
-    pulls: int = 0
-    pulled_positions: int = 0
-    pulled_bytes: int = 0
-    shared_bytes: int = 0
-    pull_seconds: float = 0.0
-    pull_wait_seconds: float = 0.0
-    refreshed_positions: int = 0
-    refreshed_bytes: int = 0
-    fallbacks: Counter[str] = field(default_factory=Counter)
 
 
 class Others(Protocol):
@@ -67,39 +50,6 @@ class Others(Protocol):
 
     def stop(self, draft: Draft) -> None:
         """As `Fetch.stop`."""
-
-
-@dataclass(slots=True)
-class _Shard:
-    """How far one shard has come with a sequence.
-
-    Attributes:
-        reached: positions that are known to be those of the sequence; None where it needs none.
-        unknown: what has come and was not committed yet.
-    """
-
-    reached: int | None = 0
-    unknown: deque[Prefix] = field(default_factory=deque)
-
-
-@dataclass(slots=True, eq=False)
-class _Load:
-    """A sequence whose context is on its way, or followed. The engine's thread owns it.
-
-    Attributes:
-        prefix: of the positions to fetch before the first draft.
-        taken: positions that all shards have in place.
-        ready: when the verifier was heard to have all of the prefix.
-    """
-
-    draft: Draft
-    prefix: Prefix
-    started: float
-    shards: list[_Shard]
-    fetch: Fetch | None = None
-    taken: int = 0
-    ready: float | None = None
-    ended: bool = False
 
 
 class KvContext(Part):
@@ -130,7 +80,7 @@ class KvContext(Part):
         self._loop = asyncio.get_running_loop()
         self._sources: dict[int, Source] = {}
         self._addresses: dict[int, str] = {}
-        self._loads: dict[Key, _Load] = {}
+        self._loads: dict[Key, Load] = {}
         self._post: Post
         self._prefill_seconds: Callable[[], float]
 
@@ -174,8 +124,8 @@ class KvContext(Part):
             return
         # The last position is the drafter's own: its first draft comes from there.
         prefix = sequence.chain.at(length)
-        shards = [_Shard() for _ in range(1 + (others.count if others else 0))]
-        load = _Load(draft, prefix, time.monotonic(), shards)
+        shards = [Shard() for _ in range(1 + (others.count if others else 0))]
+        load = Load(draft, prefix, time.monotonic(), shards)
         self._loads[draft.key] = load
         draft.loading = True
         want = Want(draft.key.sequence_id, prefix, self.mode == "commit")
@@ -232,13 +182,12 @@ class KvContext(Part):
             self._count(arrival, first=arrival.prefix.length <= load.prefix.length)
         self._advance(load)
 
-    def _advance(self, load: _Load) -> None:
+    def _advance(self, load: Load) -> None:
         """Takes what all shards have of the committed text; not in the midst of a pass."""
-        draft = load.draft
-        if not all(_knows(shard, draft) for shard in load.shards):
+        draft, end = load.draft, load.agreed()
+        if end is None:
             self._give_up(load, "not_found")
             return
-        end = min([draft.committed, *(s.reached for s in load.shards if s.reached is not None)])
         if draft.loading:
             # These were written as they came.
             draft.sequence.computed = load.taken = min(end, load.prefix.length)
@@ -247,7 +196,7 @@ class KvContext(Part):
         elif end > load.taken and not draft.in_flight:
             self._take(load, end)
 
-    def _take(self, load: _Load, end: int) -> None:
+    def _take(self, load: Load, end: int) -> None:
         sequence, fetch = load.draft.sequence, load.fetch
         assert fetch is not None
         self.counters.refreshed_positions += end - load.taken
@@ -259,7 +208,7 @@ class KvContext(Part):
         load.taken = end
         sequence.computed = max(sequence.computed, min(end, len(sequence) - 1))
 
-    def _loaded(self, load: _Load) -> None:
+    def _loaded(self, load: Load) -> None:
         now, counters = time.monotonic(), self.counters
         load.draft.loading = False
         counters.pulls += 1
@@ -269,11 +218,11 @@ class KvContext(Part):
         if self.mode != "commit":
             self._end(load)
 
-    def _too_slow(self, load: _Load) -> None:
+    def _too_slow(self, load: Load) -> None:
         if load.draft.loading and not load.ended:
             self._give_up(load, "slow")
 
-    def _give_up(self, load: _Load, reason: str) -> None:
+    def _give_up(self, load: Load, reason: str) -> None:
         """No more comes for a sequence: what is missing the drafter computes itself."""
         self.counters.fallbacks[reason] += 1
         if load.draft.loading:
@@ -282,7 +231,7 @@ class KvContext(Part):
             self._others.stop(load.draft)
         self._end(load)
 
-    def _end(self, load: _Load) -> None:
+    def _end(self, load: Load) -> None:
         load.ended, load.draft.loading = True, False
         del self._loads[load.draft.key]
         if load.fetch is not None:
@@ -295,13 +244,3 @@ class KvContext(Part):
             counters.shared_bytes += arrival.size if arrival.shared else 0
         else:
             counters.refreshed_bytes += arrival.size
-
-
-def _knows(shard: _Shard, draft: Draft) -> bool:
-    """Compares what has come with what is committed; False where it is another text."""
-    while shard.unknown and shard.unknown[0].length <= draft.committed:
-        prefix = shard.unknown.popleft()
-        if not draft.sequence.chain.names(prefix):
-            return False
-        shard.reached = prefix.length
-    return True
