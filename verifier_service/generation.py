@@ -109,7 +109,8 @@ class Generation:
         opened: a drafter drafts for it, `window` tokens ahead.
         paused: that drafter will send no more before the next commit; `stalled`, whether it was so
             at any time of the last step.
-        warm: drafts have come since it was opened; `cold_steps`, steps without.
+        warm: drafts have come since it was opened; `warm_before`, already when the last step
+            began; `cold_steps`, steps without. `late`: a wait for the first of them was in vain.
         acceptance: how good its drafts have been; `agreed`, whether those that were pending at the
             last step's end agreed with what it committed.
         compared, agreed_drafts: of those, how many the step decided on, verified or not, and how
@@ -137,7 +138,8 @@ class Generation:
         self.counts = SpeculationCounts()
         self.opened = False
         self.window = 0
-        self.paused = self.stalled = self.warm = False
+        self.paused = self.stalled = False
+        self.warm = self.warm_before = self.late = False
         self.agreed = True
         self.compared = self.agreed_drafts = 0
         self.wanted = 0

@@ -14,6 +14,10 @@ from verifier_service.policy import Target, best_lengths
 _PROBE_WINDOW = 3
 # Lengths are chosen anew after so many steps, or when somebody comes or goes.
 _STEPS = 4
+# Of the time that drafts would save if an answer took all the tokens that it may.
+_COLD_SHARE = 0.25
+# Of a wait for as many drafts with the context there; and the least time for the context, in steps.
+_COLD_PATIENCE, _COLD_STEPS = 2.0, 8.0
 # Longest run that is considered where the drafter makes runs on demand.
 LONGEST_RUN = 12
 
@@ -65,6 +69,9 @@ class Lengths:
         )
         lengths = list(best.lengths)
         for i, generation in enumerate(drafting):
+            if burst and generation.late and not generation.warm:
+                generation.wanted = lengths[i] = 0
+                continue
             probes = generation.probes
             probes.count(lengths[i] > 0)
             if probes.due:
@@ -76,6 +83,22 @@ class Lengths:
                 lengths[i] = 1
             generation.wanted = lengths[i]
         self.target = replace(best, lengths=tuple(lengths))
+
+    def cold_patience(self, generation: Generation) -> float:
+        """Most seconds to wait for a sequence's first drafts.
+
+        A share of what they would save, and no more than a drafter needs that is as slow with the
+        prompt as the verifier, and as fast with drafts as it is thought to be.
+        """
+        target, measured = self.target, self._measured
+        if not target.plain or target.rate <= target.plain:
+            return 0.0
+        remaining = generation.max_length - len(generation.sequence)
+        saved = remaining * (1.0 / target.plain - 1.0 / target.rate)
+        cost = measured.cost(beside=False)
+        row = cost(MAX_STRICT_ROWS) / MAX_STRICT_ROWS
+        context = max(row * generation.sequence.num_prompt, _COLD_STEPS * cost(1))
+        return min(_COLD_SHARE * saved, context + _COLD_PATIENCE * measured.wait(generation.wanted))
 
     def window(self, generation: Generation) -> int:
         """How far the drafter may run ahead."""

@@ -91,18 +91,20 @@ class Measured:
             self.arrival.stepped(self.step_ended - self.step_started, 0.0)
 
     def _learn_waiting(self, drafting: Sequence[Generation]) -> None:
-        waited = [g for g in drafting if g.arrived_waiting]
+        # First drafts come with the context, and say nothing of those that follow.
+        waited = [g for g in drafting if g.arrived_waiting and g.warm_before]
         if waited and self._decoded:
             seconds = max(g.arrived_at for g in waited) - self.step_ended
             came = sum(g.arrived_waiting for g in waited) / len(waited)
             self.arrival.waited(seconds, came)
-        elif self.waited and any(g.warm for g in drafting):
+        elif self.waited and any(g.warm_before for g in drafting):
             self.arrival.waited(self._clock() - self.step_ended, 0.0)
         self.waited = False
         for g in drafting:
             if g.window and not g.warm:
                 self._count_cold(g)
             g.arrived_waiting = g.arrived_stepping = 0
+            g.warm_before = g.warm
             g.stalled = g.paused
 
     def _count_cold(self, generation: Generation) -> None:

@@ -28,9 +28,6 @@ log = logging.getLogger(__name__)
 Send = Callable[[int, list[Command]], None]
 # A probe waits for at most this share of a step.
 _PROBE_PATIENCE = 0.5
-# First drafts come after the drafter has the context. Side by side nobody waits for them; taking
-# turns, in so many steps.
-_COLD_WAITS, _COLD_PATIENCE = 3, 1.5
 # A wait ends when drafts are this much later than expected.
 _PATIENCE, _PATIENCE_SECONDS = 2.0, 0.002
 
@@ -112,7 +109,8 @@ class Speculation:
         if self._connection is None or not generation.request.speculative:
             return
         generation.opened, generation.paused = True, False
-        generation.warm, generation.cold_steps, generation.probes = False, 0, Probes()
+        generation.warm = generation.warm_before = generation.late = False
+        generation.cold_steps, generation.probes = 0, Probes()
         # On a shared device the prompt is not prefilled twice at a time: the drafter's turn
         # comes when the verifier has decoded its first token.
         waits = self.placement.layout.burst and self._settings.length is None
@@ -187,20 +185,44 @@ class Speculation:
             if self._lengths.choose(len(turn.decoding), drafting):
                 self._set_windows(drafting)
         missing = [g for g in drafting if g.window and not g.paused and g.lacks_drafts]
-        # Nobody knows when the first drafts of a sequence come: after its context.
-        missing = [g for g in missing if g.warm] or [g for g in missing if self._cold_wait(g)]
+        cold = self._cold(missing)
+        if cold:
+            return self._cold_patience(cold)
+        missing = [g for g in missing if g.warm]
         if not missing or self._worth_it_now(turn.decoding):
             return 0.0
         expected = self._measured.wait(
             max(g.arrived_waiting + g.wanted - g.num_pending for g in missing)
         )
         most = _PATIENCE * expected + _PATIENCE_SECONDS
-        if missing[0].probes.on or not missing[0].warm:
-            steps = _PROBE_PATIENCE if missing[0].warm else _COLD_PATIENCE
-            most = min(most, steps * self._measured.cost(beside=False)(1))
-        deadline = self._waiting_since + most
-        left = max(0.0, deadline - self._clock())
+        if missing[0].probes.on:
+            most = min(most, _PROBE_PATIENCE * self._measured.cost(beside=False)(1))
+        left = self._left(most)
         self._measured.waited |= left > 0.0
+        return left
+
+    def _left(self, most: float) -> float:
+        """Seconds until a wait of at most `most` is over."""
+        assert self._waiting_since is not None, "nobody waits"
+        return max(0.0, self._waiting_since + most - self._clock())
+
+    def _cold(self, missing: Sequence[Generation]) -> list[Generation]:
+        """Those whose first drafts must be waited for, and still may be.
+
+        Side by side a drafter gets its context while the verifier goes on. Where the two take turns
+        it would do so on the verifier's cores, and each would hold up the other's threads: a step
+        took ten times as long.
+        """
+        turns = self.placement.layout.burst
+        return [g for g in missing if not g.warm] if turns else []
+
+    def _cold_patience(self, cold: Sequence[Generation]) -> float:
+        """Seconds to wait for first drafts. Once they are over, nobody asks for drafts again."""
+        left = self._left(max(self._lengths.cold_patience(g) for g in cold))
+        if not left:
+            for generation in cold:
+                generation.late, generation.wanted = True, 0
+            self._set_windows(cold)
         return left
 
     def share(
@@ -242,11 +264,6 @@ class Speculation:
         self._waiting_since = None
 
     # ---- what was measured, and what follows from it ---------------------------------------
-
-    def _cold_wait(self, generation: Generation) -> bool:
-        """Whether to wait, a little, for the first drafts of a sequence: where the two take turns
-        the drafter would get nowhere without."""
-        return self.placement.layout.burst and generation.cold_steps < _COLD_WAITS
 
     def _worth_it_now(self, decoding: Sequence[Generation]) -> bool:
         """Whether a step with what is there, guesses included, promises what waiting would."""

@@ -35,6 +35,7 @@ class Machine:
         accepted: probability that a draft is right, by the number of tokens generated so far.
         slowdown: of a verifier's step while the drafter works beside it.
         latency: of a message, either way.
+        context: what the first draft of a sequence takes longer than others, the verifier waiting.
     """
 
     step: Callable[[int], float]
@@ -43,6 +44,7 @@ class Machine:
     accepted: Callable[[int], float]
     slowdown: float = 1.0
     latency: float = 0.0005
+    context: float = 0.0
 
 
 @dataclass(slots=True)
@@ -72,7 +74,7 @@ class _Drafter:
                 self.tokens[start:] = new
                 self.chain.truncate(start)
                 self.chain.extend(new)
-                self.progress = 0.0
+                self.progress = min(self.progress, 0.0)
             self.committed = start + len(new)
             self.proposed = max(min(self.proposed, len(self.tokens)), self.committed)
         elif isinstance(command, SetWindow):
@@ -120,7 +122,12 @@ class World:
         self.steps: list[tuple[int, int]] = []  # drafts and tokens of each step
         self.drafter_busy = 0.0
         self._drafters = {
-            number: _Drafter(number, each, random.Random(seed + number - 1))
+            number: _Drafter(
+                number,
+                each,
+                random.Random(seed + number - 1),
+                progress=-machine.context / machine.alone,
+            )
             for number, each in enumerate(accepted or (machine.accepted,), start=1)
         }
         self._inbox: list[tuple[Proposal, float]] | None = None
