@@ -6,7 +6,7 @@ PROTOS := $(wildcard protos/slipstream/v1/*.proto)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos
 CODE := slipstream gateway verifier_service drafter_service tests
 
-# Options that are passed on: make run ARGS="--port 8001", make test ARGS="-k sampling".
+# Options that are passed on: make run ARGS="--http 127.0.0.1:8001", make test ARGS="-k sampling".
 ARGS ?=
 BENCH_ARGS ?=
 QUESTIONS ?=

@@ -58,7 +58,10 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, str, dict[int, float]
         loaded.weight_bytes / 1e6,
         runner.pool.num_blocks, exactness, shapes,
     )  # fmt: skip
-    return runner, exactness, step_seconds(runner, PROBED_ROWS)
+    seconds = step_seconds(runner, PROBED_ROWS)
+    # What was computed to get here is no request's.
+    runner.model_seconds = 0.0
+    return runner, exactness, seconds
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:

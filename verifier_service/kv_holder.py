@@ -210,7 +210,11 @@ class KvHolder:
         """
         lease = self._get(lease_id)
         if not layers or not set(layers) <= self._places.keys():
-            raise InvalidRequest(f"layers {list(layers)} are not among {sorted(self._places)}")
+            known = sorted(self._places)
+            raise InvalidRequest(f"layers must be among {known}, got {list(layers)[: len(known)]}")
+        # Each layer once: what is copied between two steps would grow with the list, not the model.
+        if len(set(layers)) < len(layers):
+            raise InvalidRequest(f"{len(layers)} layers, of which {len(set(layers))} are different")
         if not 0 <= start <= end <= lease.prefix.length:
             raise InvalidRequest(
                 f"positions {start} to {end} are not within the lease's {lease.prefix.length}"

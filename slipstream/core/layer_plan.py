@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, get_args
@@ -104,13 +104,18 @@ class LayerPlan:
             data = json.loads(path.read_text())
             if not isinstance(data, dict):
                 raise TypeError("it is not a JSON object")
+            unknown = sorted(set(data) - {field.name for field in fields(cls)})
+            if unknown:
+                raise TypeError(f"it has no {', '.join(unknown)}")
             for name in ("skip_attention", "skip_mlp"):
                 layers = data.get(name, [])
-                if any(type(layer) is not int or layer < 0 for layer in layers):
+                if not isinstance(layers, list) or any(
+                    type(layer) is not int or layer < 0 for layer in layers
+                ):
                     raise TypeError(f"{name} must list layer numbers, got {layers}")
                 data[name] = frozenset(layers)
             if not isinstance(data.get("model_fingerprint", ""), str):
                 raise TypeError("model_fingerprint must be a string")
             return cls(**data)
-        except (OSError, ValueError, TypeError, KeyError) as failure:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as failure:
             raise ConfigurationError(f"cannot read layer plan {path}: {failure}") from failure

@@ -72,8 +72,9 @@ class Ring:
         """
         offset = written % self.size
         skipped = self.size - offset if offset + size > self.size else 0
-        total = written + skipped + size
-        if total - self.read > self.size:
+        total, read = written + skipped + size, self.read
+        # Where nothing is unread, what is skipped need not fit beside the bytes.
+        if size > self.size or (total - read > self.size and written != read):
             return None
         return (written + skipped) % self.size, total
 

@@ -165,7 +165,13 @@ def test_what_is_not_here(runner) -> None:
         with pytest.raises(KvNotFound):
             rig.kv.acquire(prefix, None, 10.0)
     lease = rig.lease(length=20)
-    for layers, start, end in [((), 0, 9), ((0, 2), 0, 9), ((0,), 9, 8), ((0,), 0, 21)]:
+    for layers, start, end in [
+        ((), 0, 9),
+        ((0, 2), 0, 9),
+        ((0, 0), 0, 9),
+        ((0,), 9, 8),
+        ((0,), 0, 21),
+    ]:
         with pytest.raises(InvalidRequest):
             rig.kv.begin_pull(object(), lease.id, layers, start, end)
     outcome.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -155,6 +156,10 @@ def test_the_ring() -> None:
         ring.data[offset : offset + size] = turn % 251
         waiting.append((offset, size, turn % 251, written))
     assert ring.place(written, 1001) is None
+    # With nothing unread there is room for a piece that does not fit behind the last one.
+    own.set_read(600)
+    assert ring.place(600, 700) == (0, 1700)
+    assert ring.place(1700, 1) is None
     own.close()
 
 
@@ -258,7 +263,9 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 def _memory_files() -> int:
-    """How many of our kind of memory any process of ours holds open or mapped."""
+    """How many of our kind of memory any process holds open or mapped."""
+    # A mapping ends with the last array of it, which a cycle of an earlier test may keep.
+    gc.collect()
     found = 0
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -296,4 +303,4 @@ async def test_a_puller_that_is_killed(make_runner) -> None:
         await until(lambda: not one.engine.kv._pulls)
         await until(lambda: not one.engine.kv.num_leases)
         await until(lambda: runner.pool.num_used == 0)
-    assert _memory_files() == before
+    assert _memory_files() <= before
