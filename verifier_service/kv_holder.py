@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -103,7 +103,6 @@ class KvHolder:
         self._leases: dict[str, Lease] = {}
         self._pulls: dict[object, _Pull] = {}
         self._reads: deque[Read] = deque()
-        self._numbers = itertools.count(1)
 
     # ---- what the engine tells -------------------------------------------------------------
 
@@ -174,7 +173,8 @@ class KvHolder:
             raise Overloaded(f"{self._most} KV leases are out already")
         sequence, table, running = found
         lease = Lease(
-            id=str(next(self._numbers)),
+            # Nobody else's to guess: whoever knows it can release it.
+            id=secrets.token_hex(8),
             prefix=prefix,
             sequence=sequence,
             table=self._pool.retain(table, prefix.length),

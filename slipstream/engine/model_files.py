@@ -139,9 +139,18 @@ def fingerprint(folder: Path) -> str:
 
     Covers the config, the name, type and place of every tensor, and the first 64 KiB of each
     tensor's data; a full hash of a large model would cost minutes at every start.
+
+    Raises:
+        CheckpointError: a file is missing or broken.
     """
     digest = blake2b(digest_size=16)
-    config = json.loads((folder / "config.json").read_text())
+    path = folder / "config.json"
+    try:
+        config = dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no config.json; it is not a model folder") from None
+    except (OSError, ValueError, TypeError) as failure:
+        raise CheckpointError(f"cannot read {path}: {failure}") from failure
     kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
     digest.update(json.dumps(kept, sort_keys=True).encode())
     for path in _weight_files(folder):

@@ -33,9 +33,9 @@ def _one_thread() -> Iterator[None]:
 class _Drifting(ModelRunner):
     """Never gives the same logits twice, as a kernel that adds up in the order of arrival."""
 
-    def forward(self, segments: Seq[Segment]) -> torch.Tensor:
+    def forward(self, segments: Seq[Segment], hidden: torch.Tensor | None = None) -> torch.Tensor:
         self.drift = getattr(self, "drift", 0.0) + 2**-4
-        return super().forward(segments) + self.drift
+        return super().forward(segments, hidden) + self.drift
 
 
 class _Perturbed(ModelRunner):
@@ -43,8 +43,8 @@ class _Perturbed(ModelRunner):
 
     enough = 0
 
-    def forward(self, segments: Seq[Segment]) -> torch.Tensor:
-        logits = super().forward(segments)
+    def forward(self, segments: Seq[Segment], hidden: torch.Tensor | None = None) -> torch.Tensor:
+        logits = super().forward(segments, hidden)
         rows = max(self.min_rows, sum(len(s.tokens) for s in segments))
         return logits + rows * 2**-4 if rows < self.enough else logits
 

@@ -24,11 +24,13 @@ AT_ONCE = 4
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def _pair(start: Start, model: Path, *options: str) -> Iterator[Service]:
+def _pair(
+    start: Start, model: Path, *options: str, drafter_options: tuple[str, ...] = ()
+) -> Iterator[Service]:
     """A verifier whose drafter has the default layer plan; both end with the test module."""
     common = (*COMMON, "--kv-cache-gib", "0.25")
     address = free_address()
-    drafter = start("drafter", model, common, address)
+    drafter = start("drafter", model, (*common, *drafter_options), address)
     verifier = start("verifier", model, (*common, "--drafter", address, *options))
     drafter.wait_ready()
     verifier.wait_ready()
@@ -42,11 +44,23 @@ def float32(start: Start, model_dir: Path) -> Iterator[Service]:
     yield from _pair(start, model_dir, "--dtype", "float32")
 
 
-@pytest.fixture(scope="module", params=["native", "int8"])
+# Options of the verifier, and of the drafter.
+SETTINGS = {
+    "defaults": ("", ""),
+    "int8": ("--precision int8", ""),
+    "own context": ("--draft-length 4 --ngram off", "--kv-context own --ngram off"),
+    "commit": ("--placement separate --ngram on", "--kv-context commit --ngram on --early-stop on"),
+    "in turn": ("--placement shared --window 12", "--kv-context prompt --early-stop off"),
+    "adaptive": ("", "--layer-plan adaptive"),
+}
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
 def strict(request: pytest.FixtureRequest, start: Start, model_dir: Path) -> Iterator[Service]:
-    """In bfloat16 and at 8 bits, with chunks so small that the prompts below have borders."""
+    """With every setting of drafting, and with chunks so small that the prompts have borders."""
     options = ("--dtype", "bfloat16", "--exactness", "strict", "--prefill-chunk", "32")
-    yield from _pair(start, model_dir, *options, "--precision", request.param)
+    verifier, drafter = (words.split() for words in SETTINGS[request.param])
+    yield from _pair(start, model_dir, *options, *verifier, drafter_options=tuple(drafter))
 
 
 async def _generate(service: Service, asked: list[verifier_pb2.GenerateRequest]) -> list[Answer]:
@@ -76,9 +90,9 @@ async def test_greedy_equals_transformers(float32, model_dir) -> None:
 
 @BOTH
 async def test_strict(strict, model_dir, params) -> None:
-    """Strict, in bfloat16 and with the target at 8 bits: bit for bit the same tokens with
-    speculation and without, alone and among seven others whose prompts and drafts come in
-    between."""
+    """Strict, with every setting of drafting and with the target at 8 bits: bit for bit the same
+    tokens with speculation and without, alone and among seven others whose prompts and drafts
+    come in between."""
     prompt = prompts(model_dir)[8][:150]
     others = [
         request(prompts(model_dir)[i][: 20 + 9 * i], SAMPLED, max_tokens=TOKENS)
