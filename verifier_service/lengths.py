@@ -17,7 +17,7 @@ _STEPS = 4
 # Of the time that drafts would save if an answer took all the tokens that it may.
 _COLD_SHARE = 0.25
 # Of a wait for as many drafts with the context there; and the least time for the context, in steps.
-_COLD_PATIENCE, _COLD_STEPS = 2.0, 8.0
+_COLD_PATIENCE, _CONTEXT_STEPS = 2.0, 8.0
 # Longest run that is considered where the drafter makes runs on demand.
 LONGEST_RUN = 12
 
@@ -97,7 +97,7 @@ class Lengths:
         saved = remaining * (1.0 / target.plain - 1.0 / target.rate)
         cost = measured.cost(beside=False)
         row = cost(MAX_STRICT_ROWS) / MAX_STRICT_ROWS
-        context = max(row * generation.sequence.num_prompt, _COLD_STEPS * cost(1))
+        context = max(row * generation.sequence.num_prompt, _CONTEXT_STEPS * cost(1))
         return min(_COLD_SHARE * saved, context + _COLD_PATIENCE * measured.wait(generation.wanted))
 
     def window(self, generation: Generation) -> int:

@@ -99,14 +99,20 @@ class WeightFiles:
         return CheckpointError(f"cannot read the weights in {self._folder}: {failure}")
 
 
+def _config_file(folder: Path) -> Path:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no config.json; it is not a model folder")
+    return path
+
+
 def read_config(folder: Path) -> Any:
     """The text model's config. Raises CheckpointError."""
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} has no config.json; it is not a model folder")
+    path = _config_file(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as failure:
-        raise CheckpointError(f"cannot read {folder / 'config.json'}: {failure}") from failure
+        raise CheckpointError(f"cannot read {path}: {failure}") from failure
     if not all(hasattr(config, name) for name in ("num_hidden_layers", "num_attention_heads")):
         raise CheckpointError(
             f"models of type {config.model_type!r} are not supported: it is no text decoder"
@@ -144,11 +150,9 @@ def fingerprint(folder: Path) -> str:
         CheckpointError: a file is missing or broken.
     """
     digest = blake2b(digest_size=16)
-    path = folder / "config.json"
+    path = _config_file(folder)
     try:
         config = dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no config.json; it is not a model folder") from None
     except (OSError, ValueError, TypeError) as failure:
         raise CheckpointError(f"cannot read {path}: {failure}") from failure
     kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
