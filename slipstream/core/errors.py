@@ -34,6 +34,7 @@ class SlipstreamError(Exception):
         type: OpenAI's `error.type`.
         code: OpenAI's `error.code`, a stable machine-readable word.
         param: the request field at fault, where there is one.
+        retry_after: seconds after which another try is worth it, where that is known.
     """
 
     grpc_status: ClassVar[str] = "INTERNAL"
@@ -41,10 +42,13 @@ class SlipstreamError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.retry_after = retry_after
 
 
 class InvalidRequest(SlipstreamError):

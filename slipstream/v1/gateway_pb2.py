@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from slipstream.v1 import types_pb2 as slipstream_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bslipstream/v1/gateway.proto\x12\rslipstream.v1\x1a\x19slipstream/v1/types.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"4\n\x04\x43hat\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.slipstream.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xfc\x02\n\x1dGatewayServiceGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12#\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x13.slipstream.v1.ChatH\x00\x12,\n\ttoken_ids\x18\x05 \x01(\x0b\x32\x17.slipstream.v1.TokenIdsH\x00\x12/\n\x08sampling\x18\x06 \x01(\x0b\x32\x1d.slipstream.v1.SamplingParams\x12+\n\x04stop\x18\x07 \x01(\x0b\x32\x1d.slipstream.v1.StopConditions\x12\x14\n\x0cstop_strings\x18\x08 \x03(\t\x12\t\n\x01n\x18\t \x01(\r\x12\x18\n\x0bspeculative\x18\n \x01(\x08H\x01\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\x02\x88\x01\x01\x42\x08\n\x06promptB\x0e\n\x0c_speculativeB\x0b\n\t_logprobs\"\x8e\x02\n\x1eGatewayServiceGenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12$\n\x06tokens\x18\x04 \x03(\x0b\x32\x14.slipstream.v1.Token\x12\x32\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1b.slipstream.v1.FinishReason\x12#\n\x05usage\x18\x06 \x01(\x0b\x32\x14.slipstream.v1.Usage\x12.\n\x05stats\x18\x07 \x01(\x0b\x32\x1f.slipstream.v1.SpeculationStats\x12\x0c\n\x04seed\x18\x08 \x01(\x04\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r2{\n\x0eGatewayService\x12i\n\x08Generate\x12,.slipstream.v1.GatewayServiceGenerateRequest\x1a-.slipstream.v1.GatewayServiceGenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bslipstream/v1/gateway.proto\x12\rslipstream.v1\x1a\x19slipstream/v1/types.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"4\n\x04\x43hat\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.slipstream.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xd6\x03\n\x1dGatewayServiceGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12#\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x13.slipstream.v1.ChatH\x00\x12,\n\ttoken_ids\x18\x05 \x01(\x0b\x32\x17.slipstream.v1.TokenIdsH\x00\x12/\n\x08sampling\x18\x06 \x01(\x0b\x32\x1d.slipstream.v1.SamplingParams\x12+\n\x04stop\x18\x07 \x01(\x0b\x32\x1d.slipstream.v1.StopConditions\x12\x14\n\x0cstop_strings\x18\x08 \x03(\t\x12\t\n\x01n\x18\t \x01(\r\x12\x18\n\x0bspeculative\x18\n \x01(\x08H\x01\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\x02\x88\x01\x01\x12\x10\n\x08priority\x18\x0c \x01(\x11\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\r \x01(\x01H\x03\x88\x01\x01\x12\x12\n\ncache_salt\x18\x0e \x01(\tB\x08\n\x06promptB\x0e\n\x0c_speculativeB\x0b\n\t_logprobsB\x13\n\x11_deadline_seconds\"\x8e\x02\n\x1eGatewayServiceGenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12$\n\x06tokens\x18\x04 \x03(\x0b\x32\x14.slipstream.v1.Token\x12\x32\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1b.slipstream.v1.FinishReason\x12#\n\x05usage\x18\x06 \x01(\x0b\x32\x14.slipstream.v1.Usage\x12.\n\x05stats\x18\x07 \x01(\x0b\x32\x1f.slipstream.v1.SpeculationStats\x12\x0c\n\x04seed\x18\x08 \x01(\x04\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r2{\n\x0eGatewayService\x12i\n\x08Generate\x12,.slipstream.v1.GatewayServiceGenerateRequest\x1a-.slipstream.v1.GatewayServiceGenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,11 +39,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIDS']._serialized_start=173
   _globals['_TOKENIDS']._serialized_end=196
   _globals['_GATEWAYSERVICEGENERATEREQUEST']._serialized_start=199
-  _globals['_GATEWAYSERVICEGENERATEREQUEST']._serialized_end=579
-  _globals['_GATEWAYSERVICEGENERATERESPONSE']._serialized_start=582
-  _globals['_GATEWAYSERVICEGENERATERESPONSE']._serialized_end=852
-  _globals['_USAGE']._serialized_start=854
-  _globals['_USAGE']._serialized_end=911
-  _globals['_GATEWAYSERVICE']._serialized_start=913
-  _globals['_GATEWAYSERVICE']._serialized_end=1036
+  _globals['_GATEWAYSERVICEGENERATEREQUEST']._serialized_end=669
+  _globals['_GATEWAYSERVICEGENERATERESPONSE']._serialized_start=672
+  _globals['_GATEWAYSERVICEGENERATERESPONSE']._serialized_end=942
+  _globals['_USAGE']._serialized_start=944
+  _globals['_USAGE']._serialized_end=1031
+  _globals['_GATEWAYSERVICE']._serialized_start=1033
+  _globals['_GATEWAYSERVICE']._serialized_end=1156
 # @@protoc_insertion_point(module_scope)

@@ -8,32 +8,42 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "sampling", "stop", "speculative", "logprobs")
+    __slots__ = ("request_id", "prompt_token_ids", "sampling", "stop", "speculative", "logprobs", "tenant", "cache_salt", "priority", "deadline_seconds")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     SPECULATIVE_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: _types_pb2.SamplingParams
     stop: _types_pb2.StopConditions
     speculative: bool
     logprobs: int
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[_types_pb2.StopConditions, _Mapping]] = ..., speculative: _Optional[bool] = ..., logprobs: _Optional[int] = ...) -> None: ...
+    tenant: str
+    cache_salt: str
+    priority: int
+    deadline_seconds: float
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[_types_pb2.StopConditions, _Mapping]] = ..., speculative: _Optional[bool] = ..., logprobs: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., priority: _Optional[int] = ..., deadline_seconds: _Optional[float] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("tokens", "finish_reason", "stats", "seed")
+    __slots__ = ("tokens", "finish_reason", "stats", "seed", "cached_prompt_tokens")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedCompositeFieldContainer[_types_pb2.Token]
     finish_reason: _types_pb2.FinishReason
     stats: _types_pb2.SpeculationStats
     seed: int
-    def __init__(self, tokens: _Optional[_Iterable[_Union[_types_pb2.Token, _Mapping]]] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., stats: _Optional[_Union[_types_pb2.SpeculationStats, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
+    cached_prompt_tokens: int
+    def __init__(self, tokens: _Optional[_Iterable[_Union[_types_pb2.Token, _Mapping]]] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., stats: _Optional[_Union[_types_pb2.SpeculationStats, _Mapping]] = ..., seed: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ()
@@ -66,7 +76,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("drafter_connected", "drafter_detail", "requests_running", "requests_waiting", "kv_cache_usage", "steps", "step_seconds", "model_seconds", "generated_tokens", "prompt_tokens", "draft_tokens", "accepted_tokens", "stale_draft_tokens", "plain_step_seconds", "draft_step_seconds", "drafter_connections", "kv_blocks_used", "open_sequences", "draft_tokens_per_position", "accepted_tokens_per_position", "kv_leases", "kv_leased_blocks", "guess_tokens", "accepted_guess_tokens", "placement", "placement_on_trial", "draft_length", "draft_worth")
+    __slots__ = ("drafter_connected", "drafter_detail", "requests_running", "requests_waiting", "kv_cache_usage", "steps", "step_seconds", "model_seconds", "generated_tokens", "prompt_tokens", "draft_tokens", "accepted_tokens", "stale_draft_tokens", "plain_step_seconds", "draft_step_seconds", "drafter_connections", "kv_blocks_used", "open_sequences", "draft_tokens_per_position", "accepted_tokens_per_position", "kv_leases", "kv_leased_blocks", "guess_tokens", "accepted_guess_tokens", "placement", "placement_on_trial", "draft_length", "draft_worth", "preemptions", "cached_prompt_tokens", "kv_blocks_cached", "expected_wait_seconds")
     DRAFTER_CONNECTED_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_DETAIL_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +105,10 @@ class GetStatusResponse(_message.Message):
     PLACEMENT_ON_TRIAL_FIELD_NUMBER: _ClassVar[int]
     DRAFT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     DRAFT_WORTH_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_BLOCKS_CACHED_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     drafter_connected: bool
     drafter_detail: str
     requests_running: int
@@ -123,4 +137,8 @@ class GetStatusResponse(_message.Message):
     placement_on_trial: bool
     draft_length: int
     draft_worth: float
-    def __init__(self, drafter_connected: _Optional[bool] = ..., drafter_detail: _Optional[str] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., steps: _Optional[int] = ..., step_seconds: _Optional[float] = ..., model_seconds: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., stale_draft_tokens: _Optional[int] = ..., plain_step_seconds: _Optional[float] = ..., draft_step_seconds: _Optional[float] = ..., drafter_connections: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., open_sequences: _Optional[int] = ..., draft_tokens_per_position: _Optional[_Iterable[int]] = ..., accepted_tokens_per_position: _Optional[_Iterable[int]] = ..., kv_leases: _Optional[int] = ..., kv_leased_blocks: _Optional[int] = ..., guess_tokens: _Optional[int] = ..., accepted_guess_tokens: _Optional[int] = ..., placement: _Optional[str] = ..., placement_on_trial: _Optional[bool] = ..., draft_length: _Optional[int] = ..., draft_worth: _Optional[float] = ...) -> None: ...
+    preemptions: int
+    cached_prompt_tokens: int
+    kv_blocks_cached: int
+    expected_wait_seconds: float
+    def __init__(self, drafter_connected: _Optional[bool] = ..., drafter_detail: _Optional[str] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., steps: _Optional[int] = ..., step_seconds: _Optional[float] = ..., model_seconds: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., stale_draft_tokens: _Optional[int] = ..., plain_step_seconds: _Optional[float] = ..., draft_step_seconds: _Optional[float] = ..., drafter_connections: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., open_sequences: _Optional[int] = ..., draft_tokens_per_position: _Optional[_Iterable[int]] = ..., accepted_tokens_per_position: _Optional[_Iterable[int]] = ..., kv_leases: _Optional[int] = ..., kv_leased_blocks: _Optional[int] = ..., guess_tokens: _Optional[int] = ..., accepted_guess_tokens: _Optional[int] = ..., placement: _Optional[str] = ..., placement_on_trial: _Optional[bool] = ..., draft_length: _Optional[int] = ..., draft_worth: _Optional[float] = ..., preemptions: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., kv_blocks_cached: _Optional[int] = ..., expected_wait_seconds: _Optional[float] = ...) -> None: ...

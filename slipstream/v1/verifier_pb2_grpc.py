@@ -58,7 +58,9 @@ class VerifierServiceServicer:
         """Generates one continuation. The stream ends with a message that carries
         finish_reason and stats. Cancelling the call cancels the work within a step.
         INVALID_ARGUMENT: parameters or prompt are not acceptable, the message says which.
-        RESOURCE_EXHAUSTED: the sequence cannot fit, or the queue is full.
+        RESOURCE_EXHAUSTED: the queue is full; the trailer slipstream-retry-after-ms
+        says when another try is worth it.
+        DEADLINE_EXCEEDED: deadline_seconds are over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

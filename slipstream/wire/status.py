@@ -13,6 +13,7 @@ from slipstream.core.errors import SlipstreamError, from_grpc
 
 _CODE_KEY = "slipstream-error-code"
 _PARAM_KEY = "slipstream-error-param"
+_RETRY_KEY = "slipstream-retry-after-ms"
 log = logging.getLogger(__name__)
 
 
@@ -21,6 +22,8 @@ async def abort(context: grpc.aio.ServicerContext, error: SlipstreamError) -> No
     trailers = [(_CODE_KEY, error.code)]
     if error.param is not None:
         trailers.append((_PARAM_KEY, error.param))
+    if error.retry_after is not None:
+        trailers.append((_RETRY_KEY, str(round(1000 * error.retry_after))))
     await context.abort(grpc.StatusCode[error.grpc_status], error.message, tuple(trailers))
     raise AssertionError("context.abort returned")
 
@@ -32,6 +35,8 @@ def error_of(failure: grpc.aio.AioRpcError) -> SlipstreamError:
     error = from_grpc(code, failure.details() or code, str(trailers.get(_CODE_KEY, "")))
     param = trailers.get(_PARAM_KEY)
     error.param = None if param is None else str(param)
+    retry = str(trailers.get(_RETRY_KEY, ""))
+    error.retry_after = int(retry) / 1000 if retry.isdecimal() else None
     return error
 
 
