@@ -27,6 +27,7 @@ class Piece:
         offsets: for each token, the length of the final text before it.
         finish_reason: "stop" or "length" on the continuation's last piece, else None.
         completion_tokens: how many so far, the one that ends a stop string included.
+        cached_tokens: of the prompt, those whose keys and values the verifier had already.
         stats: of speculation; on the last piece, where the verifier has told them.
     """
 
@@ -36,6 +37,7 @@ class Piece:
     offsets: Sequence[int]
     finish_reason: str | None
     completion_tokens: int
+    cached_tokens: int
     stats: types_pb2.SpeculationStats | None
 
 
@@ -87,6 +89,7 @@ class Continuation:
             offsets=offsets,
             finish_reason=reason,
             completion_tokens=self._tokens,
+            cached_tokens=message.cached_prompt_tokens,
             stats=message.stats if reason and message.HasField("stats") else None,
         )
 

@@ -30,15 +30,23 @@ class GenerationService:
         tokenizer: of that model.
         link: to the verifier.
         metrics: told about every request.
+        isolate_caches: whether each tenant has prefix caches of its own.
     """
 
     def __init__(
-        self, name: str, tokenizer: Tokenizer, link: VerifierLink, metrics: Metrics
+        self,
+        name: str,
+        tokenizer: Tokenizer,
+        link: VerifierLink,
+        metrics: Metrics,
+        *,
+        isolate_caches: bool = True,
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer
         self.link = link
         self.metrics = metrics
+        self._isolate_caches = isolate_caches
 
     def check_model(self, name: str) -> None:
         """Raises ModelNotFound unless `name` is served here."""
@@ -54,6 +62,7 @@ class GenerationService:
 
         Raises:
             InvalidRequest: the request cannot be served; says which field and why.
+            DeadlineExceeded: its time is over.
             Unavailable: there is no verifier, or it was lost on the way.
             SlipstreamError: any other that the verifier raised.
         """
@@ -70,6 +79,8 @@ class GenerationService:
         self, request: GenerationRequest, model: ServedModel
     ) -> list[verifier_pb2.GenerateRequest]:
         check(request, model)
+        terms = request.terms
+        seconds, salt = terms.remaining(), terms.salt(isolate=self._isolate_caches)
         jobs: list[verifier_pb2.GenerateRequest] = []
         for prompt in request.prompts:
             stop = stop_to_proto(stop_conditions(request, len(prompt), model))
@@ -83,6 +94,10 @@ class GenerationService:
                         stop=stop,
                         speculative=request.speculative,
                         logprobs=request.logprobs,
+                        tenant=terms.tenant,
+                        cache_salt=salt,
+                        priority=terms.priority,
+                        deadline_seconds=seconds,
                     )
                 )
         return jobs

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 
+from gateway.admission import Admission
 from gateway.chat import known_role, turn
 from gateway.continuation import Piece
 from gateway.generation import GenerationService
 from gateway.keys import KeyRing
 from gateway.request import GenerationRequest
+from gateway.terms import MAX_DEADLINE_SECONDS, Terms, deadline
 from slipstream.core.errors import BodyTooLarge, InvalidParameter, NotAuthenticated
 from slipstream.wire import status
 from slipstream.wire.codec import sampling_from_proto
@@ -28,23 +31,47 @@ _REASONS = {
 
 
 class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
-    """Translates requests and pieces; decides nothing itself."""
+    """Translates requests and pieces; decides nothing itself. `keys` None leaves it open."""
 
-    def __init__(self, service: GenerationService, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        service: GenerationService,
+        keys: KeyRing | None,
+        admission: Admission,
+        max_body_bytes: int,
+    ) -> None:
         self._service = service
+        self._keys = keys
+        self._admission = admission
         self._max_body_bytes = max_body_bytes
 
     @status.streaming
     async def Generate(  # noqa: N802
         self,
         request: gateway_pb2.GatewayServiceGenerateRequest,
-        context: Any,  # noqa: ARG002
+        context: Any,
     ) -> AsyncIterator[gateway_pb2.GatewayServiceGenerateResponse]:
+        arrived, tenant = time.monotonic(), self._tenant(context)
+        with self._admission.enter(tenant):
+            terms = _terms(request, tenant, arrived, context.time_remaining())
+            async with contextlib.aclosing(self._generate(request, terms)) as responses:
+                async for response in responses:
+                    yield response
+
+    def _tenant(self, context: Any) -> str:
+        """The name of the key that the interceptor let through."""
+        if self._keys is None:
+            return ""
+        return self._keys.check(dict(context.invocation_metadata()).get("authorization"))
+
+    async def _generate(
+        self, request: gateway_pb2.GatewayServiceGenerateRequest, terms: Terms
+    ) -> AsyncGenerator[gateway_pb2.GatewayServiceGenerateResponse, None]:
         if request.ByteSize() > self._max_body_bytes:
             raise BodyTooLarge(
                 f"the request is larger than the limit of {self._max_body_bytes} bytes"
             )
-        generation = await self._request(request)
+        generation = await self._request(request, terms)
         length = len(generation.prompts[0])
         async with contextlib.aclosing(self._service.run(generation)) as pieces:
             async for piece in pieces:
@@ -52,7 +79,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                     yield _response(piece, generation, length)
 
     async def _request(
-        self, request: gateway_pb2.GatewayServiceGenerateRequest
+        self, request: gateway_pb2.GatewayServiceGenerateRequest, terms: Terms
     ) -> GenerationRequest:
         if request.model:
             self._service.check_model(request.model)
@@ -67,6 +94,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             n=request.n or 1,
             speculative=request.speculative if request.HasField("speculative") else None,
             logprobs=request.logprobs if request.HasField("logprobs") else None,
+            terms=terms,
         )
 
     async def _prompt(self, request: gateway_pb2.GatewayServiceGenerateRequest) -> tuple[int, ...]:
@@ -79,6 +107,24 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         if kind == "chat" and request.chat.messages:
             return await tokenizer.encode_chat(_turns(request.chat))
         raise InvalidParameter("give a prompt: text, chat messages or token_ids", param="prompt")
+
+
+def _terms(
+    request: gateway_pb2.GatewayServiceGenerateRequest,
+    tenant: str,
+    arrived: float,
+    call_seconds: float | None,
+) -> Terms:
+    """The request's own deadline or, where it is sooner, that of the call."""
+    own = request.deadline_seconds if request.HasField("deadline_seconds") else None
+    # A client may allow a call more time than any request can have.
+    call = None if call_seconds is None else min(max(call_seconds, 1e-6), MAX_DEADLINE_SECONDS)
+    return Terms(
+        tenant=tenant,
+        priority=request.priority,
+        deadline=deadline(arrived, ("deadline_seconds", own), ("timeout", call)),
+        cache_salt=request.cache_salt,
+    )
 
 
 def _turns(chat: gateway_pb2.Chat) -> list[dict[str, str]]:
@@ -103,6 +149,7 @@ def _response(
         response.finish_reason = _REASONS[piece.finish_reason]
         response.usage.prompt_tokens = prompt_tokens
         response.usage.completion_tokens = piece.completion_tokens
+        response.usage.cached_prompt_tokens = piece.cached_tokens
         response.seed = request.choice_seed(piece.index)
         if piece.stats is not None:
             response.stats.CopyFrom(piece.stats)

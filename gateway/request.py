@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from gateway.terms import Terms
 from gateway.verifier import ServedModel
 from slipstream.core.errors import ContextTooLong, InvalidParameter
 from slipstream.core.params import MAX_LOGPROBS, MAX_SEED, SamplingParams, StopConditions
@@ -28,6 +29,7 @@ class GenerationRequest:
         n: continuations of each prompt.
         speculative: None for the verifier's default.
         logprobs: None for none, k for the k most likely beside the chosen token.
+        terms: for whom, how urgently, until when.
     """
 
     request_id: str
@@ -41,6 +43,7 @@ class GenerationRequest:
     n: int = 1
     speculative: bool | None = None
     logprobs: int | None = None
+    terms: Terms = field(default_factory=Terms)
 
     @property
     def prompt_tokens(self) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import uvicorn
 
+from gateway.admission import Admission
 from gateway.generation import GenerationService
 from gateway.grpc_service import SERVICE, GatewayServicer, KeyInterceptor
 from gateway.http.app import build
@@ -77,7 +78,10 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
     tokenizer = Tokenizer(settings.model)
     keys = None if settings.api_keys is None else KeyRing(settings.api_keys)
     link = VerifierLink(settings.verifier, settings.first_token_timeout, settings.idle_timeout)
-    service = GenerationService(settings.model_name, tokenizer, link, Metrics())
+    service = GenerationService(
+        settings.model_name, tokenizer, link, Metrics(), isolate_caches=settings.isolate_caches
+    )
+    admission = Admission(settings.max_requests, settings.max_requests_per_key)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(link.close)
         listener = stack.enter_context(contextlib.closing(_listen(settings)))
@@ -85,13 +89,13 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             settings.grpc, [SERVICE], [] if keys is None else [KeyInterceptor(keys)]
         )
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(
-            GatewayServicer(service, settings.max_body_bytes), grpc_server.grpc
+            GatewayServicer(service, keys, admission, settings.max_body_bytes), grpc_server.grpc
         )
         grpc_port = await grpc_server.start()
         stack.push_async_callback(grpc_server.stop, settings.stop_grace)
         link.start()
         config = uvicorn.Config(
-            build(service, keys, settings.max_body_bytes, settings.send_timeout),
+            build(service, keys, admission, settings.max_body_bytes, settings.send_timeout),
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=max(1, round(settings.stop_grace)),

@@ -37,6 +37,15 @@ class Settings(BaseSettings):
     served_model_name: str | None = Field(
         None, description="name that clients use; default: the folder's name"
     )
+    max_requests: int = Field(
+        1024, ge=1, description="most requests at once; more are refused with 429"
+    )
+    max_requests_per_key: int = Field(
+        0, ge=0, description="most requests at once with one API key; 0: no bound of its own"
+    )
+    isolate_caches: bool = Field(
+        True, description="whether each API key has prefix caches of its own"
+    )
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="largest request body")
     first_token_timeout: float = Field(
         600.0, gt=0, description="seconds that a request may wait for its first token"

@@ -11,15 +11,26 @@ from slipstream.wire.proto import types_pb2
 
 @dataclass(slots=True)
 class Totals:
-    """Counts of one request; `add` takes the last piece of each continuation."""
+    """Counts of one request; `add` takes the last piece of each continuation.
+
+    Args:
+        prompt_tokens: of all prompts.
+        n: continuations of each prompt.
+    """
 
     prompt_tokens: int
+    n: int = 1
     completion_tokens: int = 0
     complete: bool = True
     stats: list[types_pb2.SpeculationStats] = field(default_factory=list)
+    _cached: dict[int, int] = field(default_factory=dict)
 
     def add(self, piece: Piece) -> None:
         self.completion_tokens += piece.completion_tokens
+        # The least of a prompt's continuations: what the others found, the first may have computed.
+        prompt = piece.index // self.n
+        before = self._cached.get(prompt, piece.cached_tokens)
+        self._cached[prompt] = min(before, piece.cached_tokens)
         if piece.stats is None:
             self.complete = False
         else:
@@ -31,6 +42,7 @@ class Totals:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(self._cached.values())},
         }
 
     def metrics(self) -> dict[str, Any]:

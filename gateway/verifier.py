@@ -20,6 +20,7 @@ from slipstream.wire.transport import channel
 _CALL_SECONDS = 2.0
 _RETRY_SECONDS = 0.5
 _REFRESH_SECONDS = 2.0
+_DEADLINE_GRACE_SECONDS = 0.25
 # A busy verifier may answer late; only so many late answers in a row count as none.
 _MISSES_UNTIL_LOST = 3
 log = logging.getLogger(__name__)
@@ -143,10 +144,14 @@ class VerifierLink:
         """The messages of one generation. Closing the iterator cancels the call at once.
 
         Raises:
-            DeadlineExceeded: no message within the time allowed.
+            DeadlineExceeded: no message within the time allowed, or the request's is over.
             SlipstreamError: what the verifier raised; Unavailable when it is lost.
         """
-        call = self._stub.Generate(request)
+        left = request.deadline_seconds if request.HasField("deadline_seconds") else None
+        # The verifier keeps the deadline and says so; the call's own is there in case it does not.
+        call = self._stub.Generate(
+            request, timeout=None if left is None else left + _DEADLINE_GRACE_SECONDS
+        )
         timeout = self._first_token_timeout
         try:
             while True:
@@ -169,4 +174,8 @@ class VerifierLink:
         if failure.code() is grpc.StatusCode.UNAVAILABLE:
             self._lost(failure.details() or "connection lost")
             return Unavailable(f"the verifier at {self.address} was lost; try again soon")
-        return error_of(failure)
+        error = error_of(failure)
+        if isinstance(error, DeadlineExceeded):
+            # Only the request's own deadline is told to the verifier.
+            return DeadlineExceeded("the request's time is over", param="timeout")
+        return error

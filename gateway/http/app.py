@@ -10,18 +10,20 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from gateway.admission import Admission
 from gateway.generation import GenerationService
 from gateway.http import errors, openapi
-from gateway.http.auth import KeyMiddleware
 from gateway.http.body import parse, read_body
 from gateway.http.disconnect import unless_disconnected
-from gateway.http.parsing import chat_generation, completion_generation
+from gateway.http.door import Door
+from gateway.http.parsing import chat_generation, completion_generation, terms
 from gateway.http.schemas import ChatRequest, CompletionRequest
 from gateway.http.shapes import ChatShape, CompletionShape, Envelope, Shape
 from gateway.http.streaming import EventStream, first_piece, whole_body
 from gateway.keys import KeyRing
 from gateway.request import GenerationRequest
 from gateway.stats import Totals
+from gateway.terms import TIMEOUT_HEADER, Terms
 from slipstream import __version__
 from slipstream.core.errors import Cancelled
 
@@ -48,14 +50,16 @@ class Routes:
     async def chat(self, request: Request) -> Response:
         """Answer a chat."""
         body = await self._body(request, ChatRequest)
-        generation = await chat_generation(body, self._service.tokenizer)
+        generation = await chat_generation(body, self._service.tokenizer, _terms(request, body))
         shape = ChatShape(self._service.tokenizer.token_bytes, logprobs=bool(body.logprobs))
         return await self._answer(request, body, generation, shape)
 
     async def completion(self, request: Request) -> Response:
         """Continue a prompt."""
         body = await self._body(request, CompletionRequest)
-        generation = await completion_generation(body, self._service.tokenizer)
+        generation = await completion_generation(
+            body, self._service.tokenizer, _terms(request, body)
+        )
         with_logprobs = body.logprobs is not None
         shape = CompletionShape(self._service.tokenizer.token_bytes, logprobs=with_logprobs)
         return await self._answer(request, body, generation, shape)
@@ -75,7 +79,7 @@ class Routes:
     ) -> Response:
         pieces = self._service.run(generation)
         envelope = Envelope(generation, self._service.name)
-        totals = Totals(generation.prompt_tokens)
+        totals = Totals(generation.prompt_tokens, generation.n)
         choices = len(generation.prompts) * generation.n
         try:
             if not body.stream:
@@ -134,12 +138,21 @@ class Routes:
         return Response(self._service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
+def _terms(http: Request, body: ChatRequest | CompletionRequest) -> Terms:
+    header = http.headers.get(TIMEOUT_HEADER)
+    return terms(body, http.state.tenant, http.state.arrived, header)
+
+
 def _json(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content), status, media_type="application/json")
 
 
 def build(
-    service: GenerationService, keys: KeyRing | None, max_body_bytes: int, send_timeout: float
+    service: GenerationService,
+    keys: KeyRing | None,
+    admission: Admission,
+    max_body_bytes: int,
+    send_timeout: float,
 ) -> FastAPI:
     """The application; `keys` None leaves it open."""
     routes = Routes(service, max_body_bytes, send_timeout)
@@ -164,6 +177,5 @@ def build(
     app.add_api_route("/metrics", routes.metrics, methods=get)
     errors.install(app)
     openapi.install(app, [ChatRequest, CompletionRequest])
-    if keys is not None:
-        app.add_middleware(KeyMiddleware, keys=keys)
+    app.add_middleware(Door, keys=keys, admission=admission)
     return app

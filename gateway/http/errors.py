@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import orjson
@@ -9,9 +10,15 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from slipstream.core.errors import InternalError, Overloaded, SlipstreamError, Unavailable
+from slipstream.core.errors import (
+    DeadlineExceeded,
+    InternalError,
+    Overloaded,
+    SlipstreamError,
+    Unavailable,
+)
 
-_RETRY_SECONDS = "1"
+_RETRY_SECONDS = 1.0
 
 
 def error_object(failure: SlipstreamError) -> dict[str, Any]:
@@ -28,10 +35,21 @@ def error_object(failure: SlipstreamError) -> dict[str, Any]:
 def error_response(failure: SlipstreamError) -> Response:
     headers: dict[str, str] = {}
     if isinstance(failure, Overloaded | Unavailable):
-        headers["Retry-After"] = _RETRY_SECONDS
+        headers |= _retry_headers(failure.retry_after or _RETRY_SECONDS)
+    if isinstance(failure, DeadlineExceeded) and failure.param is not None:
+        # The client's own time is over; OpenAI's clients would try again at every 5xx.
+        headers["X-Should-Retry"] = "false"
     if failure.http_status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return _json(failure.http_status, error_object(failure), headers)
+
+
+def _retry_headers(seconds: float) -> dict[str, str]:
+    """Whole seconds, at least one, as HTTP has it; OpenAI's clients look for milliseconds first."""
+    return {
+        "Retry-After": str(max(1, math.ceil(seconds))),
+        "Retry-After-Ms": str(math.ceil(1000 * seconds)),
+    }
 
 
 def _json(status: int, content: Any, headers: dict[str, str]) -> Response:

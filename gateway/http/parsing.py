@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.http.schemas import ChatRequest, CompletionRequest
 from gateway.request import GenerationRequest
+from gateway.terms import TIMEOUT_HEADER, Terms, deadline, seconds_of
 from gateway.tokenizer import Tokenizer
 from slipstream.core.errors import InvalidParameter
 from slipstream.core.params import MAX_LOGPROBS, SamplingParams
@@ -17,7 +18,9 @@ from slipstream.wire.codec import random_seed
 _COMPLETION_DEFAULT_TOKENS = 16
 
 
-async def chat_generation(request: ChatRequest, tokenizer: Tokenizer) -> GenerationRequest:
+async def chat_generation(
+    request: ChatRequest, tokenizer: Tokenizer, terms: Terms
+) -> GenerationRequest:
     """Raises InvalidRequest."""
     messages = [message.for_template() for message in request.messages]
     prompt = await tokenizer.encode_chat(messages)
@@ -40,12 +43,13 @@ async def chat_generation(request: ChatRequest, tokenizer: Tokenizer) -> Generat
         prompts=(prompt,),
         max_tokens=max_tokens,
         logprobs=logprobs,
+        terms=terms,
         **_common(request),
     )
 
 
 async def completion_generation(
-    request: CompletionRequest, tokenizer: Tokenizer
+    request: CompletionRequest, tokenizer: Tokenizer, terms: Terms
 ) -> GenerationRequest:
     """Raises InvalidRequest."""
     prompts = await _prompts(request.prompt, tokenizer)
@@ -55,6 +59,7 @@ async def completion_generation(
         max_tokens=request.max_tokens,
         default_max_tokens=_COMPLETION_DEFAULT_TOKENS,
         logprobs=request.logprobs,
+        terms=terms,
         **_common(request),
     )
 
@@ -76,6 +81,29 @@ async def _prompts(
             else tuple(entry)
             for entry in entries
         ]
+    )
+
+
+def terms(
+    request: ChatRequest | CompletionRequest, tenant: str, arrived: float, header: str | None
+) -> Terms:
+    """The terms that body and header ask for.
+
+    Args:
+        tenant: name of the API key.
+        arrived: `time.monotonic()` when the request came.
+        header: `X-Request-Timeout`; the shorter of it and the body's `timeout` holds.
+
+    Raises:
+        InvalidParameter: names the field, or the header.
+    """
+    return Terms(
+        tenant=tenant,
+        priority=request.priority or 0,
+        deadline=deadline(
+            arrived, ("timeout", request.timeout), (TIMEOUT_HEADER, seconds_of(header))
+        ),
+        cache_salt=request.cache_salt or "",
     )
 
 

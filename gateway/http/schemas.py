@@ -82,18 +82,27 @@ class _Common(_Strict):
     top_p: float | None = None
     top_k: int | None = Field(None, description="most tokens to keep; 0 or -1 is off")
     min_p: float | None = None
-    seed: Annotated[int | None, BeforeValidator(_within_seeds)] = None
+    seed: Annotated[int | None, BeforeValidator(_within_seeds)] = Field(
+        None, description="choice i of a prompt is drawn with seed + i"
+    )
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = Field(None, description="token id to bias")
-    n: int | None = None
+    n: int | None = Field(None, description="choices; each has a seed of its own: seed + i")
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
+    priority: int | None = Field(None, description="lower ones go first; 0 is usual")
+    timeout: float | None = Field(
+        None, description="seconds within which the whole answer must have come"
+    )
+    cache_salt: str | None = Field(
+        None, min_length=1, description="prompts are cached for requests of the same salt only"
+    )
     speculative: bool | None = Field(
         None, description="false decodes plainly; the tokens are the same either way"
     )

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import grpc
 
-from slipstream.core.errors import InvalidParameter, SlipstreamError
+from slipstream.core.errors import DeadlineExceeded, InvalidParameter, SlipstreamError
 from slipstream.core.params import SamplingParams
 from slipstream.wire import status
 from slipstream.wire.codec import sampling_from_proto, stop_from_proto
@@ -38,6 +38,8 @@ class FakeBehaviour:
         error: raised instead of the message that would carry token number `error_after`.
         hang_after: sends nothing from this token number on, until the call is cancelled.
         speculative: the server's default for requests that leave it open.
+        cached: of a prompt's tokens, those that it says it had already.
+        keeps_deadlines: whether it ends what is past its deadline, as a verifier should.
     """
 
     tokens: Sequence[int] | TokenFunction
@@ -48,6 +50,8 @@ class FakeBehaviour:
     error_after: int = 0
     hang_after: int | None = None
     speculative: bool = True
+    cached: int = 0
+    keeps_deadlines: bool = True
 
 
 class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
@@ -128,8 +132,13 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
         self.requests.append(request)
         self.running += 1
         try:
-            async for response in self._respond(request, self.behaviour):
-                yield response
+            kept = self.behaviour.keeps_deadlines and request.HasField("deadline_seconds")
+            seconds = request.deadline_seconds if kept else None
+            async with asyncio.timeout(seconds):
+                async for response in self._respond(request, self.behaviour):
+                    yield response
+        except TimeoutError as failure:
+            raise DeadlineExceeded("the deadline is over") from failure
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.append(request.request_id)
             raise
@@ -153,7 +162,9 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
             sent += len(chunk)
             _count(stats, len(chunk))
             response = verifier_pb2.GenerateResponse(
-                tokens=[_token(token, request) for token in chunk], seed=request.sampling.seed
+                tokens=[_token(token, request) for token in chunk],
+                seed=request.sampling.seed,
+                cached_prompt_tokens=min(behaviour.cached, len(request.prompt_token_ids)),
             )
             if sent >= len(ids):
                 response.finish_reason = finish

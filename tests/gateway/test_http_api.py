@@ -167,7 +167,12 @@ async def test_several_choices(rig):
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
     seeds = {(tuple(r.prompt_token_ids), r.sampling.seed) for r in rig.fake.requests}
     assert seeds == {(p, s) for p in [(5,), (6, 6)] for s in (2**63 - 1, 0)}
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}
+    assert body["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 12,
+        "total_tokens": 15,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert body["choices"][0]["text"] == body["choices"][2]["text"]
     assert body["choices"][0]["text"] != body["choices"][1]["text"]
 

@@ -1,0 +1,51 @@
+"""Who may come in over HTTP: API keys, and room for one more request."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.admission import Admission
+from gateway.http.errors import error_response
+from gateway.keys import KeyRing
+from slipstream.core.errors import SlipstreamError
+
+# Probes carry no key.
+_OPEN = frozenset({"/health", "/ready"})
+_BOUNDED = frozenset({"/v1/chat/completions", "/v1/completions"})
+
+
+class Door:
+    """Asks for a known key where `keys` are given, and for a place before a body is read.
+
+    A request that is let in finds its `tenant` and when it `arrived` (`time.monotonic()`) in its
+    state. Its place is free again when its answer is sent, or nobody wants it any more.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing | None, admission: Admission) -> None:
+        self._app = app
+        self._keys = keys
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            place = self._enter(scope)
+        except SlipstreamError as failure:
+            await error_response(failure)(scope, receive, send)
+            return
+        with place:
+            await self._app(scope, receive, send)
+
+    def _enter(self, scope: Scope) -> contextlib.AbstractContextManager[None]:
+        tenant = ""
+        if self._keys is not None and scope["path"] not in _OPEN:
+            tenant = self._keys.check(Headers(scope=scope).get("authorization"))
+        scope.setdefault("state", {}).update(tenant=tenant, arrived=time.monotonic())
+        bounded = scope["method"] == "POST" and scope["path"] in _BOUNDED
+        return self._admission.enter(tenant) if bounded else contextlib.nullcontext()
