@@ -30,8 +30,8 @@ class VerifierEngine(EngineLoop):
     """Serves generations with one model, step by step, on a thread of its own.
 
     Submit, cancel and deliver from any thread; they only fill the inbox, which the engine
-    empties once a step. What it decides goes out through each request's listener, and to the
-    drafter through `speculation`, both called on the engine's thread.
+    empties once a step. What it decides goes to the drafter through `speculation` and then, since
+    nobody waits for that, out through each request's listener, both on the engine's thread.
 
     Args:
         speculation: keeps the drafter informed and decides about drafts.
@@ -63,6 +63,8 @@ class VerifierEngine(EngineLoop):
         # next() on it is atomic, so two threads that submit never share a number.
         self._numbers = itertools.count(1)
         self._prefilled_last = False
+        # What listeners are to hear when the step is over.
+        self._news: deque[tuple[Generation, Progress]] = deque()
 
     # ---- from any thread -------------------------------------------------------------------
 
@@ -126,10 +128,16 @@ class VerifierEngine(EngineLoop):
         """Tells all that still run or wait that they were cancelled."""
         for generation in [*self._running, *self._waiting]:
             self._end(generation, Progress(finish=Finish.CANCELLED, counts=generation.counts))
+        self._tell()
         self.kv.close()
 
     def step(self) -> bool:
         """One step: read the inbox, plan, run the model, decide, tell. False: nothing to do yet."""
+        worked = self._step()
+        self._tell()
+        return worked
+
+    def _step(self) -> bool:
         started = time.perf_counter()
         self._read_inbox()
         more = self.kv.serve()
@@ -199,7 +207,7 @@ class VerifierEngine(EngineLoop):
             self._end(generation, progress)
             return
         self.speculation.committed(generation, count)
-        generation.request.listener(progress)
+        self._news.append((generation, progress))
 
     def _cancel(self, generation: Generation) -> None:
         if generation.number in self._by_number:
@@ -212,7 +220,7 @@ class VerifierEngine(EngineLoop):
             self._end(item.generation, Progress(error=error))
 
     def _end(self, generation: Generation, progress: Progress) -> None:
-        """Frees everything that a generation holds, then tells its listener the last word."""
+        """Frees everything that a generation holds; its listener will hear the last word."""
         del self._by_number[generation.number]
         if generation.sequence.table is None:
             self._waiting.remove(generation)
@@ -222,8 +230,20 @@ class VerifierEngine(EngineLoop):
             self.runner.pool.release(generation.sequence.table)
         self.counters.stale_draft_tokens += generation.stale_drafts
         self.speculation.close(generation)
-        try:
-            generation.request.listener(progress)
-        except Exception:
-            # Nobody is left to tell, and the others must not notice.
-            log.exception("the listener of %s failed", generation.request.request_id)
+        self._news.append((generation, progress))
+
+    def _tell(self) -> None:
+        """Tells listeners what became of their requests.
+
+        It wakes the event loop, which sends it on with the interpreter's lock held: after the
+        drafter has been told, or drafting would start half a millisecond late.
+        """
+        while self._news:
+            generation, progress = self._news.popleft()
+            try:
+                generation.request.listener(progress)
+            except Exception as failure:
+                # Nobody is left to tell, and the others must not notice.
+                log.exception("the listener of %s failed", generation.request.request_id)
+                if generation.number in self._by_number:
+                    self._end(generation, Progress(error=InternalError(str(failure))))

@@ -107,6 +107,7 @@ class Generation:
 
     Attributes:
         opened: a drafter drafts for it, `window` tokens ahead.
+        untold: committed tokens that it has not been told of.
         paused: that drafter will send no more before the next commit; `stalled`, whether it was so
             at any time of the last step.
         warm: drafts have come since it was opened; `warm_before`, already when the last step
@@ -137,7 +138,7 @@ class Generation:
         self.finish: Finish | None = None
         self.counts = SpeculationCounts()
         self.opened = False
-        self.window = 0
+        self.window = self.untold = 0
         self.paused = self.stalled = False
         self.warm = self.warm_before = self.late = False
         self.agreed = True

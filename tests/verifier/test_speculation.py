@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from slipstream.core.draft import Commit
 from tests.verifier.world import Machine, World
 from verifier_service.policy import Target
 
@@ -169,3 +170,22 @@ def test_a_fixed_length_is_kept() -> None:
     world.run(300)
     assert max(drafts for drafts, _ in world.steps) == 2
     assert min(drafts for drafts, _ in world.steps) <= 1
+
+
+def test_a_drafter_that_is_not_wanted_is_not_written_to_at_every_step() -> None:
+    """While drafts are not taken, commits go out together; the drafter misses none of them."""
+    world = World(Machine(**CPU, accepted=_always(0.0)))
+    heard: list[Commit] = []
+    send = world.speculation._send
+
+    def listen(connection, commands) -> None:
+        heard.extend(c for c in commands if isinstance(c, Commit))
+        send(connection, commands)
+
+    world.speculation._send = listen
+    world.run(400)
+    assert len(heard) < 100
+    tokens = [token for commit in heard for token in commit.tokens]
+    assert heard[0].prefix.length == 3
+    assert tokens == world.generation.sequence.tokens[3 : 3 + len(tokens)]
+    assert 400 - len(tokens) <= 16
