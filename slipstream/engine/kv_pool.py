@@ -1,11 +1,15 @@
-"""The paged KV pool: memory for keys and values, handed out in blocks of tokens."""
+"""The paged KV pool: memory for keys and values, handed out and shared in blocks of tokens."""
 
 from __future__ import annotations
 
-from bisect import insort
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from slipstream.core.prefix import PrefixChain
+from slipstream.engine.free_runs import FreeRuns
 
 BLOCK_TOKENS = 16
 # Block 0 is nobody's: rows that only pad a batch write there.
@@ -15,6 +19,8 @@ SCRATCH_SLOT = 0
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockTable:
     """Where one sequence's tokens live in the pool. Immutable; given back with `release`.
+
+    Blocks at its beginning may be shared with other tables; those are never written again.
 
     Attributes:
         blocks: block numbers in order of position.
@@ -36,6 +42,12 @@ class BlockTable:
 
 class KvPool:
     """Keys and values of all sequences of one engine. Owned by the engine's thread.
+
+    A full block has a name: the prefix that ends with it (`slipstream.core.prefix`), and so its
+    tokens, all tokens before it, model and salt. Named blocks are shared by whoever has the same
+    prefix. One that nobody holds any more is kept as cache, until its room is needed: least
+    recently used first, and of one sequence the last block first, because a block is of use only
+    together with those before it.
 
     Args:
         num_layers: attention layers that are kept, each with its own keys and values.
@@ -64,10 +76,15 @@ class KvPool:
         self.addresses = [(layer[0].data_ptr(), layer[1].data_ptr()) for layer in self._kv]
         self.num_kv_heads, self.head_dim, self.dtype = num_kv_heads, head_dim, dtype
         self.num_blocks = num_blocks
-        self._free: list[tuple[int, int]] = [(1, num_blocks)] if num_blocks else []
-        self._num_free = num_blocks
-        # Of blocks with several holders: how many there are beside the first.
-        self._others: dict[int, int] = {}
+        self._every_slot = torch.arange(slots, device=device)
+        self._free = FreeRuns(1, num_blocks)
+        self._holders = [0] * (num_blocks + 1)
+        self._names: dict[int, bytes] = {}
+        # Two sequences may have computed the same block; one of the two is found by its name.
+        self._by_name: dict[bytes, int] = {}
+        # Named blocks that nobody holds, least recently used first.
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self.num_evicted = 0
 
     @staticmethod
     def bytes_per_block(
@@ -86,33 +103,86 @@ class KvPool:
 
     @property
     def num_free(self) -> int:
-        return self._num_free
+        """Blocks that can be had: free ones, and cached ones that nobody holds."""
+        return len(self._free) + len(self._idle)
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks with a name that nobody holds."""
+        return len(self._idle)
 
     @property
     def num_used(self) -> int:
-        return self.num_blocks - self._num_free
+        """Blocks that somebody holds."""
+        return self.num_blocks - self.num_free
 
-    def allocate(self, tokens: int) -> BlockTable | None:
+    def allocate(self, tokens: int, prefix: BlockTable | None = None) -> BlockTable | None:
         """Room for `tokens` tokens, contiguous where possible; None where there is too little.
 
         The memory is as its last owner left it until `enter`.
+
+        Args:
+            prefix: from `adopt`, becomes its beginning and is taken over; where there is too little
+                room it stays the caller's.
         """
-        need = self.blocks_for(tokens)
-        if need > self._num_free:
+        return self.extend(prefix or self._table(()), tokens)
+
+    def extend(self, table: BlockTable, tokens: int) -> BlockTable | None:
+        """A table with room for at least `tokens` tokens, which replaces `table`.
+
+        Returns:
+            None where there is too little room; `table` is then as it was.
+        """
+        need = self.blocks_for(tokens) - len(table.blocks)
+        if need <= 0:
+            return table
+        if need > self.num_free:
             return None
-        fitting = [run for run in self._free if run[1] >= need]
-        taken: list[int] = []
-        if fitting:
-            taken = self._take(min(fitting, key=lambda run: run[1]), need)
-        while len(taken) < need:
-            largest = max(self._free, key=lambda run: run[1])
-            taken += self._take(largest, min(largest[1], need - len(taken)))
-        self._num_free -= need
-        offsets = torch.arange(BLOCK_TOKENS)
-        slots = (torch.tensor(taken)[:, None] * BLOCK_TOKENS + offsets).reshape(-1)
-        slots = slots.to(self._kv.device)
-        start = taken[0] * BLOCK_TOKENS if fitting else None
-        return BlockTable(tuple(taken), slots, slots.data_ptr(), start)
+        self._evict(need - len(self._free))
+        more = self._free.take(need, table.blocks[-1] if table.blocks else None)
+        for block in more:
+            self._holders[block] = 1
+        return self._table(more, table)
+
+    def adopt(
+        self, chain: PrefixChain, most: int, multiple: int = BLOCK_TOKENS
+    ) -> BlockTable | None:
+        """A hold on the longest run of computed blocks that begin a sequence, if there is one.
+
+        Args:
+            chain: names the sequence.
+            most: tokens that the run may have. At least one position of a sequence is to be
+                computed, else there are no logits.
+            multiple: of which the run's tokens are one; itself one of BLOCK_TOKENS.
+        """
+        blocks: list[int] = []
+        for end in range(BLOCK_TOKENS, min(most, len(chain)) + 1, BLOCK_TOKENS):
+            block = self._by_name.get(chain.at(end).hash)
+            if block is None:
+                break
+            blocks.append(block)
+        del blocks[len(blocks) - len(blocks) % (multiple // BLOCK_TOKENS) :]
+        if not blocks:
+            return None
+        self._hold(blocks)
+        return self._table(blocks)
+
+    def publish(self, table: BlockTable, chain: PrefixChain, computed: int) -> None:
+        """Names the full blocks among the first `computed` positions, so that others adopt them.
+
+        From then on they must not be written: only positions that are settled count. Costs what is
+        new since the last time.
+
+        Args:
+            chain: names the sequence.
+        """
+        for index in reversed(range(computed // BLOCK_TOKENS)):
+            block = table.blocks[index]
+            if block in self._names:
+                return
+            name = chain.at((index + 1) * BLOCK_TOKENS).hash
+            self._names[block] = name
+            self._by_name.setdefault(name, block)
 
     def enter(self, table: BlockTable, start: int, end: int) -> None:
         """Call before positions `start` to `end` are written: clears the blocks they enter.
@@ -121,6 +191,10 @@ class KvPool:
         its weight of zero with whatever is there: a previous owner's infinity would make a NaN.
         Cleared only now, because most sequences never use all the room that they reserve.
         """
+        assert not any(
+            block in self._names
+            for block in table.blocks[start // BLOCK_TOKENS : self.blocks_for(end)]
+        ), "a shared block is to be written"
         first, last = self.blocks_for(start) * BLOCK_TOKENS, self.blocks_for(end) * BLOCK_TOKENS
         if first == last:
             return
@@ -131,11 +205,11 @@ class KvPool:
 
     def retain(self, table: BlockTable, tokens: int) -> BlockTable:
         """Another hold on the blocks of the first `tokens` positions, to be released by itself."""
-        count = self.blocks_for(tokens)
-        for block in table.blocks[:count]:
-            self._others[block] = self._others.get(block, 0) + 1
-        slots = table.slots[: count * BLOCK_TOKENS]
-        return BlockTable(table.blocks[:count], slots, table.address, table.start)
+        blocks = table.blocks[: self.blocks_for(tokens)]
+        self._hold(blocks)
+        return BlockTable(
+            blocks, table.slots[: len(blocks) * BLOCK_TOKENS], table.address, table.start
+        )
 
     def copy_rows(self, table: BlockTable, start: int, end: int) -> torch.Tensor:
         """A copy of keys and values at positions: [layers, 2, end - start, kv_heads, head_dim]."""
@@ -146,25 +220,53 @@ class KvPool:
         self._kv.index_copy_(2, table.slots[start : start + rows.shape[2]], rows)
 
     def release(self, table: BlockTable) -> None:
-        """Ends a hold: blocks that nobody else holds are free. The table must not be used again."""
-        for block in table.blocks:
-            others = self._others.pop(block, 0)
-            if others > 1:
-                self._others[block] = others - 1
-            if not others:
-                insort(self._free, (block, 1))
-                self._num_free += 1
-        merged: list[tuple[int, int]] = []
-        for start, length in self._free:
-            if merged and sum(merged[-1]) == start:
-                merged[-1] = (merged[-1][0], merged[-1][1] + length)
-            else:
-                assert not merged or sum(merged[-1]) < start, "block released twice"
-                merged.append((start, length))
-        self._free = merged
+        """Ends a hold. Blocks that nobody else holds are cache if they can be found, else free.
 
-    def _take(self, run: tuple[int, int], count: int) -> list[int]:
-        self._free.remove(run)
-        if run[1] > count:
-            insort(self._free, (run[0] + count, run[1] - count))
-        return list(range(run[0], run[0] + count))
+        The table must not be used again.
+        """
+        free: list[int] = []
+        for block in reversed(table.blocks):
+            holders = self._holders[block] - 1
+            assert holders >= 0, "block released twice"
+            self._holders[block] = holders
+            if holders:
+                continue
+            name = self._names.get(block)
+            if name is not None and self._by_name.setdefault(name, block) == block:
+                self._idle[block] = None
+            else:
+                self._names.pop(block, None)
+                free.append(block)
+        self._free.give(reversed(free))
+
+    def forget(self) -> None:
+        """Frees what is cached and held by nobody."""
+        self._evict(len(self._idle))
+
+    def _evict(self, count: int) -> None:
+        evicted: list[int] = []
+        for _ in range(count):
+            block, _ = self._idle.popitem(last=False)
+            del self._by_name[self._names.pop(block)]
+            evicted.append(block)
+        self.num_evicted += len(evicted)
+        self._free.give(reversed(evicted))
+
+    def _hold(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            if not self._holders[block]:
+                del self._idle[block]
+            self._holders[block] += 1
+
+    def _table(self, blocks: Sequence[int], before: BlockTable | None = None) -> BlockTable:
+        """The table of `before` and then `blocks`."""
+        every = (*before.blocks, *blocks) if before else tuple(blocks)
+        begin = every[0] if every else 0
+        if every == tuple(range(begin, begin + len(every))):
+            start = begin * BLOCK_TOKENS
+            slots = self._every_slot[start : start + len(every) * BLOCK_TOKENS]
+            return BlockTable(every, slots, slots.data_ptr(), start)
+        slots = self._every_slot.view(-1, BLOCK_TOKENS)[list(blocks)].view(-1)
+        if before:
+            slots = torch.cat((before.slots, slots))
+        return BlockTable(every, slots, slots.data_ptr(), None)
