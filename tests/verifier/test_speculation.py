@@ -6,7 +6,7 @@ import pytest
 
 from slipstream.core.draft import Commit
 from tests.verifier.world import Machine, World
-from verifier_service.policy import Target
+from verifier_service.policy import Target, best_lengths
 
 
 def _always(rate: float):
@@ -189,3 +189,21 @@ def test_a_drafter_that_is_not_wanted_is_not_written_to_at_every_step() -> None:
     assert heard[0].prefix.length == 3
     assert tokens == world.generation.sequence.tokens[3 : 3 + len(tokens)]
     assert 400 - len(tokens) <= 16
+
+
+def test_a_stale_plain_step_sells_no_drafts() -> None:
+    """A plain step that looks slower than one beside the drafter is an old figure, not a gain."""
+
+    def choose(chance: float) -> Target:
+        return best_lengths(
+            quiet=lambda rows: 0.022,
+            beside=lambda rows: 0.020,
+            survivals=[[chance] * 4],
+            waiting=lambda drafts: 0.001 * (drafts > 0),
+            stepping=0.0,
+            sequences=1,
+            most_rows=32,
+        )
+
+    assert choose(0.01).length == 0
+    assert choose(0.9).length > 0
