@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slipstream.core.draft import Commit, Open, Proposal
-from slipstream.core.prefix import Prefix
+from slipstream.core.prefix import Prefix, salted
 from slipstream.core.runs import agreement
 from slipstream.engine.batch import Segment
 from slipstream.engine.sequence import Sequence
@@ -40,8 +40,10 @@ class Draft:
         agreed: how many drafts the last commit took.
     """
 
-    def __init__(self, key: Key, command: Open, salt: str) -> None:
+    def __init__(self, key: Key, command: Open, fingerprint: str) -> None:
         self.key = key
+        self.cache_salt = command.cache_salt
+        salt = salted(fingerprint, command.cache_salt)
         self.sequence = Sequence(command.tokens, command.num_prompt, command.params, salt)
         self.committed = self.proposed = len(command.tokens)
         self.window = command.window

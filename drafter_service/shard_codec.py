@@ -37,7 +37,13 @@ def open_to_proto(number: int, draft: Draft) -> shard_pb2.RunRequest:
     """A sequence as it is now, under shard 0's own number for it."""
     sequence = draft.sequence
     command = Open(
-        number, tuple(sequence.tokens), sequence.num_prompt, sequence.params, 0, draft.max_length
+        number,
+        tuple(sequence.tokens),
+        sequence.num_prompt,
+        sequence.params,
+        0,
+        draft.max_length,
+        draft.cache_salt,
     )
     return shard_pb2.RunRequest(open=command_to_proto(command).open)
 

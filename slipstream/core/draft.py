@@ -10,7 +10,10 @@ from slipstream.core.prefix import Prefix
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A sequence to draft for: `tokens` so far, of which the first `num_prompt` are the prompt."""
+    """A sequence to draft for: `tokens` so far, of which the first `num_prompt` are the prompt.
+
+    `cache_salt` is part of the names of its prefixes (`slipstream.core.prefix.salted`).
+    """
 
     sequence_id: int
     tokens: tuple[int, ...]
@@ -18,6 +21,7 @@ class Open:
     params: SamplingParams
     window: int
     max_length: int
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,16 @@ from hashlib import blake2b
 HASH_BYTES = 16
 
 
+def salted(fingerprint: str, cache_salt: str = "") -> str:
+    """The salt of the chains of a model, and of those that share a cache salt where one is given.
+
+    Prefixes of different salts have different names, whatever their tokens: nobody without the
+    salt finds, or learns of, what was computed under it.
+    """
+    # A fingerprint has no zero in it, so no two pairs give the same salt.
+    return f"{fingerprint}\0{cache_salt}" if cache_salt else fingerprint
+
+
 @dataclass(frozen=True, slots=True)
 class Prefix:
     """The first `length` tokens of a sequence, by the last link of their hash chain."""
@@ -25,7 +35,7 @@ class PrefixChain:
     """The names of all prefixes of one growing sequence. One owner; not thread-safe.
 
     Args:
-        salt: model fingerprint, and the tenant's salt where there is one.
+        salt: from `salted`.
         tokens: the sequence so far.
     """
 

@@ -46,20 +46,22 @@ class Hello(_message.Message):
     def __init__(self, model_fingerprint: _Optional[str] = ..., vocab_size: _Optional[int] = ..., incarnation: _Optional[str] = ..., kv_address: _Optional[str] = ..., host: _Optional[str] = ..., cores: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class OpenSequence(_message.Message):
-    __slots__ = ("sequence_id", "token_ids", "num_prompt_tokens", "sampling", "window", "max_length")
+    __slots__ = ("sequence_id", "token_ids", "num_prompt_tokens", "sampling", "window", "max_length", "cache_salt")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     num_prompt_tokens: int
     sampling: _types_pb2.SamplingParams
     window: int
     max_length: int
-    def __init__(self, sequence_id: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., window: _Optional[int] = ..., max_length: _Optional[int] = ...) -> None: ...
+    cache_salt: str
+    def __init__(self, sequence_id: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., window: _Optional[int] = ..., max_length: _Optional[int] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("sequence_id", "prefix", "token_ids")

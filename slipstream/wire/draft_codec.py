@@ -53,6 +53,7 @@ def command_to_proto(command: Command) -> drafter_pb2.DraftCommand:
             sampling=sampling_to_proto(command.params),
             window=command.window,
             max_length=command.max_length,
+            cache_salt=command.cache_salt,
         )
     )
 
@@ -88,6 +89,7 @@ def command_from_proto(message: drafter_pb2.DraftCommand) -> Command:
         sampling_from_proto(opening.sampling),
         opening.window,
         opening.max_length,
+        opening.cache_salt,
     )
 
 

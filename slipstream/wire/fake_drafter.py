@@ -20,7 +20,7 @@ import grpc
 
 from slipstream.core.draft import Close, Command, Commit, Open, Proposal, SetWindow
 from slipstream.core.errors import InvalidRequest
-from slipstream.core.prefix import PrefixChain
+from slipstream.core.prefix import PrefixChain, salted
 from slipstream.wire import status
 from slipstream.wire.draft_codec import command_from_proto, response_to_proto
 from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
@@ -178,7 +178,8 @@ class FakeDrafter(drafter_pb2_grpc.DrafterServiceServicer):
     ) -> _Open | None:
         """Follows the verifier; returns the sequence if it now waits for drafts."""
         if isinstance(command, Open):
-            chain = PrefixChain(hello.model_fingerprint, command.tokens)
+            salt = salted(hello.model_fingerprint, command.cache_salt)
+            chain = PrefixChain(salt, command.tokens)
             each = _Open(command.sequence_id, list(command.tokens), chain, command.window)
             known[each.number] = each
         elif isinstance(command, Commit | SetWindow) and command.sequence_id in known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from slipstream.core.prefix import HASH_BYTES, Prefix, PrefixChain
+from slipstream.core.prefix import HASH_BYTES, Prefix, PrefixChain, salted
 
 TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=20)
 
@@ -76,3 +76,15 @@ def test_names_of_impossible_lengths_are_refused(tokens: list[int]) -> None:
     assert not chain.names(Prefix(len(tokens), b""))
     if tokens:
         assert not chain.names(Prefix(len(tokens) - 1, last.hash))
+
+
+PAIRS = st.tuples(st.text("0123456789abcdef", min_size=1, max_size=4), st.text(max_size=4))
+
+
+@given(PAIRS, PAIRS)
+def test_no_two_pairs_of_model_and_cache_salt_give_one_salt(
+    mine: tuple[str, str], theirs: tuple[str, str]
+) -> None:
+    """Neither side can be chosen so that it runs over into the other."""
+    assert (salted(*mine) == salted(*theirs)) is (mine == theirs)
+    assert salted(mine[0]) == mine[0]

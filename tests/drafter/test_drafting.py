@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 from slipstream.core.draft import Close, Commit
 from slipstream.core.params import SamplingParams
-from slipstream.core.prefix import Prefix
+from slipstream.core.prefix import Prefix, PrefixChain, salted
+from slipstream.wire.draft_codec import command_from_proto, command_to_proto
 from tests.drafter.rig import DrafterRig, opening
 from tests.verifier.rig import GREEDY, VOCAB
 
@@ -36,6 +39,28 @@ def test_runs_ahead_by_its_window(runner) -> None:
         assert proposal.prefix == rig.chain(history).at(len(history))
         history.append(token)
     assert rig.engine.counters.drafted_tokens == 5
+    rig.close_all()
+
+
+def test_a_cache_salt_is_part_of_every_name(runner) -> None:
+    """A salted sequence is drafted for as any other, under names that nobody else has; the salt
+    crosses the wire."""
+    rig = DrafterRig(runner)
+    command = replace(opening(PROMPT, PENALTIES, window=3), cache_salt="tenant")
+    rig.obey(command_from_proto(command_to_proto(command)))
+    rig.run()
+    ahead = tuple(rig.ahead())
+    names = [p.prefix for _, proposals, _ in rig.sent for p in proposals]
+    chain = PrefixChain(salted(runner.loaded.fingerprint, "tenant"), (*PROMPT, *ahead))
+    assert names == [chain.at(len(PROMPT) + i) for i in range(3)]
+    rig.obey(Commit(1, chain.at(len(PROMPT)), ahead))
+    assert rig.refusals() == []
+    rig.obey(opening(PROMPT, PENALTIES, window=3, sequence_id=2))
+    rig.run()
+    assert tuple(rig.ahead(2)) == ahead
+    rig.obey(Commit(2, chain.at(len(PROMPT)), ahead))
+    rig.run()
+    assert [refusal.sequence_id for refusal in rig.refusals()] == [2]
     rig.close_all()
 
 
