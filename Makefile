@@ -10,9 +10,11 @@ CODE := slipstream gateway verifier_service drafter_service tests
 ARGS ?=
 BENCH_ARGS ?=
 QUESTIONS ?=
+LOAD_ARGS ?=
+SOAK_MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format proto proto-check bench clean
+.PHONY: help setup run test lint format proto proto-check bench load soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +62,14 @@ proto-check: $(STAMP)
 
 bench: $(STAMP) ## Measure against the bars (QUESTIONS=file.jsonl, BENCH_ARGS="...")
 	$(BIN)/slipstream bench $(if $(QUESTIONS),--questions $(QUESTIONS)) $(BENCH_ARGS)
+
+# Both start a stack of their own and fail on any answer that is not the known one, and on leaks.
+load: $(STAMP) ## A minute of Locust against a stack of its own (LOAD_ARGS="...")
+	$(BIN)/python -m tests.load $(LOAD_ARGS)
+
+soak: $(STAMP) ## The same for SOAK_MINUTES=60, with drafters killed at random
+	$(BIN)/python -m tests.load --kill-drafter --seconds $$((60 * $(SOAK_MINUTES))) --chats 40 \
+	  --out build/load/soak $(LOAD_ARGS)
 
 clean: ## Remove the virtual environment and everything built (the model cache stays)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,65 @@
+"""Drives a load through a door: arrivals that wait for nobody, or users that wait their turn."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterable, Sequence
+
+from slipstream.bench.load.asks import Extras
+from slipstream.bench.load.book import Entry
+from slipstream.bench.load.doors import Door, clock, sleep_until
+from slipstream.bench.load.outcomes import Outcome, outcome
+
+_PLAIN = Extras()
+_LEAD_SECONDS = 0.05
+
+
+async def open_loop(
+    door: Door, entries: Sequence[Entry], arrivals: Iterable[float], extras: Extras = _PLAIN
+) -> list[Outcome]:
+    """One request for each arrival (seconds from now), the entries in turn; all are waited for."""
+    start = clock() + _LEAD_SECONDS
+    asked = itertools.cycle(entries)
+    running = []
+    for at in arrivals:
+        await sleep_until(start + at)
+        entry = next(asked)
+        running.append(asyncio.create_task(_one(door, entry, start + at, start, extras)))
+    return list(await asyncio.gather(*running))
+
+
+async def closed_loop(
+    door: Door, entries: Sequence[Entry], users: int, seconds: float, extras: Extras = _PLAIN
+) -> list[Outcome]:
+    """So many users that ask again as soon as they are answered, until the time is over; what is
+    running then is waited for."""
+    start = clock()
+    asked = itertools.cycle(entries)
+
+    async def user() -> list[Outcome]:
+        taken = []
+        while clock() < start + seconds:
+            taken.append(await _one(door, next(asked), clock(), start, extras))
+        return taken
+
+    taken = await asyncio.gather(*(user() for _ in range(users)))
+    return [each for some in taken for each in some]
+
+
+async def together(door: Door, entries: Sequence[Entry], extras: Extras = _PLAIN) -> list[Outcome]:
+    """All at once."""
+    start = clock()
+    tasks = [_one(door, entry, start, start, extras) for entry in entries]
+    return list(await asyncio.gather(*tasks))
+
+
+async def in_turn(door: Door, entries: Sequence[Entry], extras: Extras = _PLAIN) -> list[Outcome]:
+    """One after the other."""
+    start = clock()
+    return [await _one(door, entry, clock(), start, extras) for entry in entries]
+
+
+async def _one(door: Door, entry: Entry, due: float, start: float, extras: Extras) -> Outcome:
+    reading = await door.ask(entry.ask, due, extras)
+    return outcome(entry.ask.name, entry.ask.kind, reading, entry.known, start)

@@ -1,0 +1,123 @@
+"""Locust itself, headless, against a gateway whose verifier has no model."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from slipstream.bench.load.book import known_answers
+from slipstream.bench.load.outcomes import FAULTS, Outcome, Verdict
+from slipstream.bench.load.statistics import Slo
+from slipstream.core.errors import Overloaded
+from tests.load.conftest import DIALOGUES, MODEL, answer
+from tests.load.tally import Tally
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+async def locust(served, folder: Path, *users: str, seconds: int = 3, more=()) -> tuple[int, dict]:
+    """Exit code and figures of a run."""
+    known = await known_answers(served.door, MODEL, DIALOGUES, folder, print)
+    book = folder / f"known-{known.name}.json"
+    command = [sys.executable, "-m", "locust", "-f", "tests/load/locustfile.py", *users]
+    command += ["--headless", "-u", str(max(2, len(users))), "-r", "10", "-t", f"{seconds}s"]
+    command += ["--stop-timeout", "20", "--only-summary", "--csv", str(folder / "load")]
+    command += ["--html", str(folder / "load.html"), "--figures", str(folder / "load")]
+    command += ["--host", served.url, "--grpc", served.grpc, "--model", "tiny"]
+    command += ["--book", str(book), *more]
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        said, _ = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    sys.stdout.write(said.decode())
+    return process.returncode, json.loads((folder / "load_outcomes.json").read_text())
+
+
+@pytest.fixture
+async def booked(served, tmp_path):
+    """The same, its right answers in a book."""
+    await known_answers(served.door, MODEL, DIALOGUES, tmp_path, print)
+    return served
+
+
+async def test_a_right_load_passes_and_shows_its_figures(served, tmp_path):
+    """Closed and open loops over both doors, some clients leaving: exit 0; TTFT, TPOT, chunk gaps
+    and goodput are in Locust's own statistics, exact quantiles beside them."""
+    users = ("HttpUser", "GrpcUser", "HttpArrivals", "GrpcArrivals")
+    more = ("--rate", "10", "--leave-share", "0.3")
+    code, found = await locust(served, tmp_path, *users, more=more)
+    assert code == 0
+    verdicts = found["figures"]["verdicts"]
+    assert set(verdicts) == {"right", "cancelled"}
+    assert verdicts["right"] > 20
+    with (tmp_path / "load_stats.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kinds = {row["Type"] for row in rows}
+    assert {"HTTP", "gRPC", "TTFT", "TPOT", "chunk gap", "goodput", "cancelled"} <= kinds
+    total = next(int(row["Request Count"]) for row in rows if row["Name"] == "Aggregated")
+    assert total == verdicts["right"]
+    with (tmp_path / "load_slo.csv").open() as file:
+        lines = {row["kind"]: row for row in csv.DictReader(file)}
+    assert set(lines) == {"qa", "chat", "rag", "all"}
+    assert float(lines["all"]["ttft p95 ms"]) > 0
+    assert "TTFT" in (tmp_path / "load.html").read_text()
+
+
+@pytest.mark.parametrize("user", ["HttpUser", "GrpcUser"])
+async def test_one_wrong_token_fails_the_load(booked, tmp_path, user):
+    """A single other token, in one dialogue, deep in an answer: the exit code says so."""
+
+    def planted(prompt, params, place):
+        right = answer(prompt, params, place)
+        return right + 1 if place == 10 else right
+
+    booked.fake.behaviour = replace(booked.fake.behaviour, tokens=planted)
+    code, found = await locust(booked, tmp_path, user, seconds=2)
+    assert code == 1
+    assert found["figures"]["verdicts"]["wrong"] > 0
+    assert found["figures"]["verdicts"]["right"] > 0
+    assert {fault["name"] for fault in found["faults"]} == {"three/0"}
+
+
+async def test_refusals_fail_only_where_they_are_not_expected(booked, tmp_path):
+    """429 and RESOURCE_EXHAUSTED are counted apart, and pass in a scenario of overload only."""
+
+    def full(prompt, params, place):
+        if params.seed == DIALOGUES[1].seed + 1:
+            raise Overloaded("full")
+        return answer(prompt, params, place)
+
+    booked.fake.behaviour = replace(booked.fake.behaviour, tokens=full)
+    for more, wanted in (((), 1), (("--allow-refusals",), 0)):
+        code, found = await locust(booked, tmp_path, "HttpUser", "GrpcUser", seconds=2, more=more)
+        assert set(found["figures"]["verdicts"]) == {"right", "refused"}
+        assert code == wanted
+
+
+def tally(*verdicts, allow_refusals=True):
+    made = Tally(None, Slo(), allow_refusals=allow_refusals)
+    made.outcomes = [Outcome("n", "qa", each, 0, 1, 0.5, (), 4, 4, 0) for each in verdicts]
+    return made
+
+
+def test_a_load_without_an_answer_never_passes():
+    """Nothing asked, all refused or all left is no success; one fault among many is none either."""
+    right, refused, left = Verdict.RIGHT, Verdict.REFUSED, Verdict.CANCELLED
+    assert [tally(*some).exit_code for some in ((), (refused,), (left,), (refused, left))] == [
+        1
+    ] * 4
+    assert tally(right, refused, left).exit_code == 0
+    assert tally(right, refused, allow_refusals=False).exit_code == 1
+    for fault in FAULTS:
+        assert tally(*[right] * 50, fault).exit_code == 1
