@@ -11,7 +11,7 @@ from slipstream.bench.load.leaks import Held, Snapshot, held, leaks
 from slipstream.bench.load.watch import Watch, early_and_late
 
 MIB = 2**20
-BEFORE = Held(10, 500 * MIB, {"socket:": 10, "/dev/shm/": 2}, 20)
+BEFORE = Held(10, 500 * MIB, {"socket": 10, "/dev/shm/": 2}, 20)
 
 
 def grown(**fields):
@@ -23,15 +23,15 @@ def grown(**fields):
 def test_what_is_given_back_is_no_leak():
     """The same as before, a little more of what comes and goes, and a filled KV pool."""
     assert grown() == []
-    assert grown(private=600 * MIB, files={"socket:": 14, "/dev/shm/": 4}, threads=24) == []
+    assert grown(private=600 * MIB, files={"socket": 14, "/dev/shm/": 4}, threads=24) == []
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"private": 700 * MIB}, "memory grew from 500 to 700 MiB"),
-        ({"files": {"socket:": 30, "/dev/shm/": 2}}, "20 socket:"),
-        ({"files": {"socket:": 10, "/dev/shm/": 40}}, "38 /dev/shm/"),
+        ({"files": {"socket": 30, "/dev/shm/": 2}}, "20 socket"),
+        ({"files": {"socket": 10, "/dev/shm/": 40}}, "38 /dev/shm/"),
         ({"threads": 60}, "threads grew from 20 to 60"),
     ],
 )
@@ -63,7 +63,7 @@ def test_a_process_tells_what_it_has_open():
         each.close()
     assert before is not None
     assert after is not None
-    assert after.files["socket:"] - before.files.get("socket:", 0) == 10
+    assert after.files["socket"] - before.files.get("socket", 0) == 10
     assert held(2**22 + 1) is None
 
 

@@ -55,12 +55,12 @@ async def test_a_right_load_passes_and_shows_its_figures(served, tmp_path):
     """Closed and open loops over both doors, some clients leaving: exit 0; TTFT, TPOT, chunk gaps
     and goodput are in Locust's own statistics, exact quantiles beside them."""
     users = ("HttpUser", "GrpcUser", "HttpArrivals", "GrpcArrivals")
-    more = ("--rate", "10", "--leave-share", "0.3")
+    more = ("--rate", "10", "--leave-share", "1")
     code, found = await locust(served, tmp_path, *users, more=more)
     assert code == 0
     verdicts = found["figures"]["verdicts"]
     assert set(verdicts) == {"right", "cancelled"}
-    assert verdicts["right"] > 20
+    assert verdicts["right"] > 5
     with (tmp_path / "load_stats.csv").open() as file:
         rows = list(csv.DictReader(file))
     kinds = {row["Type"] for row in rows}
