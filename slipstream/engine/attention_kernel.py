@@ -25,6 +25,7 @@ from slipstream.engine.attention_tiles import (
     MIX_BYTES,
     PAIR_BYTES,
     TILE,
+    fetch,
     finish,
     has_dot,
     mix,
@@ -49,6 +50,8 @@ _JOB = 14
 _SEGMENT = 4
 # Fewer products of a query with a key are done sooner than a team is called.
 _TEAM_PRODUCTS = 2000
+# Blocks of 16 keys that are asked for before they are needed, and bytes of a cache line.
+_AHEAD, _LINE = 4, 64
 _LOG2E = 1.4426950408889634
 _ALIGN = 64
 _I = "int64"
@@ -183,17 +186,27 @@ def _mix_some(
 
 @njit(inline="always")
 def _scores(
-    keys: int, slots: int, slot_bytes: int, queries: int, part_bytes: int, scores: int,
-    low: int, end: int, count: int, dim: int, rows_at: int, dot: bool,
+    keys: int, values: int, slots: int, slot_bytes: int, queries: int, part_bytes: int, scores: int,
+    low: int, end: int, count: int, dim: int, rows_at: int, dot: bool, cold: bool,
 ) -> None:  # fmt: skip
-    """Products of `count` queries with the keys from low's 16 to `end`, float32 [.., count, 16]."""
+    """Products of `count` queries with the keys from low's 16 to `end`, float32 [.., count, 16].
+
+    `cold`: they come from memory, and their values after them, in steps that the processor does not
+    foresee.
+    """
     place, rows = carray(as_i64(slots), (end,)), carray(as_i64(rows_at), (LANES,))
     tiles = (count + TILE - 1) // TILE
     size = (count + tiles - 1) // tiles
     for block in range(low // LANES, (end + LANES - 1) // LANES):
         for i in range(LANES):
             # Lanes behind the end repeat the last key; softmax leaves them out.
-            rows[i] = keys + place[min(block * LANES + i, end - 1)] * slot_bytes
+            at = place[min(block * LANES + i, end - 1)] * slot_bytes
+            rows[i] = keys + at
+            if cold:
+                ahead = place[min((block + _AHEAD) * LANES + i, end - 1)] * slot_bytes
+                for line in range(0, 2 * dim, _LINE):
+                    fetch(keys + ahead + line)
+                    fetch(values + at + line)
         into = scores + block * 4 * LANES * count
         for part in range((dim + _PART - 1) // _PART):
             offset, left, asks = (
@@ -240,8 +253,11 @@ def _make_worker(dot: bool) -> Any:
             stride = 4 * LANES * count
             scores = sums + parts * count * MIX_BYTES - low // LANES * stride
             head = 2 * h * dim
-            _scores(keys + head, slots, slot_bytes, asks + begin * query_bytes, part_bytes,
-                    scores, low, end, count, dim, rows_at.ctypes.data, dot)  # fmt: skip
+            # Many queries of a sequence find in the cache what the first of them read.
+            cold = rows * group <= 2 * _QUERIES
+            _scores(keys + head, values + head, slots, slot_bytes, asks + begin * query_bytes,
+                    part_bytes, scores, low, end, count, dim, rows_at.ctypes.data, dot,
+                    cold)  # fmt: skip
             weights = np.empty(_QUERIES, np.float32)
             for q in range(count):
                 mine, behind = _range((begin + q) // group, position, window)

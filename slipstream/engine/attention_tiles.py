@@ -186,6 +186,20 @@ def _dot(b: Any, dot: bool, total: Any, pair: Any, query: Any, offset: int) -> A
     return total
 
 
+@intrinsic
+def fetch(typing: Any, address: Any) -> Any:
+    """Asks for the cache line at an address, int64, that will be read soon."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        at = _at(b, arguments[0], ir.IntType(8))
+        # To read, for the second level cache, data.
+        how = (ir.Constant(_I32, n) for n in (0, 2, 1))
+        _intrinsic(b, "llvm.prefetch.p0", ir.VoidType(), at, *how)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
 def _score_with(dot: bool) -> Any:
     query_bytes = PAIR_BYTES if dot else FLOAT_BYTES
 
