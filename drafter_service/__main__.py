@@ -6,13 +6,15 @@ import asyncio
 import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from drafter_service.adaptive import Adaptive, AdaptiveStage
+from drafter_service.adaptive import Adaptive, AdaptiveCounters, AdaptiveStage
 from drafter_service.confidence import make_early_stop
 from drafter_service.engine import DrafterEngine
 from drafter_service.guesses import make_assist
 from drafter_service.kv_context import KvContext
+from drafter_service.metrics import DrafterMetrics, Watch, shard_metrics
 from drafter_service.servicer import DrafterServicer
 from drafter_service.settings import ADAPTIVE, Settings
 from drafter_service.shard_context import ShardContext
@@ -36,6 +38,8 @@ from slipstream.models.head_basis import head_basis
 from slipstream.models.plans import shipped_plan
 from slipstream.wire.process import run_service, until_stopped
 from slipstream.wire.proto import drafter_pb2_grpc, shard_pb2_grpc
+from slipstream.wire.telemetry.metrics import Exposition, exposed
+from slipstream.wire.telemetry.tracing import Tracing, tracing_to
 from slipstream.wire.transport import Server
 
 log = logging.getLogger(__name__)
@@ -95,6 +99,15 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, Skips]:
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Binds, loads, serves until `stop`, ends cleanly."""
+    exposition = Exposition("drafter", settings.model.resolve().name)
+    tracing = tracing_to("drafter", settings.otlp_endpoint)
+    with exposed(exposition, settings.metrics), tracing as spans:
+        await _serve_drafter(settings, stop, exposition, spans)
+
+
+async def _serve_drafter(
+    settings: Settings, stop: asyncio.Event, exposition: Exposition, tracing: Tracing
+) -> None:
     place(settings.cpus, settings.threads, resolve_device(settings.device))
     server = Server(settings.listen, _services(settings))
     server.bind()
@@ -102,7 +115,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     runner, skips = await loop.run_in_executor(thread, _make_runner, settings)
     if settings.shard_index:
-        await _serve_shard(settings, stop, server, runner, thread)
+        await _serve_shard(settings, stop, server, runner, thread, exposition)
         return
     sharded = ShardedStage(runner) if settings.shard_count > 1 else None
     context = KvContext(
@@ -111,17 +124,18 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         share_memory=settings.kv_transport == "auto",
         others=sharded,
     )
-    servicer = DrafterServicer(context, computing_cores(runner.loaded.device))
+    servicer = DrafterServicer(context, computing_cores(runner.loaded.device), tracing)
     adaptive = await loop.run_in_executor(thread, _make_adaptive, settings, runner, skips)
     stage: Stage = sharded or (AdaptiveStage(runner) if adaptive else LocalStage(runner))
     if settings.slowdown > 1:
         stage = SlowStage(stage, settings.slowdown)
+    watch = Watch()
     engine = DrafterEngine(
         runner,
         servicer.send,
         max_sequences=settings.max_sequences,
         stage=stage,
-        parts=[part for part in (context, sharded, adaptive) if part is not None],
+        parts=[part for part in (context, sharded, adaptive, watch) if part is not None],
         assist=make_assist(settings.ngram),
         early_stop=make_early_stop(settings.early_stop),
         compute_on=compute_on,
@@ -130,6 +144,13 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         sharded.heard = context.heard
     context.attach(engine.call, lambda: engine.counters.prefill_position_seconds)
     servicer.attach(engine, adaptive)
+    exposition.read = DrafterMetrics(
+        engine,
+        watch,
+        context.counters,
+        adaptive.counters if adaptive else AdaptiveCounters(),
+        sharded.counters if sharded else None,
+    )
     running = asyncio.wrap_future(engine.start(thread))
     drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, server.grpc)
     linking: asyncio.Task[None] | None = None
@@ -174,10 +195,12 @@ async def _serve_shard(
     server: Server,
     runner: ModelRunner,
     thread: ThreadPoolExecutor,
+    exposition: Exposition,
 ) -> None:
     """A shard behind the first."""
     share_memory = settings.kv_transport == "auto"
     engine = ShardEngine(runner, ShardContext(runner, share_memory=share_memory))
+    exposition.read = partial(shard_metrics, engine)
     servicer = ShardServicer(engine, settings.next, settings.shard_timeout)
     running = asyncio.wrap_future(engine.start(thread))
     shard_pb2_grpc.add_ShardServiceServicer_to_server(servicer, server.grpc)

@@ -19,6 +19,7 @@ from slipstream.wire.draft_codec import command_from_proto, response_to_proto
 from slipstream.wire.host import host_id
 from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
 from slipstream.wire.status import streaming, unary
+from slipstream.wire.telemetry.tracing import NO_SPAN, NO_TRACING, Span, Tracing
 
 log = logging.getLogger(__name__)
 _HELLO_TIMEOUT_SECONDS = 10.0
@@ -30,15 +31,21 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
     Args:
         context: is told where a verifier's keys and values are.
         cores: that this process may compute on; none where it computes elsewhere.
+        tracing: takes the drafter's part of rounds that a verifier traces.
     """
 
-    def __init__(self, context: KvContext, cores: Iterable[int] = ()) -> None:
+    def __init__(
+        self, context: KvContext, cores: Iterable[int] = (), tracing: Tracing = NO_TRACING
+    ) -> None:
         self._engine: DrafterEngine
         self._context = context
         self._adaptive = AdaptiveCounters()
         self._cores = sorted(cores)
         self._numbers = itertools.count(1)
         self._outboxes: dict[int, asyncio.Queue[drafter_pb2.DraftResponse | None]] = {}
+        self._tracing = tracing
+        # The traced round of each connection that no drafts have answered yet.
+        self._rounds: dict[int, Span] = {}
         self._refusal = ""
         self._incarnation = uuid.uuid4().hex
         self._loop = asyncio.get_running_loop()
@@ -60,14 +67,21 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
 
     def send(self, connection: int, proposals: list[Proposal], refusals: list[Refusal]) -> None:
         """Called on the engine's thread."""
-        seconds = self._engine.counters.single_step_seconds
-        message = response_to_proto(proposals, refusals, seconds)
+        counters = self._engine.counters
+        message = response_to_proto(
+            proposals, refusals, counters.single_step_seconds, counters.step_seconds
+        )
         self._loop.call_soon_threadsafe(self._enqueue, connection, message)
 
     def _enqueue(self, connection: int, message: drafter_pb2.DraftResponse) -> None:
         outbox = self._outboxes.get(connection)
         if outbox is not None:
             outbox.put_nowait(message)
+        span = self._rounds.pop(connection, None)
+        if span is not None:
+            tokens = sum(len(proposal.token_ids) for proposal in message.proposals)
+            span.set({"slipstream.draft_tokens": tokens})
+            span.end()
 
     @streaming
     async def Draft(
@@ -98,6 +112,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         finally:
             reader.cancel()
             del self._outboxes[connection]
+            self._rounds.pop(connection, NO_SPAN).end()
             self._engine.disconnect(connection)
             await self._context.disconnect(connection)
             log.info("verifier %s left", peer)
@@ -134,6 +149,10 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         self, connection: int, requests: AsyncIterator[drafter_pb2.DraftRequest]
     ) -> None:
         async for request in requests:
+            if request.traceparent:
+                self._rounds.pop(connection, NO_SPAN).end()
+                parent = {"traceparent": request.traceparent}
+                self._rounds[connection] = self._tracing.span("draft", "server", parent)
             self._engine.obey(connection, [command_from_proto(c) for c in request.commands])
 
     @unary

@@ -19,17 +19,22 @@ from slipstream.wire.host import host_id
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.process import run_service, until_stopped
 from slipstream.wire.proto import drafter_pb2, kv_pb2_grpc, verifier_pb2_grpc
+from slipstream.wire.telemetry.metrics import Exposition, exposed
+from slipstream.wire.telemetry.tracing import Tracing, tracing_to
 from slipstream.wire.transport import Server
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
 from verifier_service.kv_holder import KvHolder
 from verifier_service.kv_servicer import KvServicer
 from verifier_service.layouts import Drafter
+from verifier_service.metrics import VerifierMetrics
 from verifier_service.placement import Placement
 from verifier_service.plan import Limits
+from verifier_service.rounds import Rounds
 from verifier_service.servicer import Identity, VerifierServicer
 from verifier_service.settings import Settings, advertised
 from verifier_service.speculation import Speculation, SpeculationSettings
+from verifier_service.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 SERVICES = ["slipstream.v1.VerifierService", "slipstream.v1.KvService"]
@@ -66,6 +71,16 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, str, dict[int, float]
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Binds, loads, serves until `stop`, ends cleanly."""
+    name = settings.served_model_name or settings.model.resolve().name
+    exposition = Exposition("verifier", name)
+    tracing = tracing_to("verifier", settings.otlp_endpoint)
+    with exposed(exposition, settings.metrics), tracing as spans:
+        await _serve(settings, stop, exposition, spans)
+
+
+async def _serve(
+    settings: Settings, stop: asyncio.Event, exposition: Exposition, tracing: Tracing
+) -> None:
     place(settings.cpus, settings.threads, resolve_device(settings.device))
     server = Server(settings.listen, SERVICES)
     # The port first: a model takes seconds to load, a port in use is known at once.
@@ -77,6 +92,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     loaded = runner.loaded
     incarnation = uuid.uuid4().hex
     address = advertised(settings) if settings.kv_leases else ""
+    telemetry = Telemetry()
     link: DrafterLink | None = None
     if settings.drafter != "off":
         hello = drafter_pb2.Hello(
@@ -85,7 +101,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             incarnation=incarnation,
             kv_address=address,
         )
-        link = DrafterLink(settings.drafter, hello, mailbox)
+        rounds = Rounds(telemetry, tracing, settings.trace_rounds)
+        link = DrafterLink(settings.drafter, hello, mailbox, rounds)
 
     def send(connection: int, commands: list[Command]) -> None:
         assert link is not None, "only a link announces a drafter"
@@ -95,7 +112,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     placement = Placement(settings.placement, own, compute_on)
     length = None if settings.draft_length == "auto" else settings.draft_length
     speculation = Speculation(
-        send, SpeculationSettings(settings.window, length, settings.ngram), step_seconds, placement
+        send,
+        SpeculationSettings(settings.window, length, settings.ngram),
+        step_seconds,
+        placement,
+        telemetry=telemetry,
     )
     engine = VerifierEngine(
         runner,
@@ -105,10 +126,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         max_waiting=settings.max_queue,
         kv=KvHolder(runner, most=settings.kv_leases, share=settings.kv_lease_share),
     )
+    exposition.read = VerifierMetrics(engine, link)
     running = asyncio.wrap_future(engine.start(thread))
-    name = settings.served_model_name or settings.model.resolve().name
-    identity = Identity(name, settings.precision, exactness, settings.speculative)
-    servicer = VerifierServicer(engine, identity, link, mailbox)
+    identity = Identity(exposition.model, settings.precision, exactness, settings.speculative)
+    servicer = VerifierServicer(engine, identity, link, mailbox, tracing)
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
     kv_servicer = KvServicer(engine, address, incarnation)
     kv_pb2_grpc.add_KvServiceServicer_to_server(kv_servicer, server.grpc)

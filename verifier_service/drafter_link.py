@@ -22,6 +22,7 @@ from slipstream.wire.status import error_of
 from slipstream.wire.transport import channel
 from verifier_service.engine import VerifierEngine
 from verifier_service.layouts import Drafter
+from verifier_service.rounds import Rounds
 
 log = logging.getLogger(__name__)
 _HELLO_TIMEOUT_SECONDS = 10.0
@@ -37,6 +38,7 @@ class DrafterLink:
         address: host:port of the drafter.
         hello: says who we are.
         mailbox: brings what `send` takes to the event loop.
+        rounds: is told what goes out and what comes back.
 
     Attributes:
         connected: whether a drafter has accepted us.
@@ -45,7 +47,9 @@ class DrafterLink:
         draft_step_seconds: what the drafter last said of its own speed.
     """
 
-    def __init__(self, address: str, hello: drafter_pb2.Hello, mailbox: Mailbox) -> None:
+    def __init__(
+        self, address: str, hello: drafter_pb2.Hello, mailbox: Mailbox, rounds: Rounds
+    ) -> None:
         self.connected = False
         self.detail = "not connected yet"
         self.connections = 0
@@ -56,6 +60,15 @@ class DrafterLink:
         self._number = 0
         self._outbox: asyncio.Queue[list[Command]] = asyncio.Queue()
         self._mailbox = mailbox
+        self.rounds = rounds
+        self._absent_before = 0.0
+        self._absent_since: float | None = time.monotonic()
+
+    @property
+    def absent_seconds(self) -> float:
+        """How long there has been no drafter, in all."""
+        since = self._absent_since
+        return self._absent_before + (0.0 if since is None else time.monotonic() - since)
 
     def send(self, connection: int, commands: list[Command]) -> None:
         """Sends commands in order, if `connection` is still the current one."""
@@ -92,6 +105,9 @@ class DrafterLink:
             # What the engine still sends for the lost stream must not reach the next one.
             self._number = 0
             self.connected, self.detail = False, failure
+            self.rounds.lost()
+            if self._absent_since is None:
+                self._absent_since = time.monotonic()
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, _MOST_BACKOFF_SECONDS)
 
@@ -107,6 +123,7 @@ class DrafterLink:
         self._number = next(self._numbers)
         self.connected, self.detail = True, ""
         self.connections += 1
+        self._absent_before, self._absent_since = self.absent_seconds, None
         log.info("drafter %s connected", self._address)
         theirs = first.hello
         engine.drafter_up(self._number, Drafter(theirs.host, frozenset(theirs.cores)))
@@ -114,9 +131,11 @@ class DrafterLink:
         try:
             while (response := await stream.read()) is not grpc.aio.EOF:
                 self.draft_step_seconds = response.draft_step_seconds
+                proposals = proposals_from_proto(response)
+                self.rounds.heard(proposals, response.computed_seconds)
                 engine.deliver(
                     self._number,
-                    proposals_from_proto(response),
+                    proposals,
                     refusals_from_proto(response),
                     response.draft_step_seconds,
                 )
@@ -128,5 +147,8 @@ class DrafterLink:
         """Sends what the engine decided. Never waits for a proposal, so the two cannot deadlock."""
         while True:
             commands = await self._outbox.get()
-            request = drafter_pb2.DraftRequest(commands=[command_to_proto(c) for c in commands])
+            request = drafter_pb2.DraftRequest(
+                commands=[command_to_proto(c) for c in commands],
+                traceparent=self.rounds.sent(commands),
+            )
             await stream.write(request)

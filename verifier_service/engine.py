@@ -55,6 +55,7 @@ class VerifierEngine(EngineLoop):
         self.counters = EngineCounters()
         self.limits = limits
         self.speculation = speculation
+        self.telemetry = speculation.telemetry
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._waiting: deque[Generation] = deque()
@@ -158,8 +159,11 @@ class VerifierEngine(EngineLoop):
         before = self.counters.generated_tokens
         self._decide(work, draws)
         self.speculation.stepped(work, self.counters.generated_tokens - before)
+        ended = time.perf_counter()
+        self.telemetry.last_step = (started, ended, len(work))
         self.speculation.flush()
-        self.counters.stepped(work, time.perf_counter() - started)
+        self.telemetry.stepped(work, started, ended)
+        self.counters.stepped(work, ended - started)
         self._prefilled_last = not work[-1].decodes
         for item in work:
             item.generation.last_step = self.counters.steps
@@ -179,6 +183,7 @@ class VerifierEngine(EngineLoop):
             self.kv.started(generation.number, generation.sequence)
             self.counters.prompt_tokens += len(generation.request.prompt)
             self.speculation.open(generation)
+            self.telemetry.started(generation)
 
     def _decide(self, work: list[Work], draws: Draws) -> None:
         row = 0
@@ -197,10 +202,12 @@ class VerifierEngine(EngineLoop):
         generation.sequence.computed = item.segment.kv_length - len(drafts)
         if item.segment.num_logits == 0:
             return
+        pending = generation.num_pending
         verdict = decide(item, draws, row)
         count = len(verdict.tokens)
         self.speculation.verified(generation)
         self.counters.decided(count, len(drafts), verdict.accepted, generation.drafted)
+        self.telemetry.decided(generation, pending, count, verdict.accepted)
         counts = generation.counts.copy()
         progress = Progress(verdict.tokens, generation.finish, counts=counts)
         if generation.finish:
@@ -230,6 +237,7 @@ class VerifierEngine(EngineLoop):
             self.runner.pool.release(generation.sequence.table)
         self.counters.stale_draft_tokens += generation.stale_drafts
         self.speculation.close(generation)
+        self.telemetry.ended(generation, progress)
         self._news.append((generation, progress))
 
     def _tell(self) -> None:

@@ -16,6 +16,7 @@ from slipstream.core.runs import agreement
 from slipstream.engine.sequence import Sequence
 from verifier_service.estimates import Acceptance
 from verifier_service.probes import Probes
+from verifier_service.times import Times
 
 # Most drafts that wait; the widest window. A drafter that floods is not worth the memory.
 MOST_PENDING = 64
@@ -95,6 +96,7 @@ class GenerationRequest:
     speculative: bool
     logprobs: int | None
     listener: Callable[[Progress], None]
+    times: Times = field(default_factory=Times)
 
 
 class Generation:

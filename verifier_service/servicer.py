@@ -14,6 +14,7 @@ from slipstream.wire.codec import sampling_from_proto, stop_from_proto
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import types_pb2, verifier_pb2, verifier_pb2_grpc
 from slipstream.wire.status import streaming, unary
+from slipstream.wire.telemetry.tracing import NO_TRACING, Tracing
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
 from verifier_service.generation import (
@@ -23,6 +24,7 @@ from verifier_service.generation import (
     Progress,
     SpeculationCounts,
 )
+from verifier_service.watch import watched
 
 _FINISH = {
     Finish.STOP: types_pb2.FINISH_REASON_STOP,
@@ -53,11 +55,13 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         identity: Identity,
         link: DrafterLink | None,
         mailbox: Mailbox,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._engine = engine
         self._identity = identity
         self._link = link
         self._mailbox = mailbox
+        self._tracing = tracing
 
     @streaming
     async def Generate(
@@ -69,18 +73,20 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             self._mailbox.post(lambda: queue.put_nowait(progress))
 
         parsed = self._parse(request, listen)
-        cancel = self._engine.submit(parsed)
-        try:
-            while True:
-                progress = await self._next(queue)
-                if progress.error is not None:
-                    raise progress.error
-                yield _to_proto(progress, parsed.params.seed)
-                if progress.finish is not None:
-                    return
-        finally:
-            # Also where the client went away: freeing a generation that ended does nothing.
-            cancel()
+        with watched(self._tracing, parsed, context.invocation_metadata()) as watch:
+            cancel = self._engine.submit(parsed)
+            try:
+                while True:
+                    progress = await self._next(queue)
+                    if progress.error is not None:
+                        raise progress.error
+                    watch.heard(progress)
+                    yield _to_proto(progress, parsed.params.seed)
+                    if progress.finish is not None:
+                        return
+            finally:
+                # Also where the client went away: freeing a generation that ended does nothing.
+                cancel()
 
     async def _next(self, queue: asyncio.Queue[Progress]) -> Progress:
         while True:

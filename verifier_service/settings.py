@@ -49,6 +49,9 @@ class Settings(ModelServiceSettings):
     kv_lease_share: float = Field(
         0.25, ge=0, le=1, description="part of the KV pool that leases may keep beyond sequences"
     )
+    trace_rounds: float = Field(
+        0.0, ge=0, le=1, description="share of rounds with the drafter that traced requests show"
+    )
     speculative: bool = Field(True, description="speculate where a request does not say")
 
 

@@ -23,6 +23,7 @@ from verifier_service.placement import Placement
 from verifier_service.plan import Turn, Work
 from verifier_service.policy import Target
 from verifier_service.probes import Probes
+from verifier_service.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 Send = Callable[[int, list[Command]], None]
@@ -57,6 +58,9 @@ class Speculation:
         send: takes a drafter connection's number and its commands, in order.
         probe: seconds of a quiet step by rows, measured when the model was loaded.
         clock: seconds; the same clock stamps what arrives.
+
+    Attributes:
+        telemetry: of all that the engine does.
     """
 
     def __init__(
@@ -66,8 +70,10 @@ class Speculation:
         probe: dict[int, float],
         placement: Placement,
         clock: Callable[[], float] = time.perf_counter,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.acceptance = Acceptance()
+        self.telemetry = telemetry or Telemetry()
         self._send = send
         self._settings = settings
         self._clock = clock
@@ -165,7 +171,9 @@ class Speculation:
             if not known or generation is None or not generation.opened:
                 continue
             generation.warm = True
-            if not generation.propose(proposal):
+            kept = generation.propose(proposal)
+            self.telemetry.proposed(generation, proposal, kept=kept)
+            if not kept:
                 generation.agreed = False
                 continue
             # A drafter that did not know of the last commit goes on when it hears of it.

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from slipstream.v1 import types_pb2 as slipstream_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bslipstream/v1/drafter.proto\x12\rslipstream.v1\x1a\x19slipstream/v1/types.proto\"=\n\x0c\x44raftRequest\x12-\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x1b.slipstream.v1.DraftCommand\"\x99\x02\n\x0c\x44raftCommand\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.slipstream.v1.HelloH\x00\x12+\n\x04open\x18\x02 \x01(\x0b\x32\x1b.slipstream.v1.OpenSequenceH\x00\x12\'\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x15.slipstream.v1.CommitH\x00\x12-\n\x05\x63lose\x18\x04 \x01(\x0b\x32\x1c.slipstream.v1.CloseSequenceH\x00\x12*\n\x06window\x18\x05 \x01(\x0b\x32\x18.slipstream.v1.SetWindowH\x00\x12&\n\x04pace\x18\x06 \x01(\x0b\x32\x16.slipstream.v1.SetPaceH\x00\x42\t\n\x07\x63ommand\"|\n\x05Hello\x12\x19\n\x11model_fingerprint\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x12\n\nkv_address\x18\x04 \x01(\t\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\r\n\x05\x63ores\x18\x06 \x03(\r\"\xba\x01\n\x0cOpenSequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.slipstream.v1.SamplingParams\x12\x0e\n\x06window\x18\x05 \x01(\r\x12\x12\n\nmax_length\x18\x06 \x01(\r\x12\x12\n\ncache_salt\x18\x07 \x01(\t\"W\n\x06\x43ommit\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12%\n\x06prefix\x18\x02 \x01(\x0b\x32\x15.slipstream.v1.Prefix\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\"$\n\rCloseSequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"0\n\tSetWindow\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x0e\n\x06window\x18\x02 \x01(\r\"\'\n\x07SetPace\x12\r\n\x05\x63ores\x18\x01 \x03(\r\x12\r\n\x05\x62urst\x18\x02 \x01(\x08\"\xad\x01\n\rDraftResponse\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x14.slipstream.v1.Hello\x12*\n\tproposals\x18\x02 \x03(\x0b\x32\x17.slipstream.v1.Proposal\x12/\n\x07refused\x18\x03 \x03(\x0b\x32\x1e.slipstream.v1.SequenceRefused\x12\x1a\n\x12\x64raft_step_seconds\x18\x04 \x01(\x01\"\x94\x01\n\x08Proposal\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12%\n\x06prefix\x18\x02 \x01(\x0b\x32\x15.slipstream.v1.Prefix\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0f\n\x07parents\x18\x04 \x03(\x11\x12\x0e\n\x06paused\x18\x05 \x01(\x08\x12\x18\n\x10\x63ommitted_length\x18\x06 \x01(\r\"6\n\x0fSequenceRefused\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x13\n\x11GetDrafterRequest\"\x8d\x03\n\x12GetDrafterResponse\x12\x19\n\x11model_fingerprint\x18\x01 \x01(\t\x12\x12\n\nlayer_plan\x18\x02 \x01(\t\x12\x16\n\x0eopen_sequences\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\x04\x12\x16\n\x0e\x64rafted_tokens\x18\x05 \x01(\x04\x12\x1a\n\x12rolled_back_tokens\x18\x06 \x01(\x04\x12\x14\n\x0cstep_seconds\x18\x07 \x01(\x01\x12\x16\n\x0ekv_blocks_used\x18\x08 \x01(\r\x12\x14\n\x0cweight_bytes\x18\t \x01(\x04\x12%\n\x02kv\x18\n \x01(\x0b\x32\x19.slipstream.v1.KvCounters\x12\x13\n\x0bplan_trials\x18\x0b \x01(\x04\x12\x12\n\nplan_moves\x18\x0c \x01(\x04\x12\x15\n\rspare_seconds\x18\r \x01(\x01\x12\x16\n\x0eguessed_tokens\x18\x0e \x01(\x04\x12\x15\n\rright_guesses\x18\x0f \x01(\x04\x12\x13\n\x0b\x65\x61rly_stops\x18\x10 \x01(\x04\"\xfb\x02\n\nKvCounters\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\r\n\x05pulls\x18\x02 \x01(\x04\x12\x18\n\x10pulled_positions\x18\x03 \x01(\x04\x12\x14\n\x0cpulled_bytes\x18\x04 \x01(\x04\x12\x14\n\x0cshared_bytes\x18\x05 \x01(\x04\x12\x14\n\x0cpull_seconds\x18\x06 \x01(\x01\x12\x19\n\x11pull_wait_seconds\x18\x07 \x01(\x01\x12\x1b\n\x13refreshed_positions\x18\x08 \x01(\x04\x12\x17\n\x0frefreshed_bytes\x18\t \x01(\x04\x12;\n\tfallbacks\x18\n \x03(\x0b\x32(.slipstream.v1.KvCounters.FallbacksEntry\x12\x1b\n\x13prefilled_positions\x18\x0b \x01(\x04\x12\x17\n\x0fprefill_seconds\x18\x0c \x01(\x01\x1a\x30\n\x0e\x46\x61llbacksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xab\x01\n\x0e\x44rafterService\x12\x46\n\x05\x44raft\x12\x1b.slipstream.v1.DraftRequest\x1a\x1c.slipstream.v1.DraftResponse(\x01\x30\x01\x12Q\n\nGetDrafter\x12 .slipstream.v1.GetDrafterRequest\x1a!.slipstream.v1.GetDrafterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bslipstream/v1/drafter.proto\x12\rslipstream.v1\x1a\x19slipstream/v1/types.proto\"R\n\x0c\x44raftRequest\x12-\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x1b.slipstream.v1.DraftCommand\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\"\x99\x02\n\x0c\x44raftCommand\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.slipstream.v1.HelloH\x00\x12+\n\x04open\x18\x02 \x01(\x0b\x32\x1b.slipstream.v1.OpenSequenceH\x00\x12\'\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x15.slipstream.v1.CommitH\x00\x12-\n\x05\x63lose\x18\x04 \x01(\x0b\x32\x1c.slipstream.v1.CloseSequenceH\x00\x12*\n\x06window\x18\x05 \x01(\x0b\x32\x18.slipstream.v1.SetWindowH\x00\x12&\n\x04pace\x18\x06 \x01(\x0b\x32\x16.slipstream.v1.SetPaceH\x00\x42\t\n\x07\x63ommand\"|\n\x05Hello\x12\x19\n\x11model_fingerprint\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x12\n\nkv_address\x18\x04 \x01(\t\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\r\n\x05\x63ores\x18\x06 \x03(\r\"\xba\x01\n\x0cOpenSequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.slipstream.v1.SamplingParams\x12\x0e\n\x06window\x18\x05 \x01(\r\x12\x12\n\nmax_length\x18\x06 \x01(\r\x12\x12\n\ncache_salt\x18\x07 \x01(\t\"W\n\x06\x43ommit\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12%\n\x06prefix\x18\x02 \x01(\x0b\x32\x15.slipstream.v1.Prefix\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\"$\n\rCloseSequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"0\n\tSetWindow\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x0e\n\x06window\x18\x02 \x01(\r\"\'\n\x07SetPace\x12\r\n\x05\x63ores\x18\x01 \x03(\r\x12\r\n\x05\x62urst\x18\x02 \x01(\x08\"\xc7\x01\n\rDraftResponse\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x14.slipstream.v1.Hello\x12*\n\tproposals\x18\x02 \x03(\x0b\x32\x17.slipstream.v1.Proposal\x12/\n\x07refused\x18\x03 \x03(\x0b\x32\x1e.slipstream.v1.SequenceRefused\x12\x1a\n\x12\x64raft_step_seconds\x18\x04 \x01(\x01\x12\x18\n\x10\x63omputed_seconds\x18\x05 \x01(\x01\"\x94\x01\n\x08Proposal\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12%\n\x06prefix\x18\x02 \x01(\x0b\x32\x15.slipstream.v1.Prefix\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0f\n\x07parents\x18\x04 \x03(\x11\x12\x0e\n\x06paused\x18\x05 \x01(\x08\x12\x18\n\x10\x63ommitted_length\x18\x06 \x01(\r\"6\n\x0fSequenceRefused\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x13\n\x11GetDrafterRequest\"\x8d\x03\n\x12GetDrafterResponse\x12\x19\n\x11model_fingerprint\x18\x01 \x01(\t\x12\x12\n\nlayer_plan\x18\x02 \x01(\t\x12\x16\n\x0eopen_sequences\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\x04\x12\x16\n\x0e\x64rafted_tokens\x18\x05 \x01(\x04\x12\x1a\n\x12rolled_back_tokens\x18\x06 \x01(\x04\x12\x14\n\x0cstep_seconds\x18\x07 \x01(\x01\x12\x16\n\x0ekv_blocks_used\x18\x08 \x01(\r\x12\x14\n\x0cweight_bytes\x18\t \x01(\x04\x12%\n\x02kv\x18\n \x01(\x0b\x32\x19.slipstream.v1.KvCounters\x12\x13\n\x0bplan_trials\x18\x0b \x01(\x04\x12\x12\n\nplan_moves\x18\x0c \x01(\x04\x12\x15\n\rspare_seconds\x18\r \x01(\x01\x12\x16\n\x0eguessed_tokens\x18\x0e \x01(\x04\x12\x15\n\rright_guesses\x18\x0f \x01(\x04\x12\x13\n\x0b\x65\x61rly_stops\x18\x10 \x01(\x04\"\xfb\x02\n\nKvCounters\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\r\n\x05pulls\x18\x02 \x01(\x04\x12\x18\n\x10pulled_positions\x18\x03 \x01(\x04\x12\x14\n\x0cpulled_bytes\x18\x04 \x01(\x04\x12\x14\n\x0cshared_bytes\x18\x05 \x01(\x04\x12\x14\n\x0cpull_seconds\x18\x06 \x01(\x01\x12\x19\n\x11pull_wait_seconds\x18\x07 \x01(\x01\x12\x1b\n\x13refreshed_positions\x18\x08 \x01(\x04\x12\x17\n\x0frefreshed_bytes\x18\t \x01(\x04\x12;\n\tfallbacks\x18\n \x03(\x0b\x32(.slipstream.v1.KvCounters.FallbacksEntry\x12\x1b\n\x13prefilled_positions\x18\x0b \x01(\x04\x12\x17\n\x0fprefill_seconds\x18\x0c \x01(\x01\x1a\x30\n\x0e\x46\x61llbacksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xab\x01\n\x0e\x44rafterService\x12\x46\n\x05\x44raft\x12\x1b.slipstream.v1.DraftRequest\x1a\x1c.slipstream.v1.DraftResponse(\x01\x30\x01\x12Q\n\nGetDrafter\x12 .slipstream.v1.GetDrafterRequest\x1a!.slipstream.v1.GetDrafterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,35 +35,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KVCOUNTERS_FALLBACKSENTRY']._loaded_options = None
   _globals['_KVCOUNTERS_FALLBACKSENTRY']._serialized_options = b'8\001'
   _globals['_DRAFTREQUEST']._serialized_start=73
-  _globals['_DRAFTREQUEST']._serialized_end=134
-  _globals['_DRAFTCOMMAND']._serialized_start=137
-  _globals['_DRAFTCOMMAND']._serialized_end=418
-  _globals['_HELLO']._serialized_start=420
-  _globals['_HELLO']._serialized_end=544
-  _globals['_OPENSEQUENCE']._serialized_start=547
-  _globals['_OPENSEQUENCE']._serialized_end=733
-  _globals['_COMMIT']._serialized_start=735
-  _globals['_COMMIT']._serialized_end=822
-  _globals['_CLOSESEQUENCE']._serialized_start=824
-  _globals['_CLOSESEQUENCE']._serialized_end=860
-  _globals['_SETWINDOW']._serialized_start=862
-  _globals['_SETWINDOW']._serialized_end=910
-  _globals['_SETPACE']._serialized_start=912
-  _globals['_SETPACE']._serialized_end=951
-  _globals['_DRAFTRESPONSE']._serialized_start=954
-  _globals['_DRAFTRESPONSE']._serialized_end=1127
-  _globals['_PROPOSAL']._serialized_start=1130
-  _globals['_PROPOSAL']._serialized_end=1278
-  _globals['_SEQUENCEREFUSED']._serialized_start=1280
-  _globals['_SEQUENCEREFUSED']._serialized_end=1334
-  _globals['_GETDRAFTERREQUEST']._serialized_start=1336
-  _globals['_GETDRAFTERREQUEST']._serialized_end=1355
-  _globals['_GETDRAFTERRESPONSE']._serialized_start=1358
-  _globals['_GETDRAFTERRESPONSE']._serialized_end=1755
-  _globals['_KVCOUNTERS']._serialized_start=1758
-  _globals['_KVCOUNTERS']._serialized_end=2137
-  _globals['_KVCOUNTERS_FALLBACKSENTRY']._serialized_start=2089
-  _globals['_KVCOUNTERS_FALLBACKSENTRY']._serialized_end=2137
-  _globals['_DRAFTERSERVICE']._serialized_start=2140
-  _globals['_DRAFTERSERVICE']._serialized_end=2311
+  _globals['_DRAFTREQUEST']._serialized_end=155
+  _globals['_DRAFTCOMMAND']._serialized_start=158
+  _globals['_DRAFTCOMMAND']._serialized_end=439
+  _globals['_HELLO']._serialized_start=441
+  _globals['_HELLO']._serialized_end=565
+  _globals['_OPENSEQUENCE']._serialized_start=568
+  _globals['_OPENSEQUENCE']._serialized_end=754
+  _globals['_COMMIT']._serialized_start=756
+  _globals['_COMMIT']._serialized_end=843
+  _globals['_CLOSESEQUENCE']._serialized_start=845
+  _globals['_CLOSESEQUENCE']._serialized_end=881
+  _globals['_SETWINDOW']._serialized_start=883
+  _globals['_SETWINDOW']._serialized_end=931
+  _globals['_SETPACE']._serialized_start=933
+  _globals['_SETPACE']._serialized_end=972
+  _globals['_DRAFTRESPONSE']._serialized_start=975
+  _globals['_DRAFTRESPONSE']._serialized_end=1174
+  _globals['_PROPOSAL']._serialized_start=1177
+  _globals['_PROPOSAL']._serialized_end=1325
+  _globals['_SEQUENCEREFUSED']._serialized_start=1327
+  _globals['_SEQUENCEREFUSED']._serialized_end=1381
+  _globals['_GETDRAFTERREQUEST']._serialized_start=1383
+  _globals['_GETDRAFTERREQUEST']._serialized_end=1402
+  _globals['_GETDRAFTERRESPONSE']._serialized_start=1405
+  _globals['_GETDRAFTERRESPONSE']._serialized_end=1802
+  _globals['_KVCOUNTERS']._serialized_start=1805
+  _globals['_KVCOUNTERS']._serialized_end=2184
+  _globals['_KVCOUNTERS_FALLBACKSENTRY']._serialized_start=2136
+  _globals['_KVCOUNTERS_FALLBACKSENTRY']._serialized_end=2184
+  _globals['_DRAFTERSERVICE']._serialized_start=2187
+  _globals['_DRAFTERSERVICE']._serialized_end=2358
 # @@protoc_insertion_point(module_scope)

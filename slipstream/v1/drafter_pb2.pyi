@@ -8,10 +8,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DraftRequest(_message.Message):
-    __slots__ = ("commands",)
+    __slots__ = ("commands", "traceparent")
     COMMANDS_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     commands: _containers.RepeatedCompositeFieldContainer[DraftCommand]
-    def __init__(self, commands: _Optional[_Iterable[_Union[DraftCommand, _Mapping]]] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, commands: _Optional[_Iterable[_Union[DraftCommand, _Mapping]]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class DraftCommand(_message.Message):
     __slots__ = ("hello", "open", "commit", "close", "window", "pace")
@@ -96,16 +98,18 @@ class SetPace(_message.Message):
     def __init__(self, cores: _Optional[_Iterable[int]] = ..., burst: _Optional[bool] = ...) -> None: ...
 
 class DraftResponse(_message.Message):
-    __slots__ = ("hello", "proposals", "refused", "draft_step_seconds")
+    __slots__ = ("hello", "proposals", "refused", "draft_step_seconds", "computed_seconds")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PROPOSALS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     DRAFT_STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     proposals: _containers.RepeatedCompositeFieldContainer[Proposal]
     refused: _containers.RepeatedCompositeFieldContainer[SequenceRefused]
     draft_step_seconds: float
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[SequenceRefused, _Mapping]]] = ..., draft_step_seconds: _Optional[float] = ...) -> None: ...
+    computed_seconds: float
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[SequenceRefused, _Mapping]]] = ..., draft_step_seconds: _Optional[float] = ..., computed_seconds: _Optional[float] = ...) -> None: ...
 
 class Proposal(_message.Message):
     __slots__ = ("sequence_id", "prefix", "token_ids", "parents", "paused", "committed_length")

@@ -94,7 +94,10 @@ def command_from_proto(message: drafter_pb2.DraftCommand) -> Command:
 
 
 def response_to_proto(
-    proposals: Iterable[Proposal], refusals: Iterable[Refusal], step_seconds: float
+    proposals: Iterable[Proposal],
+    refusals: Iterable[Refusal],
+    step_seconds: float,
+    computed_seconds: float = 0.0,
 ) -> drafter_pb2.DraftResponse:
     return drafter_pb2.DraftResponse(
         proposals=[
@@ -112,6 +115,7 @@ def response_to_proto(
             for r in refusals
         ],
         draft_step_seconds=step_seconds,
+        computed_seconds=computed_seconds,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,8 +15,10 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from slipstream.core.errors import ConfigurationError, InternalError, SlipstreamError
+from slipstream.wire.telemetry.logs import LogFormat, LogLevel, configure
 
 S = TypeVar("S", bound=BaseSettings)
+T = TypeVar("T", bound="TelemetrySettings")
 
 
 def settings_config(role: str) -> SettingsConfigDict:
@@ -32,7 +35,25 @@ def settings_config(role: str) -> SettingsConfigDict:
     )
 
 
-class ModelServiceSettings(BaseSettings):
+def _standard_endpoint() -> str:
+    """OpenTelemetry's own variables, which a cluster may set for all of its pods."""
+    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
+class TelemetrySettings(BaseSettings):
+    """What every service tells of itself, and where."""
+
+    log_level: LogLevel = Field("info", description="log level")
+    log_format: LogFormat = Field("text", description="of log lines; json: one object each")
+    otlp_endpoint: str = Field(
+        default_factory=_standard_endpoint,
+        description="URL of an OpenTelemetry collector (OTLP over gRPC) that takes traces; default:"
+        " $OTEL_EXPORTER_OTLP_ENDPOINT; empty: no traces",
+    )
+
+
+class ModelServiceSettings(TelemetrySettings):
     """What verifier and drafter have in common."""
 
     model: Path = Field(description="folder with config.json, safetensors and tokenizer")
@@ -43,7 +64,9 @@ class ModelServiceSettings(BaseSettings):
     kv_cache_gib: float = Field(2.0, gt=0, description="size of the KV pool in GiB")
     max_sequences: int = Field(128, ge=1, description="most sequences at once")
     stop_grace: float = Field(5.0, ge=0, description="seconds that calls get when it stops")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
+    metrics: str = Field(
+        "off", description="host:port to answer Prometheus on, at /metrics, or off"
+    )
 
 
 def read_settings(kind: type[S], arguments: Sequence[str]) -> S:
@@ -62,8 +85,8 @@ def read_settings(kind: type[S], arguments: Sequence[str]) -> S:
 
 def run_service(
     role: str,
-    kind: type[S],
-    serve: Callable[[S, asyncio.Event], Awaitable[None]],
+    kind: type[T],
+    serve: Callable[[T, asyncio.Event], Awaitable[None]],
     arguments: Sequence[str],
 ) -> int:
     """Runs a service until SIGTERM or SIGINT.
@@ -77,11 +100,7 @@ def run_service(
     """
     try:
         settings = read_settings(kind, arguments)
-        logging.basicConfig(
-            level=str(getattr(settings, "log_level", "info")).upper(),
-            format=f"%(asctime)s {role} %(levelname)s %(message)s",
-            stream=sys.stderr,
-        )
+        configure(role, settings.log_level, settings.log_format)
         asyncio.run(_until_signalled(settings, serve))
     except InternalError:
         logging.getLogger(role).exception("ended by an internal error")
