@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from slipstream.core.draft import Close, Command, Commit, Open, Proposal, SetWin
 from slipstream.wire.telemetry.metrics import GAP, Tally
 from slipstream.wire.telemetry.tracing import NO_SPAN, NO_TRACING, Span, Tracing
 from verifier_service.telemetry import Telemetry
+
+# Commits of a sequence that wait for an answer; a drafter that is further behind is stuck.
+_MOST_OPEN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class Rounds:
         self._telemetry = telemetry
         self._tracing = tracing
         self._share = share
-        self._open: dict[int, _Round] = {}
+        self._open: dict[int, deque[_Round]] = {}
         # Sequences that no drafts are wanted for: their commits are answered by none.
         self._silent: set[int] = set()
 
@@ -55,9 +59,9 @@ class Rounds:
                     continue
                 span = self._trace(command)
                 traced = span if span.recording else traced
-                self._end(command.sequence_id)
                 length = command.prefix.length + len(command.tokens)
-                self._open[command.sequence_id] = _Round(now, length, span)
+                rounds = self._open.setdefault(command.sequence_id, deque(maxlen=_MOST_OPEN))
+                rounds.append(_Round(now, length, span))
             elif isinstance(command, Open | SetWindow):
                 self._hear_window(command.sequence_id, command.window)
             elif isinstance(command, Close):
@@ -70,15 +74,15 @@ class Rounds:
         at = time.perf_counter()
         self._telemetry.overlap.heard(at, computed)
         for proposal in proposals:
-            waiting = self._open.get(proposal.sequence_id)
-            # Those that the drafter made without knowing of the commit do not answer it.
-            if waiting is None or not proposal.tokens or proposal.committed < waiting.length:
-                continue
-            self.round_trip.observe(at - waiting.sent)
-            if waiting.span.recording:
-                waiting.span.set({"slipstream.draft_tokens": len(proposal.tokens)})
-                waiting.span.event("drafted", at)
-            self._end(proposal.sequence_id)
+            rounds = self._open.get(proposal.sequence_id)
+            # Drafts that were made without knowing of a commit do not answer it.
+            while rounds and proposal.tokens and rounds[0].length <= proposal.committed:
+                answered = rounds.popleft()
+                self.round_trip.observe(at - answered.sent)
+                if answered.span.recording:
+                    answered.span.set({"slipstream.draft_tokens": len(proposal.tokens)})
+                    answered.span.event("drafted", at)
+                answered.span.end()
 
     def lost(self) -> None:
         """The drafter is gone, and with it what it might have answered."""
@@ -95,9 +99,8 @@ class Rounds:
             self._end(number)
 
     def _end(self, number: int) -> None:
-        ended = self._open.pop(number, None)
-        if ended is not None:
-            ended.span.end()
+        for unanswered in self._open.pop(number, ()):
+            unanswered.span.end()
 
     def _trace(self, commit: Commit) -> Span:
         if not self._share or random.random() >= self._share:

@@ -1,0 +1,72 @@
+"""Real services tell Prometheus what they do."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections import defaultdict
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.integration.client import Client, request
+from tests.integration.conftest import TINY
+from tests.integration.processes import free_address, until
+
+
+def scrape(address: str) -> dict[str, float]:
+    """Sums of each sample's values over its labels, by name without the prefix."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    sums: dict[str, float] = defaultdict(float)
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            sums[sample.name.removeprefix("slipstream:")] += sample.value
+    return sums
+
+
+@pytest.fixture(scope="module")
+def watched(start, tiny, exact_plan):
+    """A verifier and its drafter, and where both tell their metrics."""
+    place, ours, theirs = free_address(), free_address(), free_address()
+    options = (*TINY, "--layer-plan", str(exact_plan), "--metrics", theirs)
+    drafter = start("drafter", tiny, options, place)
+    options = (*TINY, "--drafter", place, "--metrics", ours, "--draft-length", "4")
+    verifier = start("verifier", tiny, options)
+    drafter.wait_ready()
+    verifier.wait_ready()
+    yield verifier, drafter, ours, theirs
+    verifier.kill()
+    drafter.kill()
+
+
+async def test_both_tell_what_they_did(watched):
+    """Tokens, drafts, steps, the overlap and the link: the numbers of both services fit."""
+    verifier, _, ours, theirs = watched
+    async with Client(verifier.address) as client:
+        await until(client.connected)
+        answer = await client.generate(request([5, 6, 7], max_tokens=60))
+        await client.generate(request([9] * 40, max_tokens=20))
+    mine, other = scrape(ours), scrape(theirs)
+    assert mine["prompt_tokens_total"] == 43
+    assert mine["generation_tokens_total"] == len(answer.tokens) + 20 == 80
+    assert mine["request_success_total"] == mine["e2e_request_latency_seconds_count"] == 2
+    assert mine["inter_token_latency_seconds_count"] == 78
+    assert mine["time_to_first_token_seconds_count"] == 2
+    assert mine["num_requests_running"] == mine["num_requests_waiting"] == 0
+    # A lease on keys and values may outlive its sequence for a while.
+    assert 0 <= mine["kv_cache_usage_perc"] < 0.01
+
+    assert 0 < mine["spec_decode_num_accepted_tokens_total"] <= 80
+    accepted = mine["spec_decode_num_accepted_tokens_total"]
+    assert mine["spec_decode_num_accepted_tokens_per_pos_total"] == accepted
+    assert mine["engine_step_seconds_count"] == mine["iteration_tokens_total_count"]
+    assert 0 < mine["engine_model_seconds_total"] < mine["engine_step_seconds_sum"]
+    assert 0 < mine["spec_decode_overlap_seconds_total"] < mine["spec_decode_verify_seconds_total"]
+    assert 0 < mine["spec_decode_overlap_ratio"] < 1
+    assert mine["spec_decode_round_trip_seconds_count"] > 0
+
+    assert mine["drafter_connected"] == mine["drafter_connections_total"] == 1
+    assert other["drafter_drafted_tokens_total"] >= accepted
+    assert other["drafter_open_sequences"] == 0
+    assert other["drafter_pass_seconds_count"] > 0
+    assert other["process_resident_memory_bytes"] > 1e7
