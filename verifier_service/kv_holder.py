@@ -24,18 +24,19 @@ _STEP_BYTES = 16 * 2**20
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """A hold on the blocks of a prefix.
+    """A promise to give a prefix's keys and values to whoever asks for them in time.
 
     Attributes:
-        table: the prefix's blocks, held by the lease itself.
-        running: whether its sequence still grows.
+        table: the prefix's blocks, held by the lease itself; None while its sequence runs and holds
+            them, or is to compute them (again).
         expiry: seconds since the epoch; counts only while nobody pulls.
+        running: whether its sequence still grows.
     """
 
     id: str
     prefix: Prefix
     sequence: Sequence
-    table: BlockTable
+    table: BlockTable | None
     expiry: float
     running: bool
     pulls: int = 0
@@ -107,17 +108,19 @@ class KvHolder:
     # ---- what the engine tells -------------------------------------------------------------
 
     def started(self, number: int, sequence: Sequence) -> None:
-        """A sequence has its place in the pool."""
+        """A sequence has a place in the pool; it may lose that and get another until it ends."""
         self._running[number] = sequence
 
     def ended(self, number: int) -> None:
         """A sequence is about to give its blocks back; leases keep those of their prefix."""
         sequence = self._running.pop(number)
         for lease in self._of(sequence):
-            lease.running = False
-            self.num_kept += len(lease.table.blocks)
-            if sequence.computed < lease.prefix.length:
+            lease.running, length = False, lease.prefix.length
+            if sequence.table is None or sequence.computed < length:
                 self._drop(lease)
+            else:
+                lease.table = self._pool.retain(sequence.table, length)
+                self.num_kept += len(lease.table.blocks)
         self._keep_to_share()
 
     def close(self) -> None:
@@ -171,18 +174,18 @@ class KvHolder:
             raise KvNotFound(f"nothing here has the prefix of {prefix.length} tokens asked for")
         if len(self._leases) >= self._most:
             raise Overloaded(f"{self._most} KV leases are out already")
-        sequence, table, running = found
+        sequence, table = found
         lease = Lease(
             # Nobody else's to guess: whoever knows it can release it.
             id=secrets.token_hex(8),
             prefix=prefix,
             sequence=sequence,
-            table=self._pool.retain(table, prefix.length),
+            table=table and self._pool.retain(table, prefix.length),
             expiry=self._clock() + seconds,
-            running=running,
+            running=table is None,
         )
         self._leases[lease.id] = lease
-        self.num_kept += 0 if running else len(lease.table.blocks)
+        self.num_kept += len(lease.table.blocks) if lease.table else 0
         self._keep_to_share()
         return lease
 
@@ -221,7 +224,7 @@ class KvHolder:
             )
         lease.pulls += 1
         places = torch.tensor([self._places[layer] for layer in layers])
-        places = places.to(lease.table.slots.device)
+        places = places.to(self._pool.keys[0].device)
         self._pulls[key] = _Pull(lease, places)
 
     def end_pull(self, key: object) -> None:
@@ -242,15 +245,18 @@ class KvHolder:
             raise KvExpired(f"the KV lease {lease_id} is gone")
         return lease
 
-    def _find(self, prefix: Prefix, number: int | None) -> tuple[Sequence, BlockTable, bool] | None:
+    def _find(
+        self, prefix: Prefix, number: int | None
+    ) -> tuple[Sequence, BlockTable | None] | None:
+        """A sequence with the prefix, and the blocks of one that has ended."""
         preferred = None if number is None else self._running.get(number)
         running = [preferred] if preferred is not None else []
         for sequence in (*running, *self._running.values()):
-            if sequence.table is not None and sequence.chain.names(prefix):
-                return sequence, sequence.table, True
+            if sequence.chain.names(prefix):
+                return sequence, None
         for lease in self._leases.values():
             if prefix.length <= lease.prefix.length and lease.sequence.chain.names(prefix):
-                return lease.sequence, lease.table, lease.running
+                return lease.sequence, lease.table
         return None
 
     def _of(self, sequence: Sequence) -> list[Lease]:
@@ -259,8 +265,9 @@ class KvHolder:
     def _drop(self, lease: Lease) -> None:
         del self._leases[lease.id]
         lease.gone = True
-        self.num_kept -= 0 if lease.running else len(lease.table.blocks)
-        self._pool.release(lease.table)
+        if lease.table is not None:
+            self.num_kept -= len(lease.table.blocks)
+            self._pool.release(lease.table)
 
     def _keep_to_share(self) -> None:
         """Drops the oldest leases of ended sequences until the rest is within its share."""
@@ -282,7 +289,8 @@ class KvHolder:
         end = min(read.start + read.most, sequence.computed) if read.end is None else read.end
         if end <= read.start or end > sequence.computed:
             return None
-        table = sequence.table if lease.running and sequence.table is not None else lease.table
+        table = lease.table or sequence.table
+        assert table is not None, "what is computed has its place"
         try:
             data = read_rows(self._pool, table, pull.layers, read.start, end, read.out)
         except Exception as failure:

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from slipstream.core.errors import InvalidRequest, KvExpired, KvNotFound, Overloaded
+from slipstream.core.params import SamplingParams
 from slipstream.core.prefix import Prefix
+from slipstream.engine.batch import Segment
 from slipstream.engine.kv_rows import as_tensor
+from slipstream.engine.sequence import Sequence
 from tests.kv.rig import rows_of
 from tests.verifier.rig import Rig
 from verifier_service.kv_holder import KvHolder, Lease, Read
@@ -107,7 +110,7 @@ def test_outlives_its_sequence(runner) -> None:
     outcome = rig.submit(PROMPT, max_tokens=200)
     rig.steps(5)
     lease = rig.lease()
-    before = rows_of(runner, lease.table, (0, 1), 0, 50).clone()
+    before = rows_of(runner, lease.sequence.table, (0, 1), 0, 50).clone()
     outcome.cancel()
     rig.steps(1)
     assert runner.pool.num_used == 4 == rig.kv.num_kept
@@ -125,6 +128,42 @@ def test_outlives_its_sequence(runner) -> None:
     rig.kv.release(part.id)
     rig.kv.release(part.id)
     assert runner.pool.num_used == 0
+
+
+def test_a_sequence_that_loses_its_place(runner) -> None:
+    """A lease of a running sequence holds no blocks; while the sequence has none itself reads wait,
+    and go on where they were once it has computed them again, wherever that is."""
+    rig = HolderRig(runner, chunk=64)
+    sequence = Sequence((*PROMPT, 5, 6), len(PROMPT), SamplingParams(), runner.loaded.fingerprint)
+
+    def compute() -> None:
+        sequence.table = runner.pool.allocate(64)
+        runner.forward([Segment(sequence.tokens, 0, sequence.table, 0)])
+        sequence.computed = len(sequence)
+
+    compute()
+    rig.kv.started(1, sequence)
+    lease = rig.lease()
+    assert runner.pool.num_used == 4
+    runner.pool.release(sequence.table)
+    sequence.table, sequence.computed = None, 0
+    reads = [rig.read(lease, 0, 50), rig.read(lease, 50, None)]
+    rig.kv.serve()
+    assert not any(read.done.done() for read in reads)
+    other = runner.pool.allocate(16)
+    compute()
+    rig.kv.serve()
+    for read, (start, end) in zip(reads, ((0, 50), (50, 52)), strict=True):
+        rows = read.done.result()
+        assert (rows.start, rows.end) == (start, end)
+        wanted = rows_of(runner, sequence.table, (0, 1), start, end)
+        assert torch.equal(as_tensor(memoryview(rows.data.numpy()), "float32"), wanted.flatten())
+    for table in (sequence.table, other):
+        runner.pool.release(table)
+    sequence.table, sequence.computed = None, 0
+    rig.kv.ended(1)
+    assert lease.gone
+    assert (rig.kv.num_kept, runner.pool.num_used) == (0, 0)
 
 
 def test_expiry_and_renewal(runner) -> None:
