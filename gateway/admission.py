@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
+from gateway.metrics import Metrics
 from slipstream.core.errors import Overloaded
 
 # Until a first request has ended nothing is known; beyond the most, nobody can tell.
@@ -26,12 +27,10 @@ class Admission:
     Args:
         most: requests at once.
         most_per_key: of them, for one API key; 0 for no bound of its own.
-
-    Attributes:
-        refused: how many were, by the bound that refused them.
+        metrics: counts refusals.
     """
 
-    def __init__(self, most: int, most_per_key: int) -> None:
+    def __init__(self, most: int, most_per_key: int, metrics: Metrics) -> None:
         self._most = most
         self._most_per_key = most_per_key or most
         self._running: Counter[str] = Counter()
@@ -39,7 +38,7 @@ class Admission:
         self._seconds = 0.0
         # Up to when places are promised, by tenant; "" is the gateway's own bound.
         self._promised: dict[str, float] = {}
-        self.refused: Counter[str] = Counter()
+        self._refused = metrics.refused
 
     @property
     def running(self) -> int:
@@ -52,14 +51,14 @@ class Admission:
             Overloaded: there is none; with the seconds after which there should be.
         """
         if self._total >= self._most:
-            self.refused["gateway"] += 1
+            self._refused.labels("gateway").inc()
             raise Overloaded(
                 f"{self._total} requests are being served, as many as the gateway takes",
                 retry_after=self._retry_after("", self._total),
             )
         held = self._running[tenant]
         if tenant and held >= self._most_per_key:
-            self.refused["key"] += 1
+            self._refused.labels("key").inc()
             raise Overloaded(
                 f"{held} requests with this API key are being served, as many as it may have",
                 retry_after=self._retry_after(tenant, held),

@@ -19,6 +19,8 @@ from slipstream.core.errors import ModelNotFound, SlipstreamError
 from slipstream.wire.codec import sampling_to_proto, stop_to_proto
 from slipstream.wire.proto import verifier_pb2
 
+# Pieces of a request's streams that wait for the client, beyond one in the hand of each stream.
+_MERGED_PIECES = 16
 log = logging.getLogger(__name__)
 
 
@@ -47,6 +49,7 @@ class GenerationService:
         self.link = link
         self.metrics = metrics
         self._isolate_caches = isolate_caches
+        metrics.verifier_calls.set_function(lambda: link.calls)
 
     def check_model(self, name: str) -> None:
         """Raises ModelNotFound unless `name` is served here."""
@@ -74,6 +77,11 @@ class GenerationService:
                 async for piece in pieces:
                     watch.piece(piece)
                     yield piece
+
+    def cut(self, request_id: str, seconds: float) -> None:
+        """Notes that a client which read nothing for so many seconds is cut."""
+        self.metrics.cut.labels("unread").inc()
+        log.warning("%s: cut, since the client read nothing for %g s", request_id, seconds)
 
     def _jobs(
         self, request: GenerationRequest, model: ServedModel
@@ -153,8 +161,8 @@ async def _merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerat
             async for piece in only:
                 yield piece
         return
-    # Not bounded here: a stream holds at most one piece for each token of its continuation.
-    queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+    # Bounded, so that a client which reads slowly holds up its own streams and fills no memory.
+    queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(_MERGED_PIECES)
     tasks = [asyncio.create_task(_pump(stream, queue)) for stream in streams]
     try:
         running = len(tasks)
@@ -178,8 +186,8 @@ async def _pump(
     try:
         async with contextlib.aclosing(stream) as pieces:
             async for piece in pieces:
-                queue.put_nowait(piece)
-        queue.put_nowait(None)
+                await queue.put(piece)
+        await queue.put(None)
     # Handed to the consumer, which raises it: one failure ends the whole request.
     except Exception as failure:  # noqa: BLE001
-        queue.put_nowait(failure)
+        await queue.put(failure)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -17,7 +18,13 @@ from gateway.generation import GenerationService
 from gateway.keys import KeyRing
 from gateway.request import GenerationRequest
 from gateway.terms import MAX_DEADLINE_SECONDS, Terms, deadline
-from slipstream.core.errors import BodyTooLarge, InvalidParameter, NotAuthenticated
+from slipstream.core.errors import (
+    BodyTooLarge,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidParameter,
+    NotAuthenticated,
+)
 from slipstream.wire import status
 from slipstream.wire.codec import sampling_from_proto
 from slipstream.wire.proto import gateway_pb2, gateway_pb2_grpc, types_pb2
@@ -39,44 +46,51 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         keys: KeyRing | None,
         admission: Admission,
         max_body_bytes: int,
+        send_timeout: float,
     ) -> None:
         self._service = service
         self._keys = keys
         self._admission = admission
         self._max_body_bytes = max_body_bytes
+        self._send_timeout = send_timeout
 
-    @status.streaming
+    @status.unary
     async def Generate(  # noqa: N802
-        self,
-        request: gateway_pb2.GatewayServiceGenerateRequest,
-        context: Any,
-    ) -> AsyncIterator[gateway_pb2.GatewayServiceGenerateResponse]:
+        self, request: gateway_pb2.GatewayServiceGenerateRequest, context: Any
+    ) -> None:
         arrived, tenant = time.monotonic(), self._tenant(context)
         with self._admission.enter(tenant):
+            if request.ByteSize() > self._max_body_bytes:
+                raise BodyTooLarge(
+                    f"the request is larger than the limit of {self._max_body_bytes} bytes"
+                )
             terms = _terms(request, tenant, arrived, context.time_remaining())
-            async with contextlib.aclosing(self._generate(request, terms)) as responses:
-                async for response in responses:
-                    yield response
+            generation = await self._request(request, terms)
+            length = len(generation.prompts[0])
+            async with contextlib.aclosing(self._service.run(generation)) as pieces:
+                async for piece in pieces:
+                    if piece.text or piece.tokens or piece.finish_reason:
+                        await self._write(context, _response(piece, generation, length))
+
+    async def _write(
+        self, context: Any, response: gateway_pb2.GatewayServiceGenerateResponse
+    ) -> None:
+        """Raises DeadlineExceeded: the client has no room for it. Cancelled: it is gone."""
+        seconds = self._send_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                await context.write(response)
+        except TimeoutError as failure:
+            self._service.cut(response.request_id, seconds)
+            raise DeadlineExceeded(f"the stream was left unread for {seconds:g} s") from failure
+        except grpc.aio.InternalError as failure:
+            raise Cancelled("the client went away") from failure
 
     def _tenant(self, context: Any) -> str:
         """The name of the key that the interceptor let through."""
         if self._keys is None:
             return ""
         return self._keys.check(dict(context.invocation_metadata()).get("authorization"))
-
-    async def _generate(
-        self, request: gateway_pb2.GatewayServiceGenerateRequest, terms: Terms
-    ) -> AsyncGenerator[gateway_pb2.GatewayServiceGenerateResponse, None]:
-        if request.ByteSize() > self._max_body_bytes:
-            raise BodyTooLarge(
-                f"the request is larger than the limit of {self._max_body_bytes} bytes"
-            )
-        generation = await self._request(request, terms)
-        length = len(generation.prompts[0])
-        async with contextlib.aclosing(self._service.run(generation)) as pieces:
-            async for piece in pieces:
-                if piece.text or piece.tokens or piece.finish_reason:
-                    yield _response(piece, generation, length)
 
     async def _request(
         self, request: gateway_pb2.GatewayServiceGenerateRequest, terms: Terms

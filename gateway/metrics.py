@@ -35,6 +35,14 @@ class Metrics:
             "Requests in progress, those that wait in the verifier's queue included",
             registry=self.registry,
         )
+        self.refused = self._counter("requests_refused", "bound")
+        self.cut = self._counter("streams_cut", "reason")
+        self.verifier_calls = Gauge(
+            "slipstream:verifier_calls", "Calls to the verifier in progress", registry=self.registry
+        )
+        self.tasks = Gauge(
+            "slipstream:asyncio_tasks", "Tasks of the event loop", registry=self.registry
+        )
         self.drafts = self._counter("spec_decode_num_drafts")
         self.draft_tokens = self._counter("spec_decode_num_draft_tokens")
         self.accepted = self._counter("spec_decode_num_accepted_tokens")

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import uvicorn
@@ -16,6 +15,8 @@ from gateway.admission import Admission
 from gateway.generation import GenerationService
 from gateway.grpc_service import SERVICE, GatewayServicer, KeyInterceptor
 from gateway.http.app import build
+from gateway.http.listener import Protocol, listen
+from gateway.http.listener import Server as HttpServer
 from gateway.keys import KeyRing
 from gateway.metrics import Metrics
 from gateway.settings import Settings
@@ -38,36 +39,6 @@ class Running:
     serving: asyncio.Task[None]
 
 
-class _Uvicorn(uvicorn.Server):
-    """Signals are the process's business: it stops both doors in order."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _listen(settings: Settings) -> socket.socket:
-    host, port = settings.http_address
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        # A name like localhost may stand for both families; clients are told 127.0.0.1.
-        family, kind, proto, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-        listener = socket.socket(family, kind, proto)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as failure:
-        reason = failure.strerror or str(failure)
-        raise ConfigurationError(
-            f"cannot listen on {settings.http} (--http): {reason}"
-        ) from failure
-    listener.setblocking(False)
-    return listener
-
-
 @contextlib.asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[Running]:
     """A gateway that serves while the block runs, and stops cleanly after it.
@@ -78,30 +49,39 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
     tokenizer = Tokenizer(settings.model)
     keys = None if settings.api_keys is None else KeyRing(settings.api_keys)
     link = VerifierLink(settings.verifier, settings.first_token_timeout, settings.idle_timeout)
+    metrics, loop = Metrics(), asyncio.get_running_loop()
+    metrics.tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
     service = GenerationService(
-        settings.model_name, tokenizer, link, Metrics(), isolate_caches=settings.isolate_caches
+        settings.model_name, tokenizer, link, metrics, isolate_caches=settings.isolate_caches
     )
-    admission = Admission(settings.max_requests, settings.max_requests_per_key)
+    admission = Admission(settings.max_requests, settings.max_requests_per_key, metrics)
+    host, port = settings.http_address
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(link.close)
-        listener = stack.enter_context(contextlib.closing(_listen(settings)))
+        listener = stack.enter_context(
+            contextlib.closing(listen(host, port, 2 * settings.send_timeout))
+        )
         grpc_server = Server(
             settings.grpc, [SERVICE], [] if keys is None else [KeyInterceptor(keys)]
         )
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(
-            GatewayServicer(service, keys, admission, settings.max_body_bytes), grpc_server.grpc
+            GatewayServicer(
+                service, keys, admission, settings.max_body_bytes, settings.send_timeout
+            ),
+            grpc_server.grpc,
         )
         grpc_port = await grpc_server.start()
         stack.push_async_callback(grpc_server.stop, settings.stop_grace)
         link.start()
         config = uvicorn.Config(
             build(service, keys, admission, settings.max_body_bytes, settings.send_timeout),
+            http=Protocol,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=max(1, round(settings.stop_grace)),
             lifespan="off",
         )
-        http_server = _Uvicorn(config)
+        http_server = HttpServer(config)
         task = asyncio.create_task(http_server.serve(sockets=[listener]), name="http")
         stack.push_async_callback(_stop, http_server, task, grpc_server, settings.stop_grace)
         await _started(http_server, task)

@@ -11,6 +11,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from slipstream.core.errors import ConfigurationError
+from slipstream.wire.address import split
 from slipstream.wire.process import read_settings
 
 
@@ -67,30 +68,18 @@ class Settings(BaseSettings):
 
     @property
     def http_address(self) -> tuple[str, int]:
-        return split_address(self.http, "--http")
+        return split(self.http, "--http")
 
     def check(self) -> None:
         """Raises ConfigurationError for addresses that are malformed, or open without keys."""
-        split_address(self.verifier, "--verifier")
+        split(self.verifier, "--verifier")
         for option, address in (("--http", self.http), ("--grpc", self.grpc)):
-            host, _ = split_address(address, option)
+            host, _ = split(address, option)
             if self.api_keys is None and not _is_loopback(host):
                 raise ConfigurationError(
                     f"{option} {address} is open to other machines: give --api-keys FILE"
                     " (made by `python -m gateway.keys add NAME FILE`), or use 127.0.0.1"
                 )
-
-
-def split_address(address: str, option: str) -> tuple[str, int]:
-    """`host:port` as its parts; brackets around an IPv6 host are taken off.
-
-    Raises:
-        ConfigurationError: it is not of that form.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigurationError(f"{option} must be host:port, got {address!r}")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _is_loopback(host: str) -> bool:

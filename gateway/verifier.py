@@ -21,6 +21,8 @@ _CALL_SECONDS = 2.0
 _RETRY_SECONDS = 0.5
 _REFRESH_SECONDS = 2.0
 _DEADLINE_GRACE_SECONDS = 0.25
+# Of each stream, for a client that is slow to read: thousands of tokens.
+_UNREAD_BYTES = 64 * 1024
 # A busy verifier may answer late; only so many late answers in a row count as none.
 _MISSES_UNTIL_LOST = 3
 log = logging.getLogger(__name__)
@@ -59,10 +61,11 @@ class VerifierLink:
         self.address = address
         self._first_token_timeout = first_token_timeout
         self._idle_timeout = idle_timeout
-        self._channel = channel(address)
+        self._channel = channel(address, unread_bytes=_UNREAD_BYTES)
         self._stub = verifier_pb2_grpc.VerifierServiceStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
         self._model: ServedModel | None = None
+        self._calls = 0
         self._misses = 0
         self._watcher: asyncio.Task[None] | None = None
 
@@ -75,6 +78,11 @@ class VerifierLink:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
         await self._channel.close()
+
+    @property
+    def calls(self) -> int:
+        """Generations in progress."""
+        return self._calls
 
     @property
     def known_model(self) -> ServedModel | None:
@@ -153,6 +161,7 @@ class VerifierLink:
             request, timeout=None if left is None else left + _DEADLINE_GRACE_SECONDS
         )
         timeout = self._first_token_timeout
+        self._calls += 1
         try:
             while True:
                 async with asyncio.timeout(timeout):
@@ -168,6 +177,7 @@ class VerifierLink:
         except TimeoutError as failure:
             raise DeadlineExceeded(f"the verifier sent nothing for {timeout:g} s") from failure
         finally:
+            self._calls -= 1
             call.cancel()
 
     def _translated(self, failure: grpc.aio.AioRpcError) -> SlipstreamError:

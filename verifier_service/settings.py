@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
+from slipstream.core.errors import ConfigurationError
+from slipstream.wire.address import join, split
 from slipstream.wire.process import ModelServiceSettings, settings_config
 from verifier_service.generation import MOST_PENDING
 
@@ -59,22 +61,19 @@ def advertised(settings: Settings) -> str:
     """host:port for drafters. Of a wildcard address, the one that packets to the drafter carry."""
     if settings.advertise:
         return settings.advertise
-    host, _, port = settings.listen.rpartition(":")
-    if host not in ("", "0.0.0.0", "[::]", "*"):  # noqa: S104 compared with, not bound
+    host, port = split(settings.listen, "--listen", any_host=True)
+    if host not in ("", "0.0.0.0", "::", "*"):  # noqa: S104 compared with, not bound
         return settings.listen
-    return f"{_own_host(settings.drafter)}:{port}"
+    return join(_own_host(settings.drafter), port)
 
 
 def _own_host(peer: str) -> str:
     """Our address as `peer` sees it; nothing is sent. The host's name where there is no route."""
-    host, _, port = peer.rpartition(":")
     try:
-        family, kind, _, _, where = socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_DGRAM
-        )[0]
+        host, port = split(peer)
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
             probe.connect(where)
-            own = str(probe.getsockname()[0])
-    except (OSError, ValueError):
+            return str(probe.getsockname()[0])
+    except (OSError, ConfigurationError):
         return socket.gethostname()
-    return f"[{own}]" if ":" in own else own

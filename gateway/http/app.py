@@ -98,6 +98,7 @@ class Routes:
             choices=choices,
             include_usage=bool(options and options.include_usage),
             send_timeout=self._send_timeout,
+            on_cut=lambda: self._service.cut(generation.request_id, self._send_timeout),
         )
 
     async def models(self) -> Response:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import orjson
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.continuation import Piece
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import error_object
+from gateway.http.listener import abort
 from gateway.http.shapes import Envelope, Shape
 from gateway.stats import Totals
 from slipstream.core.errors import Cancelled, InternalError, SlipstreamError
@@ -27,6 +28,10 @@ async def first_piece(pieces: AsyncGenerator[Piece, None]) -> Piece:
     return await anext(pieces)
 
 
+class _Unread(Exception):
+    """The client leaves what was sent unread. Nobody is there to be told, so not of the tree."""
+
+
 class EventStream(Response):
     """Server-sent events of one generation, in OpenAI's chunks.
 
@@ -34,7 +39,8 @@ class EventStream(Response):
         first: the piece that has come already: until then an error is an HTTP status.
         pieces: the rest. Closed when the stream ends in whatever way.
         include_usage: whether the usage comes, in a chunk of its own at the end.
-        send_timeout: seconds that the client may leave data unread.
+        send_timeout: seconds that the client may leave data unread; then it is cut.
+        on_cut: called when it is.
     """
 
     media_type = "text/event-stream"
@@ -50,6 +56,7 @@ class EventStream(Response):
         choices: int,
         include_usage: bool,
         send_timeout: float,
+        on_cut: Callable[[], None],
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
@@ -61,14 +68,30 @@ class EventStream(Response):
         self._open = choices
         self._include_usage = include_usage
         self._send_timeout = send_timeout
+        self._on_cut = on_cut
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await unless_disconnected(receive, self._run(send))
-        except (Cancelled, OSError, TimeoutError) as failure:
+            await unless_disconnected(receive, self._run(self._in_time(send)))
+        except (Cancelled, OSError) as failure:
             log.debug("stream ended early: %r", failure)
+        except _Unread:
+            self._on_cut()
+            await abort(scope)
         finally:
             await self._pieces.aclose()
+
+    def _in_time(self, send: Send) -> Send:
+        """`send` that raises _Unread when it has to wait for the client for too long."""
+
+        async def bounded(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._send_timeout):
+                    await send(message)
+            except TimeoutError as failure:
+                raise _Unread from failure
+
+        return bounded
 
     async def _run(self, send: Send) -> None:
         await send(
@@ -80,11 +103,10 @@ class EventStream(Response):
         )
         try:
             async for data in self._events():
-                async with asyncio.timeout(self._send_timeout):
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send({"type": "http.response.body", "body": data, "more_body": True})
         except SlipstreamError as failure:
             await self._send_error(send, failure)
-        except (OSError, TimeoutError):
+        except (OSError, _Unread):
             raise
         # The status line is out: the error can only be told in the stream.
         except Exception as failure:

@@ -14,7 +14,7 @@ import socket
 from dataclasses import dataclass
 from typing import Self
 
-from slipstream.core.errors import ConfigurationError
+from slipstream.wire.address import split
 
 # Small enough that the last byte of a piece is not much later than the first.
 _PIECE_BYTES = 8 * 1024
@@ -88,9 +88,7 @@ class Link:
         Raises:
             ConfigurationError: `target` is no address.
         """
-        host, _, port = target.rpartition(":")
-        if not host or not port.isdigit():
-            raise ConfigurationError(f"{target!r} is no host:port")
+        host, port = split(target)
         lanes = (self.homeward, self.outward) if from_far_end else (self.outward, self.homeward)
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -99,7 +97,7 @@ class Link:
             self._connections.add(task)
             try:
                 with contextlib.suppress(OSError, asyncio.CancelledError):
-                    await self._carry(reader, writer, (host.strip("[]"), int(port)), lanes)
+                    await self._carry(reader, writer, (host, port), lanes)
             finally:
                 self._connections.discard(task)
                 writer.close()

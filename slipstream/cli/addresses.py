@@ -7,20 +7,9 @@ import socket
 from collections.abc import Mapping
 
 from slipstream.core.errors import ConfigurationError
+from slipstream.wire.address import join, split
 
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 recognised, not bound
-
-
-def parts(option: str, address: str) -> tuple[str, int]:
-    """Host and port of `host:port`; an IPv6 host stands in brackets.
-
-    Raises:
-        ConfigurationError: it is not of that form; the message names the option.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigurationError(f"{option} must be host:port, got {address!r}")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def reachable(address: str) -> str:
@@ -43,11 +32,10 @@ def claim(addresses: Mapping[str, str]) -> dict[str, str]:
     # All are held until the last is checked, so that two options cannot get the same port.
     try:
         for option, address in addresses.items():
-            host, port = parts(option, address)
+            host, port = split(address, option)
             listener = _bind(option, host, port)
             held.append(listener)
-            shown = f"[{host}]" if ":" in host else host
-            claimed[option] = f"{shown}:{listener.getsockname()[1]}"
+            claimed[option] = join(host, listener.getsockname()[1])
     finally:
         for listener in held:
             listener.close()

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from slipstream.cli.addresses import claim, parts, reachable
+from slipstream.cli.addresses import claim, reachable
 from slipstream.cli.choices import (
     Automatic,
     Device,
@@ -32,6 +32,7 @@ from slipstream.cli.supervisor import Policy, Supervisor
 from slipstream.core.errors import ConfigurationError
 from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
+from slipstream.wire.address import split
 
 _CHECK_SECONDS = 30.0
 
@@ -231,7 +232,7 @@ def _inner_on_loopback(addresses: Mapping[str, str]) -> None:
         ConfigurationError: another machine could.
     """
     for option in ("--verifier-listen", "--drafter-listen"):
-        if option in addresses and not _is_loopback(parts(option, addresses[option])[0]):
+        if option in addresses and not _is_loopback(split(addresses[option], option)[0]):
             raise ConfigurationError(
                 f"{option} {addresses[option]} is open to other machines, and what listens there"
                 " asks for no keys: use 127.0.0.1; on a cluster start the services by themselves,"

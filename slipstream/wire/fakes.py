@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -66,6 +67,7 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
         requests: every GenerateRequest received, in order.
         cancelled: the request ids whose calls were cancelled.
         running: calls in progress.
+        sent: tokens that the clients' connections have taken, by request id.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
         self.requests: list[verifier_pb2.GenerateRequest] = []
         self.cancelled: list[str] = []
         self.running = 0
+        self.sent: Counter[str] = Counter()
         self._server: Server | None = None
 
     async def start(self, address: str = "127.0.0.1:0") -> str:
@@ -137,6 +140,7 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
             async with asyncio.timeout(seconds):
                 async for response in self._respond(request, self.behaviour):
                     yield response
+                    self.sent[request.request_id] += len(response.tokens)
         except TimeoutError as failure:
             raise DeadlineExceeded("the deadline is over") from failure
         except (asyncio.CancelledError, GeneratorExit):

@@ -49,7 +49,10 @@ async def _fail(context: grpc.aio.ServicerContext, failure: Exception) -> NoRetu
 
 
 def unary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Decorates a unary handler: errors of the tree become statuses, others INTERNAL."""
+    """Decorates a handler that is awaited: errors of the tree become statuses, others INTERNAL.
+
+    That is a unary one, or one that writes its stream itself, with `context.write`.
+    """
 
     @functools.wraps(handler)
     async def wrapped(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from slipstream.core.errors import ConfigurationError
+from slipstream.wire.address import split
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _OPTIONS = [
@@ -38,15 +40,20 @@ _CHANNEL_OPTIONS = [
 ]
 
 
+def _no_lost_client(record: logging.LogRecord) -> bool:
+    """False for gRPC's own account of a message that found its client gone: that is no error."""
+    return not record.getMessage().startswith("ExecuteBatchError raised in core by servicer")
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_no_lost_client)
+
+
 def _try_to_bind(address: str) -> None:
-    """Raises OSError or ValueError where `address` cannot be bound; gRPC would write lines of its
-    own about it to stderr, around our one."""
-    host, _, port = address.rpartition(":")
-    if not 0 <= int(port) <= 65535:
-        # Both the resolver and gRPC would take it modulo 65536.
-        raise ValueError(f"there is no port {port}")
+    """Raises OSError or ConfigurationError where `address` cannot be bound; gRPC would write lines
+    of its own about it to stderr, around our one, and take a port modulo 65536."""
+    host, port = split(address, "the address to listen on", any_host=True)
     family, kind, _, _, where = socket.getaddrinfo(
-        host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -88,7 +95,7 @@ class Server:
             try:
                 _try_to_bind(self.address)
                 self._port = self.grpc.add_insecure_port(self.address)
-            except (RuntimeError, OSError, ValueError) as failure:
+            except (RuntimeError, OSError) as failure:
                 raise ConfigurationError(
                     f"cannot listen on {self.address}: the port is in use or the address is not "
                     "ours"
@@ -117,8 +124,17 @@ class Server:
         await self.grpc.stop(grace)
 
 
-def channel(address: str) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+def channel(address: str, *, unread_bytes: int | None = None) -> grpc.aio.Channel:
+    """A channel; not connected yet.
+
+    Args:
+        unread_bytes: of each stream, how much the peer may send ahead of what is read here. None
+            lets gRPC choose by the link's speed: megabytes, which is best for large answers.
+    """
+    options: list[tuple[str, int]] = [*_CHANNEL_OPTIONS]
+    if unread_bytes is not None:
+        options += [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", unread_bytes)]
+    return grpc.aio.insecure_channel(address, options=options)
 
 
 async def is_serving(address: str, service: str = "", timeout: float = 1.0) -> bool:

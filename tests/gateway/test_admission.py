@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from gateway import admission, keys
+from gateway.metrics import Metrics
 from slipstream.core.errors import Overloaded
 from slipstream.wire.fakes import FakeBehaviour
 from slipstream.wire.proto import gateway_pb2, gateway_pb2_grpc
@@ -120,7 +121,8 @@ def test_retry_after_follows_the_drain_rate(monkeypatch):
     """Places that take d seconds at n at once are promised every d/n seconds, to half a minute."""
     now = 100.0
     monkeypatch.setattr(admission.time, "monotonic", lambda: now)
-    gate = admission.Admission(4, 0)
+    metrics = Metrics()
+    gate = admission.Admission(4, 0, metrics)
     for _ in range(50):
         place = gate.enter("")
         now += 2.0
@@ -140,7 +142,8 @@ def test_retry_after_follows_the_drain_rate(monkeypatch):
     # Promises pass with time.
     now += 1000.0
     assert hint() == pytest.approx(0.5)
-    assert gate.refused == {"gateway": 106}
+    refused = 'slipstream:requests_refused_total{bound="gateway"} 106.0'
+    assert refused in metrics.render().decode()
     for place in places:
         with place:
             pass

@@ -1,0 +1,87 @@
+"""The HTTP server's socket and protocol: connections that are dead or unread do not stay."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from slipstream.core.errors import ConfigurationError
+
+# What the kernel holds for a client that does not read; by default it would grow to megabytes.
+_SEND_BUFFER_BYTES = 256 * 1024
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+_ABORT = "abort_connection"
+
+
+class Server(uvicorn.Server):
+    """Signals are the process's business: it stops both doors in order."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Protocol(HttpToolsProtocol):
+    """Lets an answer cut its connection: closing it would wait until all is read."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, _ABORT: self._abort}
+
+    def _abort(self) -> None:
+        # Else the kernel would go on offering what it holds to a client that does not want it.
+        linger = struct.pack("ii", 1, 0)
+        self.transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, linger
+        )
+        self.transport.abort()
+
+
+async def abort(scope: Scope) -> None:
+    """Cuts the connection that a request came on; what is not read yet is thrown away."""
+    cut: Callable[[], None] | None = scope.get("state", {}).get(_ABORT)
+    if cut is not None:
+        cut()
+        # The server hears of it in the loop's next turn; else it would miss the answer's end.
+        await asyncio.sleep(0)
+
+
+def listen(host: str, port: int, unread_seconds: float) -> socket.socket:
+    """A bound socket. Connections of hosts that are gone, or read nothing, end by themselves.
+
+    Args:
+        unread_seconds: after which the kernel gives up a connection whose data nobody takes.
+
+    Raises:
+        ConfigurationError: the address cannot be had.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # A name like localhost may stand for both families; clients are told 127.0.0.1.
+        family, kind, proto, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        listener = socket.socket(family, kind, proto)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Connections inherit these.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            options = {**_KEEPALIVE, "TCP_USER_TIMEOUT": round(1000 * unread_seconds)}
+            for name, value in options.items():
+                if hasattr(socket, name):
+                    listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as failure:
+        reason = failure.strerror or str(failure)
+        raise ConfigurationError(f"cannot listen on {host}:{port} (--http): {reason}") from failure
+    listener.setblocking(False)
+    return listener
