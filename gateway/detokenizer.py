@@ -64,7 +64,6 @@ class _Windowed:
     def _start_run(self) -> None:
         self._run = []
         self._utf8 = codecs.getincrementaldecoder("utf-8")("strict")
-        self._characters: list[str] = []
         self._valid = True
 
     def push(self, token_id: int) -> str:
@@ -79,7 +78,7 @@ class _Windowed:
             return text
         self._run.append(token_id)
         try:
-            self._characters.append(self._utf8.decode(bytes([byte])))
+            self._utf8.decode(bytes([byte]))
         except UnicodeDecodeError:
             self._valid = False
         return ""
@@ -92,7 +91,8 @@ class _Windowed:
     @property
     def pending(self) -> str:
         complete = self._valid and self._utf8.getstate()[0] == b""
-        return "".join(self._characters) if complete else ""
+        # As the decoder gives it: it may drop a space that leads the whole text.
+        return self._difference(self._run) if self._run and complete else ""
 
     def flush(self) -> str:
         text = self._difference(self._run) if self._run else ""

@@ -68,6 +68,15 @@ def test_against_decoding_everything_again(kind, data, vocabularies):
     assert (shown, piece.completion_tokens, piece.finish_reason) == expected
 
 
+def test_a_leading_space_of_bytes(vocabularies):
+    """A space that the decoder drops from the front is not shown before a stop string either."""
+    vocabulary = vocabularies["llama"]
+    ids = [vocabulary.tokenizer.token_to_id(piece) for piece in ("<0x20>", "<0x61>")]
+    continuation = Continuation(0, detokenizer_for(vocabulary), StopStrings(["a"]), frozenset())
+    pieces = [continuation.take(message) for message in messages(ids, [1])]
+    assert [(piece.text, piece.finish_reason) for piece in pieces] == [("", None), ("", "stop")]
+
+
 def test_a_verifier_that_gives_up(vocabularies):
     """A generation that the verifier cancelled by itself is an error, not an end."""
     vocabulary = vocabularies["llama"]
