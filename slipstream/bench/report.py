@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slipstream.bench.aggregate import RowResult
-from slipstream.bench.bars import IdealComparison
+from slipstream.bench.bars import Bar, IdealComparison
 from slipstream.bench.machine import Memory
 from slipstream.bench.records import TASKS
 from slipstream.bench.summary import Summary
@@ -51,11 +51,7 @@ def table(results: Sequence[RowResult]) -> Table:
 
 def verdicts(summary: Summary) -> list[str]:
     """One line a bar, then the ideal and the comparison of outputs."""
-    lines = []
-    for bar in summary.bars:
-        word = {True: "met", False: "NOT MET", None: "not measured"}[bar.met]
-        sign = ">=" if bar.at_least else "<="
-        lines.append(f"{bar.name}: {_cell(bar.measured, '.3f')} ({sign} {bar.wanted}: {word})")
+    lines = [bar_line(bar) for bar in summary.bars]
     if summary.ideal is not None:
         lines.append(_ideal_line(summary.ideal))
     for pair, count in summary.differing.items():
@@ -64,6 +60,12 @@ def verdicts(summary: Summary) -> list[str]:
         if count:
             lines.append(f"{name}: {count} questions with different tokens between repeats")
     return lines
+
+
+def bar_line(bar: Bar) -> str:
+    word = {True: "met", False: "NOT MET", None: "not measured"}[bar.met]
+    sign = ">=" if bar.at_least else "<="
+    return f"{bar.name}: {_cell(bar.measured, '.3f')} ({sign} {bar.wanted}: {word})"
 
 
 def _ideal_line(ideal: IdealComparison) -> str:

@@ -58,8 +58,8 @@ def link(
         model=resolve(model, progress=progress_on()),
         model_name=served_name(model),
         out=out,
-        round_trips_ms=_numbers("--round-trips", round_trips),
-        megabits=tuple(width or None for width in _numbers("--bandwidths", bandwidths)),
+        round_trips_ms=numbers("--round-trips", round_trips),
+        megabits=tuple(width or None for width in numbers("--bandwidths", bandwidths)),
         kv_context=kv_context,
         limit=limit,
         max_tokens=max_tokens,
@@ -88,7 +88,7 @@ def link(
         typer.echo(f"written: {picture}")
 
 
-def _numbers(option: str, given: str) -> tuple[float, ...]:
+def numbers(option: str, given: str) -> tuple[float, ...]:
     """Raises ConfigurationError where they are not numbers separated by commas."""
     try:
         return tuple(float(part) for part in given.split(",") if part.strip())

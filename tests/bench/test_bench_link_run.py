@@ -20,7 +20,7 @@ from slipstream.bench.link_run import (
 )
 from slipstream.bench.questions import DEFAULT_QUESTIONS
 from slipstream.bench.records import Generation, Prompt, Speculation
-from slipstream.cli.bench_link import _numbers
+from slipstream.cli.bench_link import numbers
 from slipstream.core.errors import ConfigurationError
 
 FIELDS = {"questions": Path("q"), "model": Path("m"), "model_name": "m", "out": Path("o")}
@@ -53,9 +53,9 @@ def test_every_round_trip_is_measured_at_every_bandwidth():
 
 def test_numbers_of_the_command_line():
     """Lists separated by commas; anything else is an error that names the option."""
-    assert _numbers("--x", "0, 1,2.5,") == (0.0, 1.0, 2.5)
+    assert numbers("--x", "0, 1,2.5,") == (0.0, 1.0, 2.5)
     with pytest.raises(ConfigurationError, match="--x takes numbers"):
-        _numbers("--x", "1;2")
+        numbers("--x", "1;2")
 
 
 class _Verifier:

@@ -21,6 +21,7 @@ class Dialogue:
         turns: what the user says.
         max_tokens: of each turn's answer.
         temperature, seed: of all answers; 0 is greedy.
+        ignore_eos: every answer has all of its max_tokens.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Dialogue:
     max_tokens: tuple[int, ...]
     temperature: float = 0.0
     seed: int = 0
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,8 @@ async def _play(door: GrpcDoor, dialogue: Dialogue) -> tuple[Entry, ...]:
     for turn, (text, length) in enumerate(zip(dialogue.turns, dialogue.max_tokens, strict=True)):
         history = (*history, ("user", text))
         name, kind, seed = f"{dialogue.name}/{turn}", dialogue.kind, dialogue.seed + turn
-        ask = Ask(name, kind, history, length, dialogue.temperature, seed)
+        temperature, ignore_eos = dialogue.temperature, dialogue.ignore_eos
+        ask = Ask(name, kind, history, length, temperature, seed, ignore_eos)
         entries.append(await know(door, ask))
         history = (*history, ("assistant", entries[-1].known.text))
     return tuple(entries)

@@ -16,31 +16,39 @@ _LEAD_SECONDS = 0.05
 
 
 async def open_loop(
-    door: Door, entries: Sequence[Entry], arrivals: Iterable[float], extras: Extras = _PLAIN
+    door: Door, entries: Sequence[Entry], arrivals: Iterable[float], salt: str = ""
 ) -> list[Outcome]:
-    """One request for each arrival (seconds from now), the entries in turn; all are waited for."""
+    """One request for each arrival (seconds from now), the entries in turn; all are waited for.
+
+    Args:
+        salt: of the prefix cache. Every pass through the entries has a salt of its own, so that
+            what is asked again is not there already, and turns of one chat are.
+    """
     start = clock() + _LEAD_SECONDS
-    asked = itertools.cycle(entries)
     running = []
-    for at in arrivals:
+    for number, at in enumerate(arrivals):
         await sleep_until(start + at)
-        entry = next(asked)
-        running.append(asyncio.create_task(_one(door, entry, start + at, start, extras)))
+        turn, place = divmod(number, len(entries))
+        extras = Extras(cache_salt=f"{salt}-{turn}")
+        one = _one(door, entries[place], start + at, start, extras)
+        running.append(asyncio.create_task(one))
     return list(await asyncio.gather(*running))
 
 
 async def closed_loop(
-    door: Door, entries: Sequence[Entry], users: int, seconds: float, extras: Extras = _PLAIN
+    door: Door, entries: Sequence[Entry], users: int, seconds: float, salt: str = ""
 ) -> list[Outcome]:
     """So many users that ask again as soon as they are answered, until the time is over; what is
-    running then is waited for."""
+    running then is waited for. Salts as in `open_loop`."""
     start = clock()
-    asked = itertools.cycle(entries)
+    asked = itertools.count()
 
     async def user() -> list[Outcome]:
         taken = []
         while clock() < start + seconds:
-            taken.append(await _one(door, next(asked), clock(), start, extras))
+            turn, place = divmod(next(asked), len(entries))
+            extras = Extras(cache_salt=f"{salt}-{turn}")
+            taken.append(await _one(door, entries[place], clock(), start, extras))
         return taken
 
     taken = await asyncio.gather(*(user() for _ in range(users)))

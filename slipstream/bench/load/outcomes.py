@@ -43,6 +43,7 @@ class Outcome:
 
     Attributes:
         due: since the start of the load; `ttft`, `e2e` count from here.
+        late: how long after that it was sent, for want of time in the client.
         ttft: None where no token came.
         gaps: between the chunks of the answer.
         tokens: that the server counted.
@@ -61,6 +62,7 @@ class Outcome:
     cached_tokens: int
     detail: str = ""
     retry_after: float | None = None
+    late: float = 0.0
 
     @property
     def tpot(self) -> float | None:
@@ -136,4 +138,5 @@ def outcome(
         cached_tokens=reading.cached_tokens,
         detail=detail,
         retry_after=reading.retry_after,
+        late=reading.sent - reading.due,
     )

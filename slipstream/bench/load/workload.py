@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from slipstream.bench.load.asks import Dialogue
-from slipstream.bench.load.chats import chats
-from slipstream.bench.questions import DEFAULT_QUESTIONS, choose, load_questions
+from slipstream.bench.load.chats import chats, passage
+from slipstream.bench.questions import DEFAULT_QUESTIONS, choose, encode, load_questions
+from slipstream.bench.records import Question
 from slipstream.core.errors import ConfigurationError
 
 _SAMPLED_EVERY = 3
 _TEMPERATURE = 0.8
+# How exactly the length of a made-up prompt is met.
+_WORD_STEP = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,61 @@ def workload(settings: WorkloadSettings) -> list[Dialogue]:
     if not mixed:
         raise ConfigurationError("there is nothing to ask: no question and no chat")
     return mixed
+
+
+def dialogues_of_length(
+    settings: WorkloadSettings, count: int, tokens: int | None = None
+) -> list[Dialogue]:
+    """So many greedy dialogues of one turn whose answers have all of their tokens.
+
+    Questions first, then openings of chats, where there are fewer.
+
+    Args:
+        tokens: of each answer; None for the settings' max_tokens.
+
+    Raises:
+        ConfigurationError: the question file cannot be used.
+    """
+    length = settings.max_tokens if tokens is None else tokens
+    questions = choose(load_questions(settings.questions), count)
+    texts = [(f"question-{each.question_id}", each.task, each.text) for each in questions]
+    texts += [(each.name, each.kind, each.turns[0]) for each in chats(count, settings.seed)]
+    return [
+        Dialogue(name, kind, (text,), (length,), ignore_eos=True)
+        for name, kind, text in texts[:count]
+    ]
+
+
+def long_dialogues(
+    model: Path, tokens: int, count: int, answers: tuple[int, ...]
+) -> list[Dialogue]:
+    """Greedy chats whose first prompt, template included, has `tokens` tokens or a few more.
+
+    Args:
+        model: a model folder, whose tokenizer counts.
+        answers: tokens of the answer of each turn, all of them.
+
+    Raises:
+        ConfigurationError: the tokenizer cannot be used, or so long a prompt does not fit.
+    """
+    made = []
+    for index in range(count):
+        text = _of_length(model, tokens, sum(answers), random.Random(f"long/{tokens}/{index}"))
+        turns = (text, *("And what follows from that?" for _ in answers[1:]))
+        made.append(Dialogue(f"long-{index}", "chat", turns, answers, ignore_eos=True))
+    return made
+
+
+def _of_length(model: Path, tokens: int, room: int, draw: random.Random) -> str:
+    """The shortest beginning of a long text, by words, that has so many tokens."""
+    words = passage(tokens, draw).split()
+    lengths = range(_WORD_STEP, len(words) + _WORD_STEP, _WORD_STEP)
+    beginnings = [" ".join(words[:length]) for length in lengths]
+    questions = [Question(str(i), "chat", text) for i, text in enumerate(beginnings)]
+    for prompt in encode(questions, model, room)[0]:
+        if len(prompt.token_ids) >= tokens:
+            return beginnings[int(prompt.question_id)]
+    raise ConfigurationError(f"a prompt of {tokens} tokens does not fit into the model's context")
 
 
 def digest(dialogues: Sequence[Dialogue]) -> str:

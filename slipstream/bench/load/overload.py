@@ -1,0 +1,126 @@
+"""Four times what the stack can do, for two minutes: who is served, who is refused, what stays."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from slipstream.bench.bars import Bar
+from slipstream.bench.configurations import Progress
+from slipstream.bench.load.arrivals import poisson, until
+from slipstream.bench.load.book import Entry
+from slipstream.bench.load.doors import clock, sleep_until
+from slipstream.bench.load.drive import closed_loop, open_loop
+from slipstream.bench.load.outcomes import Outcome, Verdict
+from slipstream.bench.load.serve import Findings, ServeSettings, answers_of, fault_bar, started
+from slipstream.bench.load.stack import Stack
+from slipstream.bench.load.statistics import Figures, Latency, figures, latency
+from slipstream.bench.load.watch import watching
+from slipstream.bench.load.workload import workload
+
+_TIMES_CAPACITY = 4.0
+_OVERLOAD_SECONDS = 120.0
+_CALM_SHARE = 0.5
+_USERS = 24
+_BACK_SECONDS = 10.0
+_REFUSED_SECONDS = 0.1
+_MOST_TTFT, _MOST_TPOT = 1.5, 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Phases:
+    """What was asked before, during and after, and who grew meanwhile."""
+
+    before: Figures
+    during: Figures
+    after: Figures
+    refusals: Latency | None
+    grown: list[str]
+    capacity: float
+
+
+async def overload(settings: ServeSettings, progress: Progress) -> tuple[Findings, list[Outcome]]:
+    """A calm stretch, the overload, and from ten seconds after its end the calm stretch again.
+
+    Requests come over HTTP. `settings.rates`, where given, is the capacity in requests per second.
+
+    Raises:
+        SlipstreamError: the stack did not start, or could not tell the known answers.
+    """
+    dialogues = workload(settings.workload)
+    async with started(settings, "overload", (), progress) as stack:
+        book = await answers_of(stack, dialogues, settings, progress)
+        phases, everything = await _phases(stack, book.entries, settings, progress)
+    return Findings("overload", _bars(phases, everything), _details(phases), _lines(phases)), (
+        everything
+    )
+
+
+async def _phases(
+    stack: Stack, entries: Sequence[Entry], settings: ServeSettings, progress: Progress
+) -> tuple[_Phases, list[Outcome]]:
+    warm = await closed_loop(stack.http, entries, _USERS, settings.seconds, "capacity")
+    lasted = max(each.due + each.e2e for each in warm)
+    answered = sum(each.verdict is Verdict.RIGHT for each in warm)
+    capacity = settings.rates[0] if settings.rates else answered / lasted
+    progress(f"capacity: {capacity:.2f} requests/s with {_USERS} users")
+    calm = until(settings.seconds, poisson(_CALM_SHARE * capacity, settings.workload.seed))
+    await stack.verifier.wait_until_idle()
+    before = await open_loop(stack.http, entries, calm or [0.0], "before")
+    progress(f"{_TIMES_CAPACITY:g} x that for {_OVERLOAD_SECONDS:.0f} s")
+    start = clock()
+    arrivals = until(_OVERLOAD_SECONDS, poisson(_TIMES_CAPACITY * capacity, 1))
+    async with watching(stack) as watch:
+        during = asyncio.create_task(open_loop(stack.http, entries, arrivals, "during"))
+        await sleep_until(start + _OVERLOAD_SECONDS)
+        grown = watch.growth()
+    progress(f"the end; {_BACK_SECONDS:.0f} s later all must be as before")
+    await asyncio.sleep(_BACK_SECONDS)
+    after = await open_loop(stack.http, entries, calm or [0.0], "after")
+    hard = await during
+    refused = [each.e2e - each.late for each in hard if each.verdict is Verdict.REFUSED]
+    sums = [figures(each, settings.slo) for each in (before, hard, after)]
+    phases = _Phases(sums[0], sums[1], sums[2], latency(refused), grown, capacity)
+    return phases, [*warm, *before, *hard, *after]
+
+
+def _bars(phases: _Phases, everything: Sequence[Outcome]) -> tuple[Bar, ...]:
+    refusals = phases.refusals
+    calm = sum(each.verdicts.get(Verdict.REFUSED, 0) for each in (phases.before, phases.after))
+    slowest = None if refusals is None else refusals.most
+    ttft = _ratio(phases.after.ttft, phases.before.ttft)
+    tpot = _ratio(phases.after.tpot, phases.before.tpot)
+    return (
+        fault_bar(everything),
+        Bar("slowest refusal, s", slowest, _REFUSED_SECONDS, at_least=False),
+        Bar("processes whose memory grew", len(phases.grown), 0, at_least=False),
+        Bar("p95 TTFT ten seconds after / before", ttft, _MOST_TTFT, at_least=False),
+        Bar("p95 TPOT ten seconds after / before", tpot, _MOST_TPOT, at_least=False),
+        Bar("requests refused while it was calm", calm, 0, at_least=False),
+    )
+
+
+def _ratio(now: Latency | None, then: Latency | None) -> float | None:
+    return None if now is None or then is None else now.p95 / then.p95
+
+
+def _details(phases: _Phases) -> dict[str, Any]:
+    return {
+        "capacity_requests_per_second": phases.capacity,
+        "before": asdict(phases.before),
+        "during": asdict(phases.during),
+        "after": asdict(phases.after),
+        "refusals": None if phases.refusals is None else asdict(phases.refusals),
+        "memory_growth": phases.grown,
+    }
+
+
+def _lines(phases: _Phases) -> tuple[str, ...]:
+    refusals = phases.refusals
+    taken = "none" if refusals is None else f"{refusals.count}, p99 {1000 * refusals.p99:.0f} ms"
+    return (
+        f"during: {dict(phases.during.verdicts)}; refusals: {taken}",
+        f"memory: {'; '.join(phases.grown) or 'flat'}",
+    )

@@ -1,0 +1,130 @@
+"""What the measurements of `slipstream bench serve` have in common: settings, stacks, findings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slipstream.bench.bars import Bar
+from slipstream.bench.configurations import Progress
+from slipstream.bench.load.asks import Dialogue
+from slipstream.bench.load.book import Book, known_answers
+from slipstream.bench.load.outcomes import FAULTS, Outcome
+from slipstream.bench.load.stack import Stack, running_stack
+from slipstream.bench.load.statistics import Slo
+from slipstream.bench.load.workload import WorkloadSettings
+from slipstream.bench.machine import cores, describe_machine, load_average
+from slipstream.core.errors import ConfigurationError
+
+_SHOWN_FAULTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """What to run.
+
+    Attributes:
+        model: a model folder.
+        out: where the JSON goes; logs and known answers go beside it.
+        rates: requests per second; empty: found by measuring what the stack can do.
+        seconds: how long requests arrive at each rate.
+        draft_length: of speculation that is always on.
+        options: further words for every `slipstream up`.
+
+    Raises:
+        ConfigurationError: a number out of its range.
+    """
+
+    model: Path
+    model_name: str
+    out: Path
+    workload: WorkloadSettings
+    rates: tuple[float, ...] = ()
+    seconds: float = 30.0
+    repeats: int = 1
+    draft_length: int = 4
+    slo: Slo = field(default_factory=Slo)
+    options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(not rate > 0 for rate in self.rates):
+            raise ConfigurationError("rates must be above 0 requests per second")
+        if min(self.repeats, self.draft_length) < 1 or not self.seconds > 0:
+            raise ConfigurationError("seconds must be above 0, repeats and draft-length at least 1")
+
+    @property
+    def logs(self) -> Path:
+        return self.out.parent / f"{self.out.stem}-logs"
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Of one scenario.
+
+    Attributes:
+        bars: what was wanted, and what was measured.
+        figures: whatever else is worth keeping, ready for JSON.
+        lines: the same for a reader.
+    """
+
+    name: str
+    bars: tuple[Bar, ...]
+    figures: Mapping[str, Any]
+    lines: tuple[str, ...] = ()
+
+
+@asynccontextmanager
+async def started(
+    settings: ServeSettings,
+    name: str,
+    options: Sequence[str],
+    progress: Progress,
+    *,
+    drafter: bool = True,
+) -> AsyncIterator[Stack]:
+    """A stack in exactness strict, so that every answer can be compared."""
+    progress(f"starting {name}")
+    words = ["--exactness", "strict", "--log-level", "warning", *options, *settings.options]
+    async with running_stack(name, settings.model, words, settings.logs, drafter=drafter) as stack:
+        yield stack
+
+
+async def answers_of(
+    stack: Stack, dialogues: Sequence[Dialogue], settings: ServeSettings, progress: Progress
+) -> Book:
+    """The known answers, by the stack alone. Raises as `known_answers` does."""
+    folder = settings.out.parent
+    return await known_answers(
+        stack.door, await stack.verifier.model(), dialogues, folder, progress
+    )
+
+
+def fault_bar(outcomes: Sequence[Outcome]) -> Bar:
+    """No answer may be wrong, cut off or missing."""
+    count = sum(each.verdict in FAULTS for each in outcomes)
+    return Bar("wrong, truncated or missing answers", count, 0, at_least=False)
+
+
+def document(findings: Findings, settings: ServeSettings, outcomes: Sequence[Outcome]) -> Any:
+    """The content of the JSON file."""
+    faults = [asdict(each) for each in outcomes if each.verdict in FAULTS]
+    return {
+        "scenario": findings.name,
+        "bars": [{**asdict(bar), "met": bar.met} for bar in findings.bars],
+        **findings.figures,
+        "faults": faults[:_SHOWN_FAULTS],
+        "machine": describe_machine(len(cores())),
+        "run": {
+            "model": settings.model_name,
+            "questions_file": settings.workload.questions.name,
+            "chats": settings.workload.chats,
+            "max_tokens": settings.workload.max_tokens,
+            "seconds": settings.seconds,
+            "repeats": settings.repeats,
+            "options": list(settings.options),
+            "load_average": load_average(),
+        },
+    }
