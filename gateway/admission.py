@@ -51,14 +51,14 @@ class Admission:
             Overloaded: there is none; with the seconds after which there should be.
         """
         if self._total >= self._most:
-            self._refused.labels("gateway").inc()
+            self._refused["gateway"] += 1
             raise Overloaded(
                 f"{self._total} requests are being served, as many as the gateway takes",
                 retry_after=self._retry_after("", self._total),
             )
         held = self._running[tenant]
         if tenant and held >= self._most_per_key:
-            self._refused.labels("key").inc()
+            self._refused["key"] += 1
             raise Overloaded(
                 f"{held} requests with this API key are being served, as many as it may have",
                 retry_after=self._retry_after(tenant, held),

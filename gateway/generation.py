@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 from gateway.continuation import Continuation, Piece
@@ -15,9 +14,11 @@ from gateway.request import GenerationRequest, check, stop_conditions
 from gateway.stop_strings import StopStrings
 from gateway.tokenizer import Tokenizer
 from gateway.verifier import ServedModel, VerifierLink
-from slipstream.core.errors import ModelNotFound, SlipstreamError
+from gateway.watch import watched
+from slipstream.core.errors import ModelNotFound
 from slipstream.wire.codec import sampling_to_proto, stop_to_proto
 from slipstream.wire.proto import verifier_pb2
+from slipstream.wire.telemetry.tracing import NO_TRACING, Headers, Tracing
 
 # Pieces of a request's streams that wait for the client, beyond one in the hand of each stream.
 _MERGED_PIECES = 16
@@ -33,6 +34,7 @@ class GenerationService:
         link: to the verifier.
         metrics: told about every request.
         isolate_caches: whether each tenant has prefix caches of its own.
+        tracing: gets a span of every request.
     """
 
     def __init__(
@@ -43,13 +45,15 @@ class GenerationService:
         metrics: Metrics,
         *,
         isolate_caches: bool = True,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer
         self.link = link
         self.metrics = metrics
         self._isolate_caches = isolate_caches
-        metrics.verifier_calls.set_function(lambda: link.calls)
+        metrics.verifier_calls = lambda: link.calls
+        self._tracing = tracing
 
     def check_model(self, name: str) -> None:
         """Raises ModelNotFound unless `name` is served here."""
@@ -69,18 +73,25 @@ class GenerationService:
             Unavailable: there is no verifier, or it was lost on the way.
             SlipstreamError: any other that the verifier raised.
         """
-        with _logged(request), self.metrics.request(request.prompt_tokens) as watch:
+        with (
+            watched(self._tracing, request, self.name) as watch,
+            self.metrics.request(request.prompt_tokens) as times,
+        ):
             model = self.link.model()
             jobs = self._jobs(request, model)
-            streams = [self._stream(index, job, request, model) for index, job in enumerate(jobs)]
+            trace = watch.span.headers
+            streams = [
+                self._stream(index, job, request, model, trace) for index, job in enumerate(jobs)
+            ]
             async with contextlib.aclosing(_merge(streams)) as pieces:
                 async for piece in pieces:
                     watch.piece(piece)
+                    times.piece(piece)
                     yield piece
 
     def cut(self, request_id: str, seconds: float) -> None:
         """Notes that a client which read nothing for so many seconds is cut."""
-        self.metrics.cut.labels("unread").inc()
+        self.metrics.cut["unread"] += 1
         log.warning("%s: cut, since the client read nothing for %g s", request_id, seconds)
 
     def _jobs(
@@ -116,6 +127,7 @@ class GenerationService:
         job: verifier_pb2.GenerateRequest,
         request: GenerationRequest,
         model: ServedModel,
+        trace: Headers,
     ) -> AsyncGenerator[Piece, None]:
         eos = frozenset() if request.ignore_eos else model.eos_token_ids
         continuation = Continuation(
@@ -125,7 +137,7 @@ class GenerationService:
             request.stop_token_ids | eos,
         )
         finished = False
-        async with contextlib.aclosing(self.link.generate(job)) as messages:
+        async with contextlib.aclosing(self.link.generate(job, trace)) as messages:
             async for message in messages:
                 piece = continuation.take(message)
                 yield piece
@@ -135,23 +147,6 @@ class GenerationService:
                     return
         if not finished:
             raise continuation.cut()
-
-
-@contextlib.contextmanager
-def _logged(request: GenerationRequest) -> Iterator[None]:
-    """One line for each request, when it is over."""
-    began = time.perf_counter()
-    outcome = "abandoned"
-    try:
-        yield
-        outcome = "done"
-    except SlipstreamError as failure:
-        outcome = f"refused or failed ({failure.code}: {failure.message})"
-        raise
-    finally:
-        seconds = time.perf_counter() - began
-        tokens = request.prompt_tokens
-        log.info("%s: %d prompt tokens, %s, %.3f s", request.request_id, tokens, outcome, seconds)
 
 
 async def _merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:

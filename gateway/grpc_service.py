@@ -28,6 +28,7 @@ from slipstream.core.errors import (
 from slipstream.wire import status
 from slipstream.wire.codec import sampling_from_proto
 from slipstream.wire.proto import gateway_pb2, gateway_pb2_grpc, types_pb2
+from slipstream.wire.telemetry import tracing
 
 SERVICE = "slipstream.v1.GatewayService"
 _OPEN_PREFIXES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
@@ -59,6 +60,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         self, request: gateway_pb2.GatewayServiceGenerateRequest, context: Any
     ) -> None:
         arrived, tenant = time.monotonic(), self._tenant(context)
+        tracing.incoming.set(tracing.trace_headers(context.invocation_metadata()))
         with self._admission.enter(tenant):
             if request.ByteSize() > self._max_body_bytes:
                 raise BodyTooLarge(

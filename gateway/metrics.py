@@ -1,95 +1,128 @@
-"""Prometheus metrics, with vLLM's names under the prefix `slipstream:`."""
+"""What the gateway counts, for Prometheus: under vLLM's names where vLLM has them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Metric, generate_latest
 
 from gateway.continuation import Piece
 from slipstream.core.errors import SlipstreamError
 from slipstream.wire.proto import types_pb2
-
-_LATENCY = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 600.0)
-_GAP = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+from slipstream.wire.telemetry.metrics import (
+    GAP,
+    LATENCY,
+    TOKENS,
+    Exposition,
+    Tally,
+    counter,
+    gauge,
+    histogram,
+)
 
 
 class Metrics:
-    """Owns a registry of its own, so that several gateways can live in one process."""
+    """Lives on the event loop, which alone counts.
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.ttft = self._histogram("time_to_first_token_seconds", _LATENCY)
-        self.itl = self._histogram("inter_token_latency_seconds", _GAP)
-        self.chunk_gap = self._histogram("inter_chunk_latency_seconds", _GAP)
-        self.e2e = self._histogram("e2e_request_latency_seconds", _LATENCY)
-        self.prompt_tokens = self._counter("prompt_tokens")
-        self.generation_tokens = self._counter("generation_tokens")
-        self.success = self._counter("request_success", "finished_reason")
-        self.errors = self._counter("request_errors", "code")
-        self.running = Gauge(
-            "slipstream:num_requests_running",
-            "Requests in progress, those that wait in the verifier's queue included",
-            registry=self.registry,
-        )
-        self.refused = self._counter("requests_refused", "bound")
-        self.cut = self._counter("streams_cut", "reason")
-        self.verifier_calls = Gauge(
-            "slipstream:verifier_calls", "Calls to the verifier in progress", registry=self.registry
-        )
-        self.tasks = Gauge(
-            "slipstream:asyncio_tasks", "Tasks of the event loop", registry=self.registry
-        )
-        self.drafts = self._counter("spec_decode_num_drafts")
-        self.draft_tokens = self._counter("spec_decode_num_draft_tokens")
-        self.accepted = self._counter("spec_decode_num_accepted_tokens")
-        # Of the two above, the verifier's n-gram guesses; the others are the drafter's.
-        self.guess_tokens = self._counter("spec_decode_num_guess_tokens")
-        self.accepted_guesses = self._counter("spec_decode_num_accepted_guess_tokens")
-        self.accepted_at = self._counter("spec_decode_num_accepted_tokens_per_pos", "position")
+    Args:
+        model: the model's name for clients.
 
-    def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(
-            f"slipstream:{name}", name.replace("_", " "), buckets=buckets, registry=self.registry
-        )
+    Attributes:
+        refused: requests, by the bound that they met; `cut`, streams, by the reason.
+        verifier_calls, tasks: ask how many there are now.
+    """
 
-    def _counter(self, name: str, *labels: str) -> Counter:
-        return Counter(f"slipstream:{name}", name.replace("_", " "), labels, registry=self.registry)
+    def __init__(self, model: str = "") -> None:
+        self.ttft, self.e2e = Tally(LATENCY), Tally(LATENCY)
+        self.itl, self.chunk_gap = Tally(GAP), Tally(GAP)
+        self.prompts, self.outputs = Tally(TOKENS), Tally(TOKENS)
+        self.success: Counter[str] = Counter(stop=0, length=0, abort=0)
+        self.errors: Counter[str] = Counter()
+        self.running = self.generated = 0
+        self.drafted: Counter[str] = Counter()
+        self.accepted_at: Counter[int] = Counter()
+        self.refused: Counter[str] = Counter(gateway=0, key=0)
+        self.cut: Counter[str] = Counter(unread=0)
+        self.verifier_calls: Callable[[], int] = int
+        self.tasks: Callable[[], int] = int
+        self._exposition = Exposition("gateway", model, self._families)
 
     def render(self) -> bytes:
         """Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self._exposition.registry)
+
+    def _families(self) -> Iterator[Metric]:
+        for name, text, tally in (
+            ("time_to_first_token_seconds", "From the request to the first token", self.ttft),
+            ("inter_token_latency_seconds", "A chunk's gap over its tokens", self.itl),
+            ("inter_chunk_latency_seconds", "From chunk to chunk of an answer", self.chunk_gap),
+            ("e2e_request_latency_seconds", "From the request to its end", self.e2e),
+            ("request_prompt_tokens", "Tokens of a request's prompts", self.prompts),
+            ("request_generation_tokens", "Tokens of a continuation", self.outputs),
+        ):
+            yield histogram(name, text, tally)
+        yield counter("prompt_tokens", "Tokens of prompts", self.prompts.total)
+        yield counter("generation_tokens", "Tokens that clients were sent", self.generated)
+        text = "Requests in progress, those that wait in the verifier's queue included"
+        yield gauge("num_requests_running", text, self.running)
+        yield counter(
+            "request_success", "Continuations that ended", self.success, "finished_reason"
+        )
+        yield counter("request_errors", "Requests that failed", self.errors, "code")
+        yield counter("requests_refused", "Requests that found no room", self.refused, "bound")
+        yield counter("streams_cut", "Streams that were ended early", self.cut, "reason")
+        yield gauge("verifier_calls", "Calls to the verifier in progress", self.verifier_calls())
+        yield gauge("asyncio_tasks", "Tasks of the event loop", self.tasks())
+        yield from self._speculation()
+
+    def _speculation(self) -> Iterator[Metric]:
+        prefix = "spec_decode_num_"
+        for name, text in (
+            ("drafts", "Runs of drafts that were verified"),
+            ("draft_tokens", "Drafts verified, guesses included"),
+            ("accepted_tokens", "Of those, accepted"),
+            ("guess_tokens", "Of the verified, the verifier's n-gram guesses"),
+            ("accepted_guess_tokens", "Of those, accepted"),
+        ):
+            yield counter(prefix + name, text, self.drafted[name])
+        places = {str(place): number for place, number in sorted(self.accepted_at.items())}
+        text = "Drafts accepted, by place in the run"
+        yield counter(prefix + "accepted_tokens_per_pos", text, places, "position")
 
     @contextmanager
     def request(self, prompt_tokens: int) -> Iterator[RequestWatch]:
         """Counts one request while the block runs; errors of the tree are counted by code."""
-        self.running.inc()
+        self.running += 1
         try:
             watch = RequestWatch(self, prompt_tokens)
             yield watch
             self.e2e.observe(time.perf_counter() - watch.began)
         except (asyncio.CancelledError, GeneratorExit):
-            self.success.labels("abort").inc()
+            self.success["abort"] += 1
             raise
         except SlipstreamError as failure:
-            self.errors.labels(failure.code).inc()
+            self.errors[failure.code] += 1
             raise
         finally:
-            self.running.dec()
+            self.running -= 1
 
     def speculation(self, stats: types_pb2.SpeculationStats) -> None:
-        self.drafts.inc(stats.num_spec_steps)
-        self.draft_tokens.inc(stats.num_draft_tokens)
-        self.accepted.inc(stats.num_accepted_tokens)
-        self.guess_tokens.inc(stats.num_guess_tokens)
-        self.accepted_guesses.inc(stats.num_accepted_guess_tokens)
-        histogram = stats.acceptance_histogram
-        for position in range(len(histogram) - 1):
+        """What speculation did for a continuation that has ended."""
+        self.drafted.update(
+            drafts=stats.num_spec_steps,
+            draft_tokens=stats.num_draft_tokens,
+            accepted_tokens=stats.num_accepted_tokens,
+            guess_tokens=stats.num_guess_tokens,
+            accepted_guess_tokens=stats.num_accepted_guess_tokens,
+        )
+        steps = stats.acceptance_histogram
+        for position in range(len(steps) - 1):
             # A step that accepted more than `position` tokens accepted the one there.
-            self.accepted_at.labels(position).inc(sum(histogram[position + 1 :]))
+            self.accepted_at[position] += sum(steps[position + 1 :])
 
 
 class RequestWatch:
@@ -106,16 +139,16 @@ class RequestWatch:
         now = time.perf_counter()
         if not self._last:
             metrics.ttft.observe(now - self.began)
-            metrics.prompt_tokens.inc(self._prompt_tokens)
+            metrics.prompts.observe(self._prompt_tokens)
         count = len(piece.tokens)
         before = self._last.get(piece.index)
         if before is not None and count:
             metrics.chunk_gap.observe(now - before)
-            for _ in range(count):
-                metrics.itl.observe((now - before) / count)
+            metrics.itl.observe((now - before) / count, count)
         self._last[piece.index] = now
-        metrics.generation_tokens.inc(count)
+        metrics.generated += count
         if piece.finish_reason is not None:
-            metrics.success.labels(piece.finish_reason).inc()
+            metrics.success[piece.finish_reason] += 1
+            metrics.outputs.observe(piece.completion_tokens)
             if piece.stats is not None:
                 metrics.speculation(piece.stats)

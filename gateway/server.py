@@ -24,6 +24,7 @@ from gateway.tokenizer import Tokenizer
 from gateway.verifier import VerifierLink
 from slipstream.core.errors import ConfigurationError
 from slipstream.wire.proto import gateway_pb2_grpc
+from slipstream.wire.telemetry.tracing import tracing_to
 from slipstream.wire.transport import Server
 
 _START_SECONDS = 10.0
@@ -49,14 +50,19 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
     tokenizer = Tokenizer(settings.model)
     keys = None if settings.api_keys is None else KeyRing(settings.api_keys)
     link = VerifierLink(settings.verifier, settings.first_token_timeout, settings.idle_timeout)
-    metrics, loop = Metrics(), asyncio.get_running_loop()
-    metrics.tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
-    service = GenerationService(
-        settings.model_name, tokenizer, link, metrics, isolate_caches=settings.isolate_caches
-    )
+    metrics, loop = Metrics(settings.model_name), asyncio.get_running_loop()
+    metrics.tasks = lambda: len(asyncio.all_tasks(loop))
     admission = Admission(settings.max_requests, settings.max_requests_per_key, metrics)
     host, port = settings.http_address
     async with contextlib.AsyncExitStack() as stack:
+        service = GenerationService(
+            settings.model_name,
+            tokenizer,
+            link,
+            metrics,
+            isolate_caches=settings.isolate_caches,
+            tracing=stack.enter_context(tracing_to("gateway", settings.otlp_endpoint)),
+        )
         stack.push_async_callback(link.close)
         listener = stack.enter_context(
             contextlib.closing(listen(host, port, 2 * settings.send_timeout))

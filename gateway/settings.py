@@ -5,17 +5,16 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from slipstream.core.errors import ConfigurationError
 from slipstream.wire.address import split
-from slipstream.wire.process import read_settings
+from slipstream.wire.process import TelemetrySettings, read_settings
 
 
-class Settings(BaseSettings):
+class Settings(TelemetrySettings):
     """The front door of Slipstream: OpenAI-compatible HTTP and gRPC."""
 
     model_config = SettingsConfigDict(
@@ -60,7 +59,6 @@ class Settings(BaseSettings):
     stop_grace: float = Field(
         10.0, ge=0, description="seconds that requests in progress get when the gateway stops"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
 
     @property
     def model_name(self) -> str:

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from slipstream.core.errors import DeadlineExceeded, InternalError, SlipstreamError, Unavailable
 from slipstream.wire.proto import verifier_pb2, verifier_pb2_grpc
 from slipstream.wire.status import error_of
+from slipstream.wire.telemetry.tracing import NO_HEADERS, Headers
 from slipstream.wire.transport import channel
 
 _CALL_SECONDS = 2.0
@@ -147,9 +148,12 @@ class VerifierLink:
         return Readiness(tuple(missing), status.drafter_connected, status.drafter_detail)
 
     async def generate(
-        self, request: verifier_pb2.GenerateRequest
+        self, request: verifier_pb2.GenerateRequest, trace: Headers = NO_HEADERS
     ) -> AsyncGenerator[verifier_pb2.GenerateResponse, None]:
         """The messages of one generation. Closing the iterator cancels the call at once.
+
+        Args:
+            trace: names the span that the verifier's belongs to.
 
         Raises:
             DeadlineExceeded: no message within the time allowed, or the request's is over.
@@ -158,7 +162,9 @@ class VerifierLink:
         left = request.deadline_seconds if request.HasField("deadline_seconds") else None
         # The verifier keeps the deadline and says so; the call's own is there in case it does not.
         call = self._stub.Generate(
-            request, timeout=None if left is None else left + _DEADLINE_GRACE_SECONDS
+            request,
+            timeout=None if left is None else left + _DEADLINE_GRACE_SECONDS,
+            metadata=tuple(trace.items()),
         )
         timeout = self._first_token_timeout
         self._calls += 1

@@ -17,6 +17,7 @@ from gateway.http.body import parse, read_body
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.door import Door
 from gateway.http.parsing import chat_generation, completion_generation, terms
+from gateway.http.request_id import RequestIds
 from gateway.http.schemas import ChatRequest, CompletionRequest
 from gateway.http.shapes import ChatShape, CompletionShape, Envelope, Shape
 from gateway.http.streaming import EventStream, first_piece, whole_body
@@ -179,4 +180,6 @@ def build(
     errors.install(app)
     openapi.install(app, [ChatRequest, CompletionRequest])
     app.add_middleware(Door, keys=keys, admission=admission)
+    # The last one is outermost: also who is not let in gets the request's name.
+    app.add_middleware(RequestIds)
     return app

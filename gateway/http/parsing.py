@@ -13,6 +13,7 @@ from gateway.tokenizer import Tokenizer
 from slipstream.core.errors import InvalidParameter
 from slipstream.core.params import MAX_LOGPROBS, SamplingParams
 from slipstream.wire.codec import random_seed
+from slipstream.wire.telemetry import logs
 
 # What OpenAI's legacy completions generate where max_tokens is not given.
 _COMPLETION_DEFAULT_TOKENS = 16
@@ -39,7 +40,7 @@ async def chat_generation(
         )
     max_tokens = most if most is not None else legacy
     return GenerationRequest(
-        request_id=f"chatcmpl-{uuid.uuid4().hex}",
+        request_id=f"chatcmpl-{_name()}",
         prompts=(prompt,),
         max_tokens=max_tokens,
         logprobs=logprobs,
@@ -54,7 +55,7 @@ async def completion_generation(
     """Raises InvalidRequest."""
     prompts = await _prompts(request.prompt, tokenizer)
     return GenerationRequest(
-        request_id=f"cmpl-{uuid.uuid4().hex}",
+        request_id=f"cmpl-{_name()}",
         prompts=prompts,
         max_tokens=request.max_tokens,
         default_max_tokens=_COMPLETION_DEFAULT_TOKENS,
@@ -62,6 +63,11 @@ async def completion_generation(
         terms=terms,
         **_common(request),
     )
+
+
+def _name() -> str:
+    """What the request is called in logs and answers."""
+    return logs.request_id.get() or uuid.uuid4().hex
 
 
 async def _prompts(

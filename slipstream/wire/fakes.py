@@ -65,6 +65,7 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
     Attributes:
         address: once started.
         requests: every GenerateRequest received, in order.
+        metadata: what came with each of them.
         cancelled: the request ids whose calls were cancelled.
         running: calls in progress.
         sent: tokens that the clients' connections have taken, by request id.
@@ -83,6 +84,7 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
         )
         self.address = ""
         self.requests: list[verifier_pb2.GenerateRequest] = []
+        self.metadata: list[dict[str, Any]] = []
         self.cancelled: list[str] = []
         self.running = 0
         self.sent: Counter[str] = Counter()
@@ -130,9 +132,10 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
     async def Generate(  # noqa: N802
         self,
         request: verifier_pb2.GenerateRequest,
-        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002
+        context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[verifier_pb2.GenerateResponse]:
         self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata() or ()))
         self.running += 1
         try:
             kept = self.behaviour.keeps_deadlines and request.HasField("deadline_seconds")

@@ -8,6 +8,7 @@ from gateway.metrics import Metrics
 from slipstream.core.params import SamplingParams
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import verifier_pb2
+from tests.telemetry.scraped import values_of
 from tests.verifier.rig import HERE, Rig
 from verifier_service.servicer import Identity, VerifierServicer, _stats
 
@@ -35,9 +36,9 @@ async def test_guesses_are_told_apart_from_drafts(runner) -> None:
 
     metrics = Metrics()
     metrics.speculation(_stats(outcome.counts))
-    text = metrics.render().decode()
+    values = values_of(metrics.render().decode())
     for name, value in (("guess", status.guess_tokens), ("accepted_guess", status.accepted_tokens)):
-        assert f"slipstream:spec_decode_num_{name}_tokens_total {float(value)}\n" in text
+        assert values[f"slipstream:spec_decode_num_{name}_tokens_total"] == value
 
 
 async def test_a_placement_on_trial(runner) -> None:

@@ -6,6 +6,8 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from slipstream import __version__
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 # How a span's identity travels (W3C Trace Context), in HTTP headers and in gRPC metadata.
 TRACE_HEADERS = ("traceparent", "tracestate")
 Headers = Mapping[str, str]
+NO_HEADERS: Headers = MappingProxyType({})
+# Of the request that the current task serves: what its client named.
+incoming: ContextVar[Headers | None] = ContextVar("incoming", default=None)
 Kind = Literal["server", "client", "internal"]
 _STOP_SECONDS = 3.0
 
@@ -33,7 +38,7 @@ class Span:
 
     recording = False
     trace_id = ""
-    headers: Headers = {}  # noqa: RUF012 never written
+    headers: Headers = NO_HEADERS
 
     def set(self, attributes: Mapping[str, Any]) -> None:
         """Attributes; those that are None are left out."""
