@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 
@@ -33,7 +34,10 @@ class Segment:
 
 @dataclass(slots=True)
 class SegmentRows:
-    """What attention needs to know of one segment. Masks are made once and serve all layers."""
+    """What attention needs to know of one segment, or a piece of it.
+
+    Masks are made once and serve all layers.
+    """
 
     rows: slice
     position: int  # of the first row
@@ -80,7 +84,7 @@ class Batch:
     Attributes:
         input_ids, position_ids: int64 [1, rows].
         slots: int64 [rows], where each row's key and value go.
-        segments: the rows of each sequence. Rows in none of them are padding.
+        segments: the rows of each sequence, in one piece or several. Rows in none are padding.
         logit_rows: int64 [num_logits or more]; those behind num_logits only pad.
     """
 
@@ -96,6 +100,15 @@ def _pad_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+def _pieces(segment: Segment, *, by_block: bool) -> list[tuple[int, int]]:
+    """The positions of a segment, in one piece or in one for each block of the pool."""
+    borders = [segment.position, segment.kv_length]
+    if by_block:
+        first = _pad_up(segment.position + 1, BLOCK_TOKENS)
+        borders[1:1] = range(first, segment.kv_length, BLOCK_TOKENS)
+    return list(pairwise(borders))
+
+
 def pack(
     segments: Seq[Segment], *, min_rows: int, query_multiple: int, device: torch.device
 ) -> Batch:
@@ -103,7 +116,9 @@ def pack(
 
     Args:
         min_rows: fewest rows of the batch; rows that only pad are added behind.
-        query_multiple: query rows that attention sees per segment are padded to a multiple.
+        query_multiple: query rows that attention sees are padded to a multiple of it. Above 1 a
+            segment is also split where blocks of the pool end: how a kernel adds up may depend on
+            the number of keys, and so that depends on the position of a row alone.
     """
     tokens: list[int] = []
     at: list[int] = []
@@ -126,17 +141,18 @@ def pack(
     rows: list[SegmentRows] = []
     end = 0
     for segment in segments:
-        start, end = end, end + len(segment.tokens)
-        rows.append(
-            SegmentRows(
-                rows=slice(start, end),
-                position=segment.position,
-                positions=positions[start:end],
-                table=segment.table,
-                padded=_pad_up(segment.kv_length, BLOCK_TOKENS),
-                num_queries=_pad_up(end - start, query_multiple),
+        for first, last in _pieces(segment, by_block=query_multiple > 1):
+            start, end = end, end + last - first
+            rows.append(
+                SegmentRows(
+                    rows=slice(start, end),
+                    position=first,
+                    positions=positions[start:end],
+                    table=segment.table,
+                    padded=_pad_up(last, BLOCK_TOKENS),
+                    num_queries=_pad_up(end - start, query_multiple),
+                )
             )
-        )
     return Batch(
         input_ids=ids[None],
         position_ids=positions[None],

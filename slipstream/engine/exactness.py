@@ -3,23 +3,25 @@
 A product over 1 row and over 8 rows may round differently, and so may attention over different
 numbers of queries. Which shapes agree depends on the machine, the build and the model, so it is
 measured when a model is loaded: the smallest padding under which a position's logits come out
-bit for bit the same, whatever the number of rows, their place, and the other sequences.
+bit for bit the same, whatever the number of rows, their place, and the other sequences; and up to
+how many rows that holds (`exact_rows`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from slipstream.core.errors import ConfigurationError
 from slipstream.engine.batch import Segment
+from slipstream.engine.exact_rows import max_exact_rows
 from slipstream.engine.kv_pool import BlockTable, KvPool
 from slipstream.engine.runner import ModelRunner
 
-# Strict forward passes that decode or verify have at most this many rows.
+# Strict steps may have so many rows that decode or verify, wherever there is strict at all.
 MAX_STRICT_ROWS = 32
 _CONTEXT = 75
 _TAIL = 12
@@ -27,10 +29,18 @@ _TAIL = 12
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """Padding of a batch: fewest rows, and the multiple that query rows are padded to."""
+    """Padding of a batch, and what it is good for.
+
+    Attributes:
+        min_rows: fewest rows; query_multiple: that query rows of a sequence are padded to.
+        max_rows: most rows of a step up to which results are exact; 0 where that is not known.
+            From 64 on prompts may be cut anywhere, share steps with rows that decode, and begin
+            with what another sequence computed in whatever company.
+    """
 
     min_rows: int
     query_multiple: int
+    max_rows: int = 0
 
 
 _CANDIDATES = tuple(
@@ -120,9 +130,14 @@ def strict_shapes(runner: ModelRunner, candidates: Sequence[Shapes] = _CANDIDATE
     """The first of the candidates that is bitwise exact here, set on `runner`; None if none is."""
     probe = _Probe(runner)
     try:
-        return next((shapes for shapes in candidates if probe.agrees(shapes)), None)
+        for shapes in candidates:
+            # At the start of a text first: it is quick, and refuses most that are to be refused.
+            rows = max_exact_rows(runner, MAX_STRICT_ROWS) if probe.agrees(shapes) else 0
+            if rows:
+                return replace(shapes, max_rows=rows)
     finally:
         probe.close()
+    return None
 
 
 def step_seconds(runner: ModelRunner, rows: Sequence[int], runs: int = 3) -> dict[int, float]:

@@ -1,0 +1,85 @@
+"""Up to how many rows results are exact: measured, and never too much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from pathlib import Path
+
+import pytest
+import torch
+
+from slipstream.engine.batch import Segment
+from slipstream.engine.checkpoint import load_model
+from slipstream.engine.exact_rows import max_exact_rows
+from slipstream.engine.exactness import MAX_STRICT_ROWS, choose_shapes
+from slipstream.engine.runner import ModelRunner
+
+FEW = MAX_STRICT_ROWS
+
+
+class _Kernels(ModelRunner):
+    """Exact but for steps of more than `most` rows, as if other kernels took those.
+
+    What they round differently: logits, or the value of the first row that they put into the pool,
+    and only behind `behind` positions or more.
+    """
+
+    most, behind, what = 10**6, 0, "logits"
+
+    def forward(self, segments: Seq[Segment], hidden: torch.Tensor | None = None) -> torch.Tensor:
+        made = super().forward(segments, hidden)
+        deep = max(s.kv_length for s in segments) > self.behind
+        if deep and sum(len(s.tokens) for s in segments) > self.most:
+            if self.what == "logits":
+                return made + 2**-4
+            last = segments[-1]
+            self.pool.values[-1][last.table.slots[last.position]] += 2**-4
+        return made
+
+
+@pytest.fixture
+def runner(tiny_model_dir: Path) -> Iterator[_Kernels]:
+    """As exact as can be: a step is padded to what its rows need to agree."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    made = _Kernels(load_model(tiny_model_dir, dtype="bfloat16"), 8 << 20)
+    choose_shapes(made, "strict")
+    yield made
+    assert made.pool.num_used == 0
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("what", ["logits", "values"])
+@pytest.mark.parametrize(
+    ("most", "sizes", "expected"),
+    [
+        (300, (64, 128), None),
+        (255, (64, 128, 256), 128),
+        (100, (64, 128), 64),
+        (63, (64, 128), FEW),
+        (31, (64, 128), 0),
+    ],
+)
+def test_no_more_rows_than_agree(runner, most, sizes, expected, what) -> None:
+    """Kernels that round differently from some number of rows on set the bound below it."""
+    exact = max_exact_rows(runner, FEW, sizes)
+    runner.most, runner.what = most, what
+    found = max_exact_rows(runner, FEW, sizes)
+    assert found == (exact if expected is None else min(exact, expected))
+
+
+def test_long_contexts_are_looked_at(runner) -> None:
+    """Few rows that differ from one only behind more keys than a tile has are no strict shape."""
+    runner.most, runner.behind = 3, 512
+    assert max_exact_rows(runner, FEW) == 0
+
+
+def test_a_pool_without_room_promises_nothing(tiny_model_dir: Path) -> None:
+    """The widest steps are not vouched for where a long context leaves no room to try them."""
+    runner = ModelRunner(load_model(tiny_model_dir, dtype="bfloat16"), 8 << 20)
+    table = runner.pool.allocate((runner.pool.num_blocks - 20) * 16)
+    assert table is not None
+    assert max_exact_rows(runner, FEW) in {FEW, 64, 128}
+    runner.pool.release(table)
+    assert runner.pool.num_used == 0
