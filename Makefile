@@ -11,10 +11,11 @@ ARGS ?=
 BENCH_ARGS ?=
 QUESTIONS ?=
 LOAD_ARGS ?=
+PEERS_ARGS ?=
 SOAK_MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format proto proto-check bench load soak clean
+.PHONY: help setup run test lint format proto proto-check bench load soak bench-peers clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +71,10 @@ load: $(STAMP) ## A minute of Locust against a stack of its own (LOAD_ARGS="..."
 soak: $(STAMP) ## The same for SOAK_MINUTES=60, with drafters killed at random
 	$(BIN)/python -m tests.load --kill-drafter --seconds $$((60 * $(SOAK_MINUTES))) --chats 40 \
 	  --out build/load/soak $(LOAD_ARGS)
+
+# The peers get virtual environments of their own under build/peers (5 GB); not part of make test.
+bench-peers: $(STAMP) ## The same Locust file against vLLM and transformers (PEERS_ARGS="...")
+	$(BIN)/python -m tests.load.peers $(PEERS_ARGS)
 
 clean: ## Remove the virtual environment and everything built (the model cache stays)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

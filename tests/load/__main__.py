@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from slipstream.bench.leaks import leaked, levels
 from slipstream.bench.load.book import known_answers
-from slipstream.bench.load.leaks import at_rest, leaks
 from slipstream.bench.load.stack import Stack, running_stack
 from slipstream.bench.load.watch import Watch, watching
 from slipstream.bench.load.workload import WorkloadSettings, workload
@@ -21,13 +21,13 @@ from slipstream.bench.processes import child, end_on_signals
 from slipstream.bench.questions import DEFAULT_QUESTIONS
 from slipstream.core.errors import SlipstreamError
 from slipstream.models import resolve
+from tests.load.command import STOP_SECONDS, locust_command
 
-ROOT = Path(__file__).parents[2]
 # A drafter that dies sooner after its start than this counts as one that cannot run at all.
 _RESTART_SECONDS = (35.0, 90.0)
 # From here on a run is long enough for its memory to be judged over time.
 _LONG_SECONDS = 300.0
-_STOP_SECONDS = 180
+_SLACK_MIB = 64.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +65,15 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def locust_command(stack: Stack, book: Path, given: argparse.Namespace) -> list[str]:
+def command(stack: Stack, book: Path, given: argparse.Namespace) -> list[str]:
     users = ["HttpUser", "GrpcUser", *(["HttpArrivals", "GrpcArrivals"] if given.rate else [])]
     count = given.users + len(users) - 2
-    words = [sys.executable, "-m", "locust", "-f", "tests/load/locustfile.py", *users, "--headless"]
-    words += ["-u", str(count), "-r", str(count), "-t", f"{given.seconds:.0f}s"]
-    words += ["--stop-timeout", str(_STOP_SECONDS), "--only-summary"]
-    words += ["--csv", str(given.out), "--html", f"{given.out}.html", "--figures", str(given.out)]
-    words += ["--host", stack.url, "--grpc", stack.grpc, "--model", stack.model]
-    words += ["--book", str(book), "--rate", str(given.rate), "--load-seed", str(given.seed)]
-    words += ["--leave-share", str(given.leave_share)]
-    words += ["--slo-ttft", str(given.slo_ttft), "--slo-tpot", str(given.slo_tpot)]
-    return [*words, *(["--allow-refusals"] if given.allow_refusals else [])]
+    more = ["--host", stack.url, "--grpc", stack.grpc, "--model", stack.model]
+    more += ["--rate", str(given.rate), "--load-seed", str(given.seed)]
+    more += ["--leave-share", str(given.leave_share)]
+    more += ["--slo-ttft", str(given.slo_ttft), "--slo-tpot", str(given.slo_tpot)]
+    more += ["--allow-refusals"] if given.allow_refusals else []
+    return locust_command(users, count, given.seconds, book, given.out, more)
 
 
 async def restarts(stack: Stack, seed: int, killed: list[float]) -> None:
@@ -90,17 +87,16 @@ async def restarts(stack: Stack, seed: int, killed: list[float]) -> None:
 
 async def load(stack: Stack, book: Path, given: argparse.Namespace) -> Run:
     """Runs Locust against a stack whose answers are known; looks for leaks afterwards."""
-    before = await at_rest(stack)
+    before = await levels(stack.watched())
     killed: list[float] = []
     killer = (
         asyncio.create_task(restarts(stack, given.seed, killed)) if given.kill_drafter else None
     )
     try:
         async with watching(stack) as watch:
-            command = locust_command(stack, book, given)
             logs = given.out.parent / f"{given.out.name}-logs"
-            async with child("locust", command, logs) as locust:
-                limit = given.seconds + 2 * _STOP_SECONDS
+            async with child("locust", command(stack, book, given), logs) as locust:
+                limit = given.seconds + 2 * STOP_SECONDS
                 code = await asyncio.wait_for(locust.process.wait(), limit)
             sys.stdout.write(locust.log.read_text(encoding="utf-8"))
     finally:
@@ -110,7 +106,9 @@ async def load(stack: Stack, book: Path, given: argparse.Namespace) -> Run:
                 await killer
     if killed:
         await stack.verifier.wait_for_drafter(60.0)
-    found = leaks(before, await at_rest(stack), round(given.kv_cache_gib * 2**30))
+    # A KV pool's memory comes into use block by block.
+    slack = _SLACK_MIB + 1024 * given.kv_cache_gib
+    found = await leaked(stack.watched(), before, memory_slack_mib=slack)
     if given.seconds >= _LONG_SECONDS:
         found += watch.growth()
     _report(given, watch, found, len(killed))

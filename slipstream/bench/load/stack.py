@@ -13,17 +13,17 @@ from pathlib import Path
 
 import httpx
 
+from slipstream.bench.leaks import Watched
 from slipstream.bench.load.doors import GrpcDoor, HttpDoor, grpc_door, http_door
 from slipstream.bench.processes import Child, child, free_address
 from slipstream.bench.services import Verifier
 from slipstream.core.errors import DeadlineExceeded
-from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc, verifier_pb2_grpc
+from slipstream.wire.proto import verifier_pb2_grpc
 from slipstream.wire.transport import channel, is_serving
 
 _READY_SECONDS = 300.0
 _DRAFTER_SECONDS = 60.0
 _POLL_SECONDS = 0.2
-_STATUS_SECONDS = 10.0
 _MODULES = {"verifier_service": "verifier", "drafter_service": "drafter", "gateway": "gateway"}
 
 
@@ -33,12 +33,14 @@ class Stack:
 
     Attributes:
         url, grpc: where the gateway is.
+        inner: address of the verifier.
         drafter: address, empty where there is none.
     """
 
     child: Child
     url: str
     grpc: str
+    inner: str
     drafter: str
     model: str
     door: GrpcDoor
@@ -61,17 +63,14 @@ class Stack:
             os.kill(pid, signal.SIGKILL)
         return pid is not None
 
-    async def drafter_status(self) -> drafter_pb2.GetDrafterResponse | None:
-        """None without a drafter. Raises what gRPC does where it does not answer."""
-        if not self.drafter:
-            return None
-        async with channel(self.drafter) as link:
-            stub = drafter_pb2_grpc.DrafterServiceStub(link)
-            request = drafter_pb2.GetDrafterRequest()
-            found: drafter_pb2.GetDrafterResponse = await stub.GetDrafter(
-                request, timeout=_STATUS_SECONDS
-            )
-        return found
+    def watched(self) -> Watched:
+        """For leak checks."""
+        return Watched(
+            gateway=self.url,
+            verifier=self.inner,
+            drafter=self.drafter or None,
+            pids=self.pids(),
+        )
 
 
 def _children(pid: int) -> list[int]:
@@ -114,10 +113,10 @@ async def running_stack(
         door = await exits.enter_async_context(grpc_door(grpc))
         web = await exits.enter_async_context(http_door(f"http://{http}", name))
         link = await exits.enter_async_context(channel(verifier))
-        inner = Verifier(verifier_pb2_grpc.VerifierServiceStub(link))
+        behind = Verifier(verifier_pb2_grpc.VerifierServiceStub(link))
         if drafter:
-            await inner.wait_for_drafter(_DRAFTER_SECONDS)
-        yield Stack(up, f"http://{http}", grpc, address, name, door, web, inner)
+            await behind.wait_for_drafter(_DRAFTER_SECONDS)
+        yield Stack(up, f"http://{http}", grpc, verifier, address, name, door, web, behind)
 
 
 async def _until_ready(up: Child, url: str, verifier: str) -> None:
