@@ -76,16 +76,18 @@ class DrafterMetrics:
         yield histogram("drafter_pass_rows", "Rows of a pass", watch.rows)
         text = "Drafts that one commit took back, where it took any"
         yield histogram("drafter_rollback_depth", text, watch.depths)
-        yield gauge("draft_seconds", "Of a pass for one draft", counters.single_step_seconds)
+        yield gauge(
+            "draft_seconds", "Seconds of a pass for one draft", counters.single_step_seconds
+        )
         for name, text, value in (
             ("drafted_tokens", "Drafts made", counters.drafted_tokens),
             ("rolled_back_tokens", "Drafts that commits took back", counters.rolled_back_tokens),
             ("guessed_tokens", "N-gram guesses that had a row", counters.guessed_tokens),
-            ("right_guesses", "Of those, what the drafter drew", counters.right_guesses),
+            ("right_guesses", "N-gram guesses that were right", counters.right_guesses),
             ("early_stops", "Pauses for want of confidence", counters.early_stops),
             ("plan_trials", "Skip sets tried on spare time", adaptive.trials),
-            ("plan_moves", "Of those, moves to a better one", adaptive.moves),
-            ("spare_seconds", "Spare time that both took", adaptive.spare_seconds),
+            ("plan_moves", "Moves to a better skip set", adaptive.moves),
+            ("spare_seconds", "Spare time for trials and moves", adaptive.spare_seconds),
         ):
             yield counter(f"drafter_{name}", text, value)
 
@@ -93,14 +95,18 @@ class DrafterMetrics:
         kv, counters = self._kv, self._engine.counters
         for name, text, value in (
             ("kv_pulls", "Contexts fetched from verifiers", kv.pulls),
-            ("kv_pulled_positions", "Positions of those", kv.pulled_positions),
-            ("kv_pulled_bytes", "Bytes of those", kv.pulled_bytes),
-            ("kv_shared_bytes", "Of those, through shared memory", kv.shared_bytes),
-            ("kv_pull_seconds", "From asking to the last byte", kv.pull_seconds),
+            ("kv_pulled_positions", "Positions of contexts fetched", kv.pulled_positions),
+            ("kv_pulled_bytes", "Bytes of contexts fetched", kv.pulled_bytes),
+            ("kv_shared_bytes", "Of these bytes, through shared memory", kv.shared_bytes),
+            ("kv_pull_seconds", "From asking to the last byte of contexts", kv.pull_seconds),
             ("kv_refreshed_positions", "Positions taken over later", kv.refreshed_positions),
-            ("kv_refreshed_bytes", "Bytes of those", kv.refreshed_bytes),
-            ("prefilled_positions", "Positions computed instead", counters.prefilled_positions),
-            ("prefill_seconds", "Time for those", counters.prefill_seconds),
+            ("kv_refreshed_bytes", "Bytes of positions taken over later", kv.refreshed_bytes),
+            (
+                "prefilled_positions",
+                "Positions of prompts that were computed",
+                counters.prefilled_positions,
+            ),
+            ("prefill_seconds", "Time for computing prompts", counters.prefill_seconds),
         ):
             yield counter(f"drafter_{name}", text, value)
         text = "Contexts that were computed after all"
@@ -122,9 +128,13 @@ def row(counters: ShardCounters) -> Iterator[Metric]:
     """How busy a shard is."""
     yield counter("drafter_shard_passes", "Passes of this shard", counters.passes)
     yield counter(
-        "drafter_shard_overlapped_passes", "Of those, beside another one", counters.overlapped
+        "drafter_shard_overlapped_passes",
+        "Passes of this shard that began beside another one",
+        counters.overlapped,
     )
-    yield counter("drafter_shard_busy_seconds", "Computing", counters.busy_seconds)
+    yield counter(
+        "drafter_shard_busy_seconds", "Time in which this shard computed", counters.busy_seconds
+    )
 
 
 def shard_metrics(engine: ShardEngine) -> Iterator[Metric]:

@@ -84,9 +84,9 @@ class Metrics:
         for name, text in (
             ("drafts", "Runs of drafts that were verified"),
             ("draft_tokens", "Drafts verified, guesses included"),
-            ("accepted_tokens", "Of those, accepted"),
-            ("guess_tokens", "Of the verified, the verifier's n-gram guesses"),
-            ("accepted_guess_tokens", "Of those, accepted"),
+            ("accepted_tokens", "Drafts accepted, guesses included"),
+            ("guess_tokens", "N-gram guesses of the verifier that were verified"),
+            ("accepted_guess_tokens", "N-gram guesses accepted"),
         ):
             yield counter(prefix + name, text, self.drafted[name])
         places = {str(place): number for place, number in sorted(self.accepted_at.items())}

@@ -56,7 +56,7 @@ class VerifierMetrics:
         told, model_seconds = self._engine.telemetry, self._engine.runner.model_seconds
         yield histogram("engine_step_seconds", "Steps, by what was in them", told.steps, "kind")
         yield histogram("iteration_tokens_total", "Rows of a step", told.rows)
-        yield counter("engine_model_seconds", "Of steps, inside the model", model_seconds)
+        yield counter("engine_model_seconds", "Time of steps inside the model", model_seconds)
 
     def _cache(self) -> Iterator[Metric]:
         pool, kv = self._engine.runner.pool, self._engine.kv
@@ -77,14 +77,14 @@ class VerifierMetrics:
         for name, text, value in (
             ("drafts", "Runs of drafts that a step verified", sum(by_position[:1])),
             ("draft_tokens", "Drafts verified, guesses included", counters.draft_tokens),
-            ("accepted_tokens", "Of those, accepted", counters.accepted_tokens),
-            ("guess_tokens", "Of the verified, n-gram guesses", counters.guess_tokens),
-            ("accepted_guess_tokens", "Of those, accepted", counters.accepted_guess_tokens),
+            ("accepted_tokens", "Drafts accepted, guesses included", counters.accepted_tokens),
+            ("guess_tokens", "N-gram guesses verified", counters.guess_tokens),
+            ("accepted_guess_tokens", "N-gram guesses accepted", counters.accepted_guess_tokens),
         ):
             yield counter(prefix + name, text, value)
         for name, text, values in (
             ("draft_tokens_per_pos", "Drafts verified, by place in the run", by_position),
-            ("accepted_tokens_per_pos", "Of those, accepted", counters.accepted_by_position),
+            ("accepted_tokens_per_pos", "Drafts accepted, by place", counters.accepted_by_position),
         ):
             places = {str(place): value for place, value in enumerate(values)}
             yield counter(prefix + name, text, places, "position")
@@ -107,7 +107,7 @@ class VerifierMetrics:
             ("post_verify_hits", "Drafts behind a step's own that were right", told.post_hits),
             ("post_verify_misses", "Runs behind a step's own that were wrong", told.post_misses),
             ("verify_seconds", "Time in steps that decode", overlap.verify_seconds),
-            ("overlap_seconds", "Of that, beside a drafter at work", overlap.overlap_seconds),
+            ("overlap_seconds", "Time in them beside a drafter at work", overlap.overlap_seconds),
         ):
             yield counter(f"spec_decode_{name}", text, value)
         text = "Share of recent steps' time beside a drafter at work"

@@ -51,6 +51,11 @@ class Automatic(StrEnum):
     auto = "auto"
 
 
+class LogFormat(StrEnum):
+    text = "text"
+    json = "json"
+
+
 class LogLevel(StrEnum):
     debug = "debug"
     info = "info"

@@ -31,6 +31,7 @@ class Plan:
         http, grpc, verifier: addresses as host:port.
         drafter: the drafter's address; None to serve without one.
         shards: addresses of the drafter's shards behind the first, which has the one above.
+        metrics: where the verifier, the drafter and its shards answer Prometheus; empty: nowhere.
         verifier_cpus, drafter_cpus: cores to compute on, empty to leave that to the system.
         common: options of both model services, by name without dashes.
         verifier_options, drafter_options, gateway_options: options of one service.
@@ -49,6 +50,7 @@ class Plan:
     drafter_options: Options
     gateway_options: Options
     shards: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
 
 
 def split_cores(
@@ -95,6 +97,7 @@ def services(plan: Plan) -> list[Service]:
         "listen": plan.verifier,
         "drafter": plan.drafter or "off",
         "served-model-name": plan.name,
+        "metrics": plan.metrics[0] if plan.metrics else None,
         **_compute(plan.verifier_cpus),
     }
     found.append(
@@ -133,6 +136,8 @@ def _drafter(plan: Plan, first: str) -> list[Service]:
         if count > 1:
             onward = reachable(addresses[index + 1]) if index + 1 < count else None
             options |= {"shard-index": index, "shard-count": count, "next": onward}
+        if plan.metrics:
+            options["metrics"] = plan.metrics[1 + index]
         name = f"drafter shard {index}" if index else "drafter"
         groups = (options, plan.common, plan.drafter_options)
         found.append(_service(name, "drafter_service", addresses[index], *groups))

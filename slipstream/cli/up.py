@@ -22,6 +22,7 @@ from slipstream.cli.choices import (
     Dtype,
     Exactness,
     KvContext,
+    LogFormat,
     LogLevel,
     Placement,
     Switch,
@@ -32,7 +33,7 @@ from slipstream.cli.supervisor import Policy, Supervisor
 from slipstream.core.errors import ConfigurationError
 from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
-from slipstream.wire.address import split
+from slipstream.wire.address import join, split
 
 _CHECK_SECONDS = 30.0
 
@@ -117,7 +118,21 @@ def up(
     start_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds until all must be ready.")
     ] = 600.0,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Loopback address of the verifier's metrics; the drafter and its shards take the"
+            " ports behind it. The gateway's are at /metrics of its HTTP address."
+        ),
+    ] = None,
+    trace_rounds: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of rounds with the drafter that traced requests show."
+        ),
+    ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="Of all processes.")] = LogLevel.warning,
+    log_format: Annotated[LogFormat, typer.Option(help="Of all processes.")] = LogFormat.text,
 ) -> None:
     """Serve a model: verifier, drafter and gateway as three processes, until Ctrl-C."""
     # Python ends at once on SIGTERM; this way downloads and conversions clean up behind them.
@@ -144,6 +159,9 @@ def up(
         )
     shards = [f"--drafter-shards ({index})" for index in range(1, drafter_shards or 1)]
     wanted |= dict.fromkeys(shards, "127.0.0.1:0")
+    processes = 1 + (drafter is Switch.on) + len(shards)
+    watched = _metrics_addresses(metrics, processes)
+    wanted |= watched
     _inner_on_loopback(wanted)
     if api_keys is not None:
         _check_keys(api_keys)
@@ -160,12 +178,14 @@ def up(
         verifier=addresses["--verifier-listen"],
         drafter=addresses.get("--drafter-listen"),
         shards=tuple(addresses[shard] for shard in shards),
+        metrics=tuple(addresses[option] for option in watched),
         verifier_cpus=_cores("--verifier-cpus", verifier_cpus, first),
         drafter_cpus=_cores("--drafter-cpus", drafter_cpus, second),
         common={
             "device": _value(device),
             "kv-cache-gib": kv_cache_gib,
             "log-level": log_level.value,
+            "log-format": log_format.value,
         },
         verifier_options={
             "dtype": _value(dtype),
@@ -178,6 +198,7 @@ def up(
             "draft-length": _draft_length(draft_length),
             "window": window,
             "kv-leases": kv_leases,
+            "trace-rounds": trace_rounds,
         },
         drafter_options={
             "layer-plan": layer_plan,
@@ -186,7 +207,11 @@ def up(
             "early-stop": _value(early_stop),
             "dtype": _value(dtype),
         },
-        gateway_options={"api-keys": api_keys, "log-level": log_level.value},
+        gateway_options={
+            "api-keys": api_keys,
+            "log-level": log_level.value,
+            "log-format": log_format.value,
+        },
     )
     _say(f"Starting {plan.name}" + ("" if api_keys else " (no --api-keys: for this machine only)"))
     asyncio.run(serve(plan, Policy(ready=start_timeout), keys=api_keys is not None))
@@ -225,13 +250,29 @@ def _unused_without_drafter(given: Mapping[str, object | None]) -> None:
             )
 
 
+def _metrics_addresses(first: str | None, processes: int) -> dict[str, str]:
+    """Addresses by the words that name them in an error: one for each process, in a row.
+
+    Raises:
+        ConfigurationError: there are not so many ports behind the first.
+    """
+    if first is None:
+        return {}
+    host, port = split(first, "--metrics")
+    if port and port + processes > 2**16:
+        raise ConfigurationError(f"--metrics {first}: {processes} ports in a row are needed")
+    ports = [port and port + index for index in range(processes)]
+    names = ("--metrics", *(f"--metrics ({index})" for index in range(1, processes)))
+    return {name: join(host, port) for name, port in zip(names, ports, strict=True)}
+
+
 def _inner_on_loopback(addresses: Mapping[str, str]) -> None:
     """Verifier and drafter know no keys: whoever reaches them can use them.
 
     Raises:
         ConfigurationError: another machine could.
     """
-    for option in ("--verifier-listen", "--drafter-listen"):
+    for option in ("--verifier-listen", "--drafter-listen", "--metrics"):
         if option in addresses and not _is_loopback(split(addresses[option], option)[0]):
             raise ConfigurationError(
                 f"{option} {addresses[option]} is open to other machines, and what listens there"

@@ -299,3 +299,21 @@ def test_an_adaptive_plan_is_not_for_shards(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert "--layer-plan adaptive needs a drafter in one piece" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_metrics_take_ports_in_a_row() -> None:
+    """The verifier answers at the address given, the drafter and its shards behind it."""
+    addresses = command._metrics_addresses("127.0.0.1:9400", 3)
+    assert list(addresses.values()) == ["127.0.0.1:9400", "127.0.0.1:9401", "127.0.0.1:9402"]
+    assert set(command._metrics_addresses("127.0.0.1:0", 2).values()) == {"127.0.0.1:0"}
+    assert command._metrics_addresses(None, 3) == {}
+    with pytest.raises(ConfigurationError, match="3 ports in a row"):
+        command._metrics_addresses("127.0.0.1:65534", 3)
+    made = services(plan(shards=("127.0.0.1:50053",), metrics=tuple(addresses.values())))
+    told = {s.name: options(s.command).get("--metrics") for s in made}
+    assert told == {
+        "verifier": "127.0.0.1:9400",
+        "drafter": "127.0.0.1:9401",
+        "drafter shard 1": "127.0.0.1:9402",
+        "gateway": None,
+    }

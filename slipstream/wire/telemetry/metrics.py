@@ -7,6 +7,7 @@ and a service says once, in a function, which metric shows which of them.
 from __future__ import annotations
 
 import contextlib
+import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -21,8 +22,11 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from slipstream.core.errors import ConfigurationError
+from slipstream.wire.address import join, split
 
+log = logging.getLogger(__name__)
 PREFIX = "slipstream:"
+_ANY_HOST = "0.0.0.0"  # noqa: S104 where an address says so
 # Upper bounds of buckets, in seconds.
 LATENCY = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 600.0)
 GAP = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -141,11 +145,12 @@ def exposed(exposition: Exposition, address: str) -> Iterator[int]:
     if address == "off":
         yield 0
         return
-    host, _, port = address.rpartition(":")
+    host, port = split(address, "--metrics", any_host=True)
     try:
-        server, thread = start_http_server(int(port), host.strip("[]"), exposition.registry)
-    except (OSError, ValueError, OverflowError) as failure:
+        server, thread = start_http_server(port, host or _ANY_HOST, exposition.registry)
+    except OSError as failure:
         raise ConfigurationError(f"cannot serve metrics on {address} (--metrics)") from failure
+    log.info("metrics on http://%s/metrics", join(host, server.server_port))
     try:
         yield server.server_port
     finally:
