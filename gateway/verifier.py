@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway.watchdog import Watchdog
 from slipstream.core.errors import DeadlineExceeded, InternalError, SlipstreamError, Unavailable
 from slipstream.wire.proto import verifier_pb2, verifier_pb2_grpc
 from slipstream.wire.status import error_of
@@ -167,11 +168,13 @@ class VerifierLink:
             metadata=tuple(trace.items()),
         )
         timeout = self._first_token_timeout
+        watchdog = Watchdog(call.cancel, min(timeout, self._idle_timeout))
         self._calls += 1
         try:
             while True:
-                async with asyncio.timeout(timeout):
-                    message = await call.read()
+                watchdog.wait(timeout)
+                message = await call.read()
+                watchdog.rest()
                 if message is grpc.aio.EOF:
                     break
                 yield message
@@ -180,10 +183,13 @@ class VerifierLink:
                 raise InternalError("the verifier ended the stream without a status")
         except grpc.aio.AioRpcError as failure:
             raise self._translated(failure) from failure
-        except TimeoutError as failure:
+        except asyncio.CancelledError as failure:
+            if not watchdog.barked:
+                raise
             raise DeadlineExceeded(f"the verifier sent nothing for {timeout:g} s") from failure
         finally:
             self._calls -= 1
+            watchdog.close()
             call.cancel()
 
     def _translated(self, failure: grpc.aio.AioRpcError) -> SlipstreamError:

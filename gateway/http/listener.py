@@ -44,13 +44,11 @@ class Protocol(HttpToolsProtocol):
         self.transport.abort()
 
 
-async def abort(scope: Scope) -> None:
+def abort(scope: Scope) -> None:
     """Cuts the connection that a request came on; what is not read yet is thrown away."""
     cut: Callable[[], None] | None = scope.get("state", {}).get(_ABORT)
     if cut is not None:
         cut()
-        # The server hears of it in the loop's next turn; else it would miss the answer's end.
-        await asyncio.sleep(0)
 
 
 def listen(host: str, port: int, unread_seconds: float) -> socket.socket:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -18,6 +18,7 @@ from gateway.http.errors import error_object
 from gateway.http.listener import abort
 from gateway.http.shapes import Envelope, Shape
 from gateway.stats import Totals
+from gateway.watchdog import Watchdog
 from slipstream.core.errors import Cancelled, InternalError, SlipstreamError
 
 log = logging.getLogger(__name__)
@@ -26,10 +27,6 @@ log = logging.getLogger(__name__)
 async def first_piece(pieces: AsyncGenerator[Piece, None]) -> Piece:
     """The first one, before which an error is still an HTTP status."""
     return await anext(pieces)
-
-
-class _Unread(Exception):
-    """The client leaves what was sent unread. Nobody is there to be told, so not of the tree."""
 
 
 class EventStream(Response):
@@ -71,27 +68,22 @@ class EventStream(Response):
         self._on_cut = on_cut
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watchdog = Watchdog(partial(abort, scope), self._send_timeout)
+
+        async def watched(message: Message) -> None:
+            watchdog.wait(self._send_timeout)
+            await send(message)
+            watchdog.rest()
+
         try:
-            await unless_disconnected(receive, self._run(self._in_time(send)))
+            await unless_disconnected(receive, self._run(watched))
         except (Cancelled, OSError) as failure:
             log.debug("stream ended early: %r", failure)
-        except _Unread:
-            self._on_cut()
-            await abort(scope)
         finally:
+            watchdog.close()
+            if watchdog.barked:
+                self._on_cut()
             await self._pieces.aclose()
-
-    def _in_time(self, send: Send) -> Send:
-        """`send` that raises _Unread when it has to wait for the client for too long."""
-
-        async def bounded(message: Message) -> None:
-            try:
-                async with asyncio.timeout(self._send_timeout):
-                    await send(message)
-            except TimeoutError as failure:
-                raise _Unread from failure
-
-        return bounded
 
     async def _run(self, send: Send) -> None:
         await send(
@@ -106,7 +98,7 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except SlipstreamError as failure:
             await self._send_error(send, failure)
-        except (OSError, _Unread):
+        except OSError:
             raise
         # The status line is out: the error can only be told in the stream.
         except Exception as failure:
