@@ -97,12 +97,14 @@ class GenerationService:
     def _jobs(
         self, request: GenerationRequest, model: ServedModel
     ) -> list[verifier_pb2.GenerateRequest]:
+        # First what is cheap: a prompt that is far too long is not looked at in detail.
+        stops = [stop_conditions(request, len(prompt), model) for prompt in request.prompts]
         check(request, model)
         terms = request.terms
         seconds, salt = terms.remaining(), terms.salt(isolate=self._isolate_caches)
         jobs: list[verifier_pb2.GenerateRequest] = []
-        for prompt in request.prompts:
-            stop = stop_to_proto(stop_conditions(request, len(prompt), model))
+        for prompt, conditions in zip(request.prompts, stops, strict=True):
+            stop = stop_to_proto(conditions)
             for _ in range(request.n):
                 seed = request.choice_seed(len(jobs))
                 jobs.append(

@@ -89,8 +89,9 @@ def _check_stop_strings(stops: Sequence[str]) -> None:
 
 
 def _check_ids(ids: Sequence[int] | frozenset[int], vocab_size: int, param: str) -> None:
-    worst = next((token for token in ids if not 0 <= token < vocab_size), None)
-    if worst is not None:
+    # Two passes in C: a prompt may have a hundred thousand tokens, and other streams wait.
+    if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+        worst = min(ids) if min(ids) < 0 else max(ids)
         raise InvalidParameter(
             f"{param} names token {worst}; the vocabulary has {vocab_size} tokens", param=param
         )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer as HfTokenizer
 
@@ -15,8 +17,13 @@ from gateway.detokenizer import Detokenizer, detokenizer_for
 from gateway.vocabulary import Vocabulary
 from slipstream.core.errors import CheckpointError, InvalidRequest
 
-# Longer texts are tokenized in a thread, so that other streams go on (the library drops the GIL).
-_INLINE_CHARACTERS = 4096
+# Longer texts are tokenized in a thread, so that other streams go on.
+_INLINE_CHARACTERS = 1024
+# At once; others wait. They compete with everything else on the machine for its cores.
+_THREADS = 2
+# What a turn costs a chat template, in characters.
+_TURN = 32
+_T = TypeVar("_T")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -71,15 +78,23 @@ class Tokenizer:
         )
         self._template = None if source is None else ChatTemplate(source, special)
         self._vocabulary = Vocabulary(self._tokenizer)
+        self._threads = ThreadPoolExecutor(_THREADS, "tokenizer")
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """Token ids of `text`, with the model's own begin tokens if `add_special_tokens`."""
         if len(text) <= _INLINE_CHARACTERS:
             return self._encode(text, add_special_tokens)
-        return await asyncio.to_thread(self._encode, text, add_special_tokens)
+        return await self._in_thread(partial(self._encode, text, add_special_tokens))
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        # Of all its ways to encode, the library lets other threads run in those for batches only.
+        [encoding] = self._tokenizer.encode_batch_fast(
+            [text], add_special_tokens=add_special_tokens
+        )
+        return tuple(encoding.ids)
 
     async def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
         """Token ids of a chat that waits for the assistant. Its template writes special tokens.
@@ -91,7 +106,10 @@ class Tokenizer:
             raise InvalidRequest(
                 "this model has no chat template; use /v1/completions or a plain prompt"
             )
-        return await self.encode(self._template.render(messages), add_special_tokens=False)
+        render = partial(self._template.render, messages)
+        long = sum(len(message["content"]) + _TURN for message in messages) > _INLINE_CHARACTERS
+        text = await self._in_thread(render) if long else render()
+        return await self.encode(text, add_special_tokens=False)
 
     def detokenizer(self) -> Detokenizer:
         """A fresh one, for one continuation."""

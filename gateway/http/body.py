@@ -12,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 from slipstream.core.errors import BodyTooLarge, DeadlineExceeded, InvalidParameter, InvalidRequest
 
 _BODY_SECONDS = 60.0
+# More than OpenAI's API and ours have; each unknown one would be looked at.
+_MOST_FIELDS = 100
 _Model = TypeVar("_Model", bound=BaseModel)
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
@@ -96,6 +98,8 @@ def _same(value: Any, other: Any) -> bool:
 
 def _screen(fields: dict[str, Any]) -> dict[str, Any]:
     """Takes out the fields that change nothing; refuses those that would, but are not served."""
+    if len(fields) > _MOST_FIELDS:
+        raise InvalidRequest(f"the body has {len(fields)} fields; there are not that many")
     best_of = fields.get("best_of")
     if best_of is not None and not _same(best_of, fields.get("n") or 1):
         raise InvalidParameter("best_of is not supported, except equal to n", param="best_of")
@@ -122,7 +126,7 @@ def _explain(failure: ValidationError) -> InvalidParameter:
     if first["type"] == "missing":
         param = ".".join(str(part) for part in names)
         return InvalidParameter(f"the field {param} is required", param=param)
-    if union is not None and first["type"] != "too_short":
+    if union is not None and first["type"] not in {"too_short", "value_error"}:
         param = ".".join(str(part) for part in names[: names.index(union) + 1])
         return InvalidParameter(f"{param} {_UNION_HELP[str(union)]}", param=param)
     param = ".".join(str(part) for part in names)

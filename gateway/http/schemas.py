@@ -8,6 +8,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     ValidationInfo,
     field_validator,
@@ -15,7 +16,29 @@ from pydantic import (
 )
 
 from gateway.chat import Role, known_role, turn
-from slipstream.core.params import MAX_SEED
+from gateway.request import MAX_CONTINUATIONS, MAX_STOP_STRINGS
+from slipstream.core.params import MAX_LOGIT_BIAS, MAX_SEED, MAX_STOP_TOKEN_IDS
+
+MAX_MESSAGES = 4096
+MAX_PARTS = 1024
+
+
+class _FirstError(FailFast):
+    """Stops at a list's first wrong entry: a message for each of a million takes seconds."""
+
+    # Python 3.11 asks for it inside unions.
+    __hash__ = object.__hash__
+
+
+def _at_most(most: int, what: str) -> BeforeValidator:
+    """Refuses a longer list or object before each of its entries is looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > most:
+            raise ValueError(f"may hold at most {most} {what}, got {len(value)}")
+        return value
+
+    return BeforeValidator(check)
 
 
 class _Strict(BaseModel):
@@ -44,7 +67,9 @@ class Message(_Strict):
     """
 
     role: Annotated[Role, BeforeValidator(known_role)]
-    content: str | list[TextPart] | None
+    content: Annotated[
+        str | Annotated[list[TextPart], _FirstError()] | None, _at_most(MAX_PARTS, "parts")
+    ]
     name: str | None = None
 
     @field_validator("content")
@@ -69,6 +94,14 @@ def _within_seeds(value: Any) -> Any:
     return value
 
 
+def _few_prompts(prompt: Any) -> Any:
+    """Of texts or lists; one list of token ids is as long as the context window takes."""
+    several = isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list)
+    if several and len(prompt) > MAX_CONTINUATIONS:
+        raise ValueError(f"may hold at most {MAX_CONTINUATIONS} prompts, got {len(prompt)}")
+    return prompt
+
+
 class StreamOptions(_Strict):
     include_usage: bool | None = None
 
@@ -85,12 +118,14 @@ class _Common(_Strict):
     seed: Annotated[int | None, BeforeValidator(_within_seeds)] = Field(
         None, description="choice i of a prompt is drawn with seed + i"
     )
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: Annotated[str | list[str] | None, _at_most(MAX_STOP_STRINGS, "strings")] = None
+    stop_token_ids: Annotated[list[int] | None, _at_most(MAX_STOP_TOKEN_IDS, "ids")] = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = Field(None, description="token id to bias")
+    logit_bias: Annotated[dict[str, float] | None, _at_most(MAX_LOGIT_BIAS, "tokens")] = Field(
+        None, description="token id to bias"
+    )
     n: int | None = Field(None, description="choices; each has a seed of its own: seed + i")
     ignore_eos: bool | None = None
     stream: bool | None = None
@@ -117,7 +152,11 @@ class _Common(_Strict):
 class ChatRequest(_Common):
     """POST /v1/chat/completions."""
 
-    messages: list[Annotated[Message, BeforeValidator(_drop_nulls)]] = Field(min_length=1)
+    messages: Annotated[
+        list[Annotated[Message, BeforeValidator(_drop_nulls)]],
+        _FirstError(),
+        _at_most(MAX_MESSAGES, "messages"),
+    ] = Field(min_length=1)
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -126,5 +165,13 @@ class ChatRequest(_Common):
 class CompletionRequest(_Common):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[
+        str
+        | Annotated[list[str], _FirstError()]
+        | Annotated[list[int], _FirstError()]
+        | Annotated[list[Annotated[list[int], _FirstError()]], _FirstError()],
+        # The first that fits: no two fit the same, and each would be tried on every token.
+        Field(union_mode="left_to_right"),
+        BeforeValidator(_few_prompts),
+    ]
     logprobs: int | None = None
