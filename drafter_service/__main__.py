@@ -62,13 +62,13 @@ def _head_basis(settings: Settings, folder: ModelFolder, plan: LayerPlan) -> Pat
     return head_basis(folder.path, folder.fingerprint)
 
 
-def _make_adaptive(settings: Settings, runner: ModelRunner, start: Skips) -> Adaptive | None:
+def _make_adaptive(
+    settings: Settings, runner: ModelRunner, start: Skips, context: KvContext
+) -> Adaptive | None:
     if settings.layer_plan != ADAPTIVE:
         return None
     cost = fit_step_cost(runner, repeats=5)
-    # Positions that come from the verifier after each commit are not to be computed over.
-    refill = settings.kv_context != "commit"
-    return Adaptive(runner, cost, start=start, refill=refill)
+    return Adaptive(runner, cost, start=start, taken=context.taken)
 
 
 def _make_runner(settings: Settings) -> tuple[ModelRunner, Skips]:
@@ -125,7 +125,7 @@ async def _serve_drafter(
         others=sharded,
     )
     servicer = DrafterServicer(context, computing_cores(runner.loaded.device), tracing)
-    adaptive = await loop.run_in_executor(thread, _make_adaptive, settings, runner, skips)
+    adaptive = await loop.run_in_executor(thread, _make_adaptive, settings, runner, skips, context)
     stage: Stage = sharded or (AdaptiveStage(runner) if adaptive else LocalStage(runner))
     if settings.slowdown > 1:
         stage = SlowStage(stage, settings.slowdown)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -101,8 +101,8 @@ class Adaptive(Part):
     Args:
         cost: of a step of one row under any set.
         start: the first set.
-        refill: whether committed tokens are computed again without skipping; not where the
-            verifier's own keys and values are fetched for them.
+        taken: how much of a sequence has the verifier's own keys and values, which are not to be
+            computed over; None where no more of them come.
     """
 
     def __init__(
@@ -111,11 +111,11 @@ class Adaptive(Part):
         cost: StepCost,
         *,
         start: Skips = Skips(),  # noqa: B008 immutable
-        refill: bool = True,
+        taken: Callable[[Draft], int | None] = lambda _: None,
         seed: int = 0,
     ) -> None:
         self.counters = AdaptiveCounters()
-        self._runner, self._cost, self._refill = runner, cost, refill
+        self._runner, self._cost, self._taken = runner, cost, taken
         self._skips = runner.loaded.skips
         self._known: dict[Draft, _Known] = {}
         self._gaps: deque[float] = deque(maxlen=_MOST_GAPS)
@@ -138,7 +138,8 @@ class Adaptive(Part):
 
     def committed(self, draft: Draft, command: Commit, lost: int) -> None:  # noqa: ARG002
         known, now = self._known[draft], time.monotonic()
-        if known.heard:
+        # Without a window many steps' commits are told together.
+        if known.heard and draft.window:
             self._gaps.append(now - known.heard)
         known.heard = now
 
@@ -171,8 +172,9 @@ class Adaptive(Part):
             there = min(draft.committed, draft.sequence.computed)
             if known.filled is None or draft.loading or known.filled >= there:
                 continue
-            if not self._refill or not self._skips.current:
-                known.filled = there
+            taken = self._taken(draft) if self._skips.current else there
+            if taken is not None:
+                known.filled = max(known.filled, min(there, taken))
                 continue
             start, end = known.filled, min(known.filled + RUN, there)
             self._pass(draft.sequence, start, end, Skips(), keep_from=end)

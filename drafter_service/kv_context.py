@@ -97,10 +97,14 @@ class KvContext(Part):
 
     def connect(self, connection: int, address: str) -> None:
         """A verifier is there; empty where it gives no keys and values away."""
-        needed = self._runner.loaded.kv_layers or self._others is not None
-        if address and self.mode != "own" and needed:
+        if address and self._wanted:
             source = Source(self._runner, address, share_memory=self._share_memory)
             self._sources[connection], self._addresses[connection] = source, address
+
+    @property
+    def _wanted(self) -> bool:
+        needed = bool(self._runner.loaded.kv_layers) or self._others is not None
+        return self.mode != "own" and needed
 
     async def disconnect(self, connection: int) -> None:
         """Ends what is under way and gives leases back."""
@@ -111,11 +115,19 @@ class KvContext(Part):
 
     # ---- the engine's thread ---------------------------------------------------------------
 
+    def taken(self, draft: Draft) -> int | None:
+        """Positions of a sequence that came from its verifier; None where no more are to come."""
+        load = self._loads.get(draft.key)
+        return None if load is None or self.mode != "commit" else load.taken
+
     def opened(self, draft: Draft) -> None:
         address = self._addresses.get(draft.key.connection)
         sequence, length = draft.sequence, len(draft.sequence) - 1
         others = self._others
-        if address is None or length < 1 or (others is not None and not others.there):
+        if length < 1 or not self._wanted or (others is not None and not others.there):
+            return
+        if address is None:
+            self.counters.fallbacks["not_offered"] += 1
             return
         if sequence.table is None:
             sequence.table = self._runner.pool.allocate(draft.max_length)

@@ -109,11 +109,14 @@ async def _serve(
         link.send(connection, commands)
 
     own = Drafter(host_id(), computing_cores(loaded.device))
-    placement = Placement(settings.placement, own, compute_on)
     length = None if settings.draft_length == "auto" else settings.draft_length
+    window = None if settings.window == "auto" else settings.window
+    # A fixed length never waits, so there is nothing to take turns with.
+    wanted = settings.placement if length is None else "separate"
+    placement = Placement(wanted, own, compute_on)
     speculation = Speculation(
         send,
-        SpeculationSettings(settings.window, length, settings.ngram),
+        SpeculationSettings(window, length, settings.ngram),
         step_seconds,
         placement,
         telemetry=telemetry,

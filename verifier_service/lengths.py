@@ -18,25 +18,27 @@ _STEPS = 4
 _COLD_SHARE = 0.25
 # Of a wait for as many drafts with the context there; and the least time for the context, in steps.
 _COLD_PATIENCE, _CONTEXT_STEPS = 2.0, 8.0
-# Longest run that is considered where the drafter makes runs on demand.
-LONGEST_RUN = 12
+# Longest run that is considered, and how far a drafter with a device of its own runs ahead.
+LONGEST_RUN, AHEAD = 12, 8
 
 
 class Lengths:
     """Chooses how many drafts each sequence should have. One owner.
 
     Args:
-        window: how far beyond the last commit a drafter may run.
+        window: how far beyond the last commit a drafter may run; None: AHEAD where it has a
+            device of its own, and as far as pays where the two take turns.
 
     Attributes:
         target: the last choice.
+        longest: of the runs that are considered; `ahead`: the window side by side.
     """
 
-    def __init__(self, measured: Measured, window: int) -> None:
+    def __init__(self, measured: Measured, window: int | None) -> None:
         self.target = Target()
-        self.longest = max(window, LONGEST_RUN)
+        self.longest = window or LONGEST_RUN
         self._measured = measured
-        self._window = window
+        self.ahead = window or AHEAD
         self._steps = 0
         self._company: tuple[int, ...] = ()
 
@@ -103,7 +105,7 @@ class Lengths:
     def window(self, generation: Generation) -> int:
         """How far the drafter may run ahead."""
         if not generation.wanted and self.target.rate:
-            return _PROBE_WINDOW if generation.probes.on else 0
+            return min(_PROBE_WINDOW, self.ahead) if generation.probes.on else 0
         if self._measured.layout.burst:
             return max(1, generation.wanted)
-        return self._window
+        return self.ahead

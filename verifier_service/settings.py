@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, model_validator
 
 from slipstream.core.errors import ConfigurationError
 from slipstream.wire.address import join, split
@@ -31,8 +31,12 @@ class Settings(ModelServiceSettings):
         description="strict: bitwise the same tokens in any batch; auto: strict where it is free",
     )
     max_queue: int = Field(1024, ge=1, description="most requests that wait for a place")
-    window: int = Field(8, ge=1, le=MOST_PENDING, description="drafts ahead of the last commit")
-    draft_length: PositiveInt | Literal["auto"] = Field(
+    window: Annotated[int, Field(ge=1, le=MOST_PENDING)] | Literal["auto"] = Field(
+        "auto",
+        description="most drafts ahead of the last commit; auto: 8 side by side, and as many as pay"
+        " (up to 12) where the two take turns",
+    )
+    draft_length: Annotated[int, Field(ge=1, le=MOST_PENDING)] | Literal["auto"] = Field(
         "auto", description="most drafts of a step; auto: as many as pay, and waiting where it does"
     )
     ngram: Literal["off", "on", "auto"] = Field(
@@ -55,6 +59,15 @@ class Settings(ModelServiceSettings):
         0.0, ge=0, le=1, description="share of rounds with the drafter that traced requests show"
     )
     speculative: bool = Field(True, description="speculate where a request does not say")
+
+    @model_validator(mode="after")
+    def _turns_take_waiting(self) -> Settings:
+        if self.draft_length != "auto" and self.placement == "shared":
+            raise ValueError(
+                "--draft-length N takes what is there without waiting, and --placement shared lets"
+                " the verifier wait: leave one of the two at auto"
+            )
+        return self
 
 
 def advertised(settings: Settings) -> str:

@@ -40,13 +40,13 @@ class SpeculationSettings:
     """How drafts are used.
 
     Attributes:
-        window: how far beyond the last commit a drafter may run.
+        window: how far beyond the last commit a drafter may run; None: what suits the layout.
         length: None: as many drafts as promise the most tokens per second. A number: at most so
             many, whatever there is, and no waiting.
         ngram: whether n-gram guesses are verified, too; auto: where that pays.
     """
 
-    window: int = 8
+    window: int | None = None
     length: int | None = None
     ngram: Ngram = "auto"
 
@@ -122,7 +122,7 @@ class Speculation:
         # On a shared device the prompt is not prefilled twice at a time: the drafter's turn
         # comes when the verifier has decoded its first token.
         waits = self.placement.layout.burst and self._settings.length is None
-        wanted = 0 if waits else self._settings.window
+        wanted = 0 if waits else self._lengths.ahead
         generation.window = wanted
         self._commands.append(generation.open_command(wanted))
 

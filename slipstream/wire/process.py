@@ -79,8 +79,10 @@ def read_settings(kind: type[S], arguments: Sequence[str]) -> S:
         return kind(_cli_parse_args=list(arguments))
     except ValidationError as failure:
         first = failure.errors()[0]
-        option = "--" + ".".join(str(part) for part in first["loc"]).replace("_", "-")
-        raise ConfigurationError(f"{option}: {first['msg']}") from failure
+        message = first["msg"].removeprefix("Value error, ")
+        # What concerns several settings names them itself.
+        option = str(first["loc"][0]).replace("_", "-") if first["loc"] else ""
+        raise ConfigurationError(f"--{option}: {message}" if option else message) from failure
 
 
 def run_service(

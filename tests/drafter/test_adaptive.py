@@ -13,7 +13,7 @@ from drafter_service import adaptive as module
 from drafter_service import trials
 from drafter_service.adaptive import Adaptive
 from drafter_service.trials import RUN, Candidates, Trial
-from slipstream.core.draft import SetPace
+from slipstream.core.draft import SetPace, SetWindow
 from slipstream.core.layer_plan import Skips
 from slipstream.core.params import SamplingParams
 from slipstream.core.throughput import RunTally
@@ -290,3 +290,35 @@ def test_the_cost_of_a_step_is_fitted(runner) -> None:
     assert 0 < cost(Skips(frozenset(range(4)), frozenset(range(4)))) <= cost(USELESS)
     assert cost(USELESS) <= cost(Skips())
     assert runner.pool.num_used == 0
+
+
+def test_commits_told_together_are_no_measure_of_a_step(runner) -> None:
+    """Without a window a verifier tells of many steps at once: that gap is not a step's time."""
+    part = Adaptive(runner, EVEN)
+    rig, history = _opened(runner, part)
+    rig.run()
+    known = len(part._gaps)
+    rig.obey(SetWindow(rig.draft().key.sequence_id, 0))
+    rig.run()
+    for _ in range(3):
+        rig.obey(rig.commit(history, *PROMPT[:16]))
+        history = [*history, *PROMPT[:16]]
+    rig.run()
+    assert len(part._gaps) == known
+    rig.close_all()
+
+
+def test_what_the_verifier_gives_is_not_computed_again(runner) -> None:
+    """Positions that came from the verifier count as filled; once no more come, the rest is filled
+    by passes that skip nothing."""
+    start = Skips(mlp=frozenset({1}))
+    taken: list[int | None] = [2]
+    part = Adaptive(runner, EVEN, start=start, taken=lambda _: taken[0])
+    rig, _ = _opened(runner, part)
+    part._known[rig.draft()].filled = 1
+    assert not part._fill()
+    assert part._known[rig.draft()].filled == 2
+    taken[0] = None
+    assert part._fill()
+    assert part._known[rig.draft()].filled > 2
+    rig.close_all()

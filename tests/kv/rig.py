@@ -36,8 +36,10 @@ from verifier_service.kv_holder import KvHolder
 from verifier_service.kv_servicer import KvServicer
 from verifier_service.placement import Placement
 from verifier_service.plan import Limits
+from verifier_service.rounds import Rounds
 from verifier_service.servicer import Identity, VerifierServicer
 from verifier_service.speculation import Speculation, SpeculationSettings
+from verifier_service.telemetry import Telemetry
 
 
 @dataclass(slots=True)
@@ -166,6 +168,7 @@ async def verifier(
             kv_address=address if kv_address is None else kv_address,
         ),
         mailbox,
+        Rounds(Telemetry()),
     )
     speculation = Speculation(
         link.send,

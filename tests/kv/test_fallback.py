@@ -58,7 +58,8 @@ async def test_bad_holders(make_runner, how, reason) -> None:
         if how == {"breaks_after": 5}:
             # What came in time was kept: it is not computed again.
             assert pair.context.counters.pulled_positions == 40
-            assert pair.engine.counters.prefilled_positions == 160
+            # A commit that came meanwhile is computed with the rest.
+            assert 160 <= pair.engine.counters.prefilled_positions < 199
 
 
 async def test_wrong_keys_and_values(make_runner) -> None:
@@ -87,7 +88,7 @@ async def test_another_text(make_runner) -> None:
 
 
 async def test_nobody_there(make_runner) -> None:
-    """An address that nobody listens on, and none at all, which is not worth counting."""
+    """An address that nobody listens on, and a verifier that gives nothing away: both count."""
     own = make_runner()
     async with drafter(make_runner(SKIPS_MLP)) as pair:
         async with verifier(own, pair.address, kv_address=free_address()) as one:
@@ -95,7 +96,7 @@ async def test_nobody_there(make_runner) -> None:
             await until(lambda: pair.fallbacks == {"cut": 1})
         async with verifier(own, pair.address, kv_address="") as one:
             assert (await answers(one)).stats.num_draft_tokens > 0
-        assert pair.fallbacks == {"cut": 1}
+        assert pair.fallbacks == {"cut": 1, "not_offered": 1}
 
 
 async def test_another_life_of_the_holder(make_runner) -> None:

@@ -207,3 +207,12 @@ def test_a_stale_plain_step_sells_no_drafts() -> None:
 
     assert choose(0.01).length == 0
     assert choose(0.9).length > 0
+
+
+@pytest.mark.parametrize("placement", ["separate", "shared"])
+def test_a_window_holds_wherever_the_drafter_computes(placement) -> None:
+    """However good drafts are, no step has more of them than the drafter may run ahead."""
+    machine = MACHINES["cpu, good drafts" if placement == "separate" else "in turn, good drafts"][1]
+    world = World(machine, placement=placement, window=2)
+    world.run(300)
+    assert max(drafts for drafts, _ in world.steps) == 2

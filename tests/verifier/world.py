@@ -114,6 +114,7 @@ class World:
         *,
         placement: str = "separate",
         length: int | None = None,
+        window: int | None = None,
         seed: int = 0,
         accepted: Sequence[Callable[[int], float]] = (),
     ) -> None:
@@ -136,7 +137,7 @@ class World:
         host = Drafter("here", frozenset())
         self.speculation = Speculation(
             self._send,
-            SpeculationSettings(length=length, ngram="off"),
+            SpeculationSettings(window, length, "off"),
             probe,
             Placement(placement, host, lambda _: None),
             clock=lambda: self.now,
