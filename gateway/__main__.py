@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from gateway.server import run
 from gateway.settings import load
 from slipstream.core.errors import ConfigurationError
-from slipstream.wire.telemetry.logs import configure
+from slipstream.wire.telemetry.logs import configure, fatal
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> int:
         configure("gateway", settings.log_level, settings.log_format)
         asyncio.run(run(settings))
     except ConfigurationError as failure:
-        sys.stderr.write(f"gateway: error: {failure.message}\n")
+        fatal("gateway", failure.message)
         return 2
     return 0
 

@@ -64,8 +64,13 @@ class VerifierMetrics:
         yield gauge("kv_cache_usage_perc", "Share of the blocks in use; 1 is all", usage)
         yield gauge(
             "kv_cache_blocks",
-            "Blocks of the pool: all, in use, and held by leases alone",
-            {"total": pool.num_blocks, "used": pool.num_used, "leased": kv.num_kept},
+            "Blocks of the pool: all, in use, of these held by leases alone, and kept for reuse",
+            {
+                "total": pool.num_blocks,
+                "used": pool.num_used,
+                "leased": kv.num_kept,
+                "cached": pool.num_cached,
+            },
             "state",
         )
         yield gauge("kv_leases", "Leases on keys and values that drafters hold", kv.num_leases)

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,7 +14,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from slipstream.core.errors import ConfigurationError, InternalError, SlipstreamError
-from slipstream.wire.telemetry.logs import LogFormat, LogLevel, configure
+from slipstream.wire.telemetry.logs import LogFormat, LogLevel, configure, fatal
 
 S = TypeVar("S", bound=BaseSettings)
 T = TypeVar("T", bound="TelemetrySettings")
@@ -108,7 +107,7 @@ def run_service(
         logging.getLogger(role).exception("ended by an internal error")
         return 1
     except SlipstreamError as failure:
-        sys.stderr.write(f"{role}: error: {failure.message}\n")
+        fatal(role, failure.message)
         return 2
     return 0
 

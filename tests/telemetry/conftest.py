@@ -30,9 +30,13 @@ Exported = dict[str, dict[str, Metric]]
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def runner(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
     folder = write_checkpoint(tmp_path_factory.mktemp("tiny"))
-    runner = ModelRunner(load_model(folder), 2**20)
+    return ModelRunner(load_model(folder), 2**20)
+
+
+@pytest.fixture(scope="session")
+def exported(runner: ModelRunner) -> Exported:
     engine = Rig(runner).engine
     loop = asyncio.new_event_loop()
     link = DrafterLink("127.0.0.1:1", drafter_pb2.Hello(), Mailbox(loop), Rounds(engine.telemetry))

@@ -59,6 +59,22 @@ def test_an_exception_is_a_field():
     assert "ValueError: bad\nvalue" in entry["exception"]
 
 
+def test_what_ends_a_process_is_a_line_like_the_others():
+    """An error of configuration is an object too, where lines are; else one plain line."""
+    for form in ("json", "text"):
+        arguments = ["--model", "nowhere", "--listen", "127.0.0.1:x", "--log-format", form]
+        command = [sys.executable, "-m", "verifier_service", *arguments]
+        ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 2
+        line = ended.stderr.strip().splitlines()[-1]
+        if form == "json":
+            entry = json.loads(line)
+            assert entry["level"] == "critical"
+            assert "127.0.0.1:x" in entry["message"]
+        else:
+            assert line.startswith("verifier: error: ")
+
+
 def test_without_traces_nothing_of_opentelemetry_is_imported():
     """What the model services import leaves OpenTelemetry on the disk."""
     code = (

@@ -43,6 +43,15 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
+def fatal(service: str, message: str) -> None:
+    """The one line of a process that cannot go on, in the form of its other lines."""
+    as_json = any(isinstance(h.formatter, JsonFormatter) for h in logging.getLogger().handlers)
+    if as_json:
+        logging.getLogger(service).critical(message)
+    else:
+        sys.stderr.write(f"{service}: error: {message}\n")
+
+
 def configure(service: str, level: LogLevel, form: LogFormat) -> None:
     """Sends all that is logged in this process to stderr, warnings included."""
     handler = logging.StreamHandler(sys.stderr)
