@@ -118,4 +118,5 @@ class Child:
         line = raw.decode("utf-8", errors="replace").rstrip()
         if line:
             self.tail.append(line)
-            self._say(f"[{self.name}] {line}")
+            # A JSON object says itself which service it is of.
+            self._say(line if line.startswith("{") else f"[{self.name}] {line}")

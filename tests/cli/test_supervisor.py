@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 
 import pytest
@@ -53,6 +54,16 @@ async def test_early_end_shows_the_last_lines(stage, alive) -> None:
         await Supervisor(services, lambda _: None, QUICK).run(lambda: None)
     assert time.monotonic() - started < 10
     assert not any(alive(pid) for pid in stage.pids("drafter"))
+
+
+def test_lines_are_named_unless_they_name_themselves() -> None:
+    """A JSON object stays one that a log collector can read; other lines say whose they are."""
+    said: list[str] = []
+    child = Child.__new__(Child)
+    child.name, child.tail, child._say = "verifier", deque(), said.append
+    for line in (b'{"service": "verifier"}\n', b"hello\n"):
+        child._line(line)
+    assert said == ['{"service": "verifier"}', "[verifier] hello"]
 
 
 async def test_start_has_a_deadline(stage) -> None:
