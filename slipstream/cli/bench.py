@@ -15,6 +15,7 @@ from slipstream.bench.rows import ROWS
 from slipstream.bench.run import BenchSettings, run
 from slipstream.cli.bench_kv import kv
 from slipstream.cli.bench_link import link
+from slipstream.cli.bench_pipelining import pipelining
 from slipstream.cli.bench_serve import serve
 from slipstream.cli.bench_shards import shards
 from slipstream.models import resolve, served_name
@@ -24,6 +25,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 app.command()(link)
 app.command()(kv)
 app.command()(shards)
+app.command()(pipelining)
 app.command()(serve)
 
 

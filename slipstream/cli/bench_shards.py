@@ -50,7 +50,7 @@ def shards(
         chosen, name = shape_of(synthetic), f"random weights, {synthetic}"
     else:
         chosen, name = resolve(model, progress=progress_on()), served_name(model)
-    settings = ShardsSettings(chosen, name, out, _counts(counts))
+    settings = ShardsSettings(chosen, name, out, numbers("--counts", counts))
     try:
         found = asyncio.run(measure_shards(settings, say))
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -63,9 +63,12 @@ def shards(
     typer.echo(f"written: {out}")
 
 
-def _counts(given: str) -> tuple[int, ...]:
-    """Raises ConfigurationError where they are not numbers separated by commas."""
+def numbers(option: str, given: str) -> tuple[int, ...]:
+    """Raises ConfigurationError where they are not numbers separated by commas, 1 or more each."""
     try:
-        return tuple(int(part) for part in given.split(",") if part.strip())
+        found = tuple(int(part) for part in given.split(",") if part.strip())
     except ValueError:
-        raise ConfigurationError(f"--counts takes numbers as 1,2,4, got {given!r}") from None
+        found = ()
+    if not found or min(found) < 1:
+        raise ConfigurationError(f"{option} takes numbers from 1 on, as 1,2,4; got {given!r}")
+    return found
