@@ -11,6 +11,7 @@ from slipstream.core.errors import ConfigurationError
 from slipstream.wire.address import join, split
 from slipstream.wire.process import ModelServiceSettings, settings_config
 from verifier_service.generation import MOST_PENDING
+from verifier_service.lengths import AHEAD
 
 
 class Settings(ModelServiceSettings):
@@ -61,7 +62,13 @@ class Settings(ModelServiceSettings):
     speculative: bool = Field(True, description="speculate where a request does not say")
 
     @model_validator(mode="after")
-    def _turns_take_waiting(self) -> Settings:
+    def _lengths_fit(self) -> Settings:
+        most = AHEAD if self.window == "auto" else self.window
+        if self.draft_length != "auto" and self.draft_length > most:
+            raise ValueError(
+                f"--draft-length {self.draft_length} is more than the {most} drafts that --window"
+                f" {self.window} lets be there: raise --window or lower it"
+            )
         if self.draft_length != "auto" and self.placement == "shared":
             raise ValueError(
                 "--draft-length N takes what is there without waiting, and --placement shared lets"

@@ -14,6 +14,7 @@ from slipstream.bench.kv import MODES, KvSettings, measure_kv, naive_plans
 from slipstream.bench.kv_report import document, gains, table
 from slipstream.bench.questions import DEFAULT_QUESTIONS
 from slipstream.bench.report import write
+from slipstream.cli.plan_files import load_plans
 from slipstream.core.errors import ConfigurationError
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.models import resolve, served_name
@@ -85,7 +86,7 @@ def _plans(files: str, model: Path) -> dict[str, LayerPlan]:
     """Raises ConfigurationError where a file is no layer plan, or the model has no config."""
     paths = [Path(part.strip()) for part in files.split(",") if part.strip()]
     if paths:
-        return {path.stem: LayerPlan.load(path) for path in paths}
+        return load_plans(paths)
     try:
         layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
     except (OSError, ValueError, KeyError) as failure:

@@ -140,7 +140,9 @@ def _drafter(plan: Plan, first: str) -> list[Service]:
             options["metrics"] = plan.metrics[1 + index]
         name = f"drafter shard {index}" if index else "drafter"
         groups = (options, plan.common, plan.drafter_options)
-        found.append(_service(name, "drafter_service", addresses[index], *groups))
+        service = _service(name, "drafter_service", addresses[index], *groups)
+        # Without it the same tokens come, only later.
+        found.append(replace(service, vital=False))
     return found[::-1]
 
 

@@ -13,11 +13,16 @@ from slipstream.core.errors import ConfigurationError, DeadlineExceeded, Interna
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One process to keep: its command, and how to ask whether it serves."""
+    """One process to keep: its command, and how to ask whether it serves.
+
+    Attributes:
+        vital: whether all is over without it; else it is started again for as long as it takes.
+    """
 
     name: str
     command: tuple[str, ...]
     is_ready: Callable[[], Awaitable[bool]]
+    vital: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class Policy:
         quick: an end sooner than this after the start is a quick death.
         backoff: wait before the first restart; doubles with each quick death in a row.
         max_backoff: the longest such wait.
-        quick_deaths: give up after so many in a row.
+        quick_deaths: give up after so many in a row of a vital service.
     """
 
     ready: float = 600.0
@@ -39,8 +44,13 @@ class Policy:
     grace: float = 15.0
     quick: float = 30.0
     backoff: float = 0.5
-    max_backoff: float = 10.0
+    max_backoff: float = 60.0
     quick_deaths: int = 5
+
+    def pause(self, quick: int) -> float:
+        """Seconds before the restart after so many quick deaths in a row."""
+        # The exponent is bounded, too: deaths go on, and floats do not.
+        return min(self.backoff * 2.0 ** min(max(0, quick - 1), 32), self.max_backoff)
 
 
 class Supervisor:
@@ -68,7 +78,7 @@ class Supervisor:
         Raises:
             ConfigurationError: a service ended before all were ready; its last lines are in it.
             DeadlineExceeded: they were not all ready in time.
-            InternalError: a service died again and again.
+            InternalError: a vital service died again and again.
         """
         tasks: list[asyncio.Task[None]] = []
         try:
@@ -115,21 +125,35 @@ class Supervisor:
     async def _keep(self, service: Service) -> None:
         """Restarts the service whenever it ends; returns only by raising InternalError."""
         policy = self._policy
-        quick = 0
+        quick, pause = 0, 0.0
         while True:
             child = self._children[service.name]
             how = await child.wait()
             # Workers that it left behind would hold its port.
             child.kill()
             quick = quick + 1 if time.monotonic() - child.started < policy.quick else 0
-            if quick >= policy.quick_deaths:
+            if service.vital and quick >= policy.quick_deaths:
                 raise InternalError(
                     f"giving up after {quick} quick deaths: {_last_words(child, how)}"
                 )
-            pause = min(policy.backoff * 2 ** max(0, quick - 1), policy.max_backoff)
-            self._say(f"the {service.name} {how}; starting it again in {pause:g} s")
+            before, pause = pause, policy.pause(quick)
+            # Once the pause has reached its bound, every further death is the same story.
+            if quick <= 1 or pause > before:
+                self._say(_restarting(service, how, quick, pause))
             await asyncio.sleep(pause)
-            await self._start(service)
+            await self._start_again(service)
+
+    async def _start_again(self, service: Service) -> None:
+        """Raises ConfigurationError where a vital service cannot be started; others wait."""
+        while True:
+            try:
+                await self._start(service)
+                return
+            except ConfigurationError as failure:
+                if service.vital:
+                    raise
+                self._say(f"{failure.message}; trying again in {self._policy.max_backoff:g} s")
+            await asyncio.sleep(self._policy.max_backoff)
 
     async def _stop_all(self) -> None:
         for service in reversed(self._services):
@@ -143,6 +167,13 @@ async def _first(tasks: Sequence[asyncio.Task[None]]) -> None:
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         task.result()
+
+
+def _restarting(service: Service, how: str, quick: int, pause: float) -> str:
+    line = f"the {service.name} {how}; starting it again in {pause:g} s"
+    if service.vital or quick <= 1:
+        return line
+    return f"{line} ({quick} quick deaths in a row; answers come without drafts until it stays)"
 
 
 def _last_words(child: Child, how: str) -> str:

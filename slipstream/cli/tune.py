@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,12 +11,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from slipstream.cli.plan_files import load_plans
 from slipstream.core.errors import ConfigurationError
 from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
 
 if TYPE_CHECKING:
     from slipstream.tune.search import Tried
+    from slipstream.tune.settings import TuneSettings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -46,6 +49,18 @@ def check_installed() -> None:
         raise ConfigurationError(
             f"slipstream tune needs {' and '.join(missing)}: pip install 'slipstream-serve[tune]'"
         )
+
+
+def _resolved(settings: TuneSettings, model: str) -> TuneSettings:
+    """The same with the folder of the model, which may take a download.
+
+    Raises:
+        ConfigurationError: there is no such device or model.
+    """
+    from slipstream.engine.placement import resolve_device
+
+    resolve_device(settings.device)
+    return replace(settings, model=resolve(model, progress=progress_on()))
 
 
 class _Bar:
@@ -119,7 +134,7 @@ def tune(
         report, out, seconds_of(budget), trials, seed, resume, finalists, repeats
     )
     settings = TuneSettings(
-        model=resolve(model, progress=progress_on()),
+        model=Path(model),
         model_name=served_name(model),
         prompts=prompts or TUNING_PROMPTS,
         limit=limit,
@@ -130,6 +145,7 @@ def tune(
         device=device,
         threads=threads,
     )
+    settings = _resolved(settings, model)
     with _bar(Console(stderr=True)) as bar:
         tuned = run_tune(settings, wanted, _Bar(bar, wanted.budget_seconds))
     paths = reports.write(report, settings, wanted, tuned)
@@ -162,20 +178,15 @@ def compare(
     """
     check_installed()
     from slipstream.bench.questions import DEFAULT_QUESTIONS
-    from slipstream.core.layer_plan import LayerPlan
     from slipstream.engine.model_files import fingerprint
     from slipstream.models.plans import shipped_plan
     from slipstream.tune import report as reports
     from slipstream.tune.run import compare as run_compare
     from slipstream.tune.settings import TuneSettings
 
-    folder = resolve(model, progress=progress_on())
-    plans = {path.stem: LayerPlan.load(path) for path in plan or []}
-    shipped = shipped_plan(fingerprint(folder))
-    if not plans and shipped is not None:
-        plans = {"shipped": shipped}
+    plans = load_plans(plan or [])
     settings = TuneSettings(
-        model=folder,
+        model=Path(model),
         model_name=served_name(model),
         prompts=prompts or DEFAULT_QUESTIONS,
         limit=limit,
@@ -186,6 +197,10 @@ def compare(
         device=device,
         threads=threads,
     )
+    settings = _resolved(settings, model)
+    shipped = None if plans else shipped_plan(fingerprint(settings.model))
+    if shipped is not None:
+        plans = {"shipped": shipped}
     with _bar(Console(stderr=True)) as bar:
         rows, plain = run_compare(
             settings, plans, work=report, repeats=repeats, watcher=_Bar(bar, 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -31,11 +32,13 @@ from slipstream.cli.choices import (
 from slipstream.cli.services import Plan, services, split_cores, usable_cores
 from slipstream.cli.supervisor import Policy, Supervisor
 from slipstream.core.errors import ConfigurationError
+from slipstream.core.layer_plan import LayerPlan
 from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
 from slipstream.wire.address import join, split
 
 _CHECK_SECONDS = 30.0
+_MOST_AHEAD = 64
 
 
 def up(
@@ -52,11 +55,18 @@ def up(
     ] = None,
     drafter_shards: Annotated[
         int | None,
-        typer.Option(min=1, help="Split the drafter over so many processes, a part of it in each."),
+        typer.Option(
+            min=1,
+            help="Split the drafter over so many processes, a part of it in each, with cores of its"
+            " own: --placement is separate then.",
+        ),
     ] = None,
     placement: Annotated[
         Placement,
-        typer.Option(help="Cores of verifier and drafter: half each, all in turn, or the faster."),
+        typer.Option(
+            help="Cores of verifier and drafter: half each, all in turn (not with shards), or the"
+            " faster."
+        ),
     ] = Placement.auto,
     ngram: Annotated[
         Automatic | None, typer.Option(help="Guesses from the text itself, beside drafts.")
@@ -66,10 +76,13 @@ def up(
     ] = None,
     draft_length: Annotated[
         str | None,
-        typer.Option(help="Most drafts of a step; `auto`: what promises the most tokens/s."),
+        typer.Option(
+            help="Most drafts of a step, up to --window; `auto`: what promises the most tokens/s."
+        ),
     ] = None,
     window: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Most drafts ahead of the last commit.")
+        int | None,
+        typer.Option(min=1, max=_MOST_AHEAD, help="Most drafts ahead of the last commit."),
     ] = None,
     kv_leases: Annotated[
         int | None,
@@ -152,11 +165,11 @@ def up(
                 "--drafter-shards": drafter_shards,
             }
         )
-    if layer_plan == "adaptive" and (drafter_shards or 1) > 1:
-        raise ConfigurationError(
-            "--layer-plan adaptive needs a drafter in one piece: leave out --drafter-shards, or "
-            "take a file or auto"
-        )
+    if (drafter_shards or 1) > 1:
+        _check_shards(layer_plan, placement)
+        placement = Placement.separate
+    _check_plan(layer_plan)
+    _check_lengths(draft_length, window, placement)
     shards = [f"--drafter-shards ({index})" for index in range(1, drafter_shards or 1)]
     wanted |= dict.fromkeys(shards, "127.0.0.1:0")
     processes = 1 + (drafter is Switch.on) + len(shards)
@@ -167,8 +180,7 @@ def up(
         _check_keys(api_keys)
     addresses = claim(wanted)
     folder = resolve(model, progress=progress_on(), verify=verify)
-    # Shards stay where they are put, so they cannot take turns with the verifier.
-    apart = placement is Placement.separate or len(shards) > 0
+    apart = placement is Placement.separate
     first, second = split_cores(usable_cores(), drafter is Switch.on, apart=apart)
     plan = Plan(
         model=folder,
@@ -195,7 +207,7 @@ def up(
             "max-queue": max_queue,
             "placement": placement.value,
             "ngram": _value(ngram),
-            "draft-length": _draft_length(draft_length),
+            "draft-length": draft_length,
             "window": window,
             "kv-leases": kv_leases,
             "trace-rounds": trace_rounds,
@@ -321,10 +333,49 @@ def _cores(option: str, given: str | None, default: tuple[int, ...]) -> tuple[in
     return cores
 
 
-def _draft_length(given: str | None) -> str | None:
-    if given in (None, "auto") or (given.isdecimal() and int(given) > 0):
-        return given
-    raise ConfigurationError(f"--draft-length must be auto or a number from 1 on, got {given!r}")
+def _check_lengths(draft_length: str | None, window: int | None, placement: Placement) -> None:
+    """Where no window is given the verifier knows its own.
+
+    Raises:
+        ConfigurationError: no number of drafts, more than there can be, or not in that placement.
+    """
+    if draft_length in (None, "auto"):
+        return
+    most = _MOST_AHEAD if window is None else window
+    if re.fullmatch("[0-9]{1,4}", draft_length) is None or not 1 <= int(draft_length) <= most:
+        limit = f"{most}" if window is None else f"{most}, which is --window"
+        raise ConfigurationError(
+            f"--draft-length must be auto or a number from 1 to {limit}, got {draft_length!r}"
+        )
+    if placement is Placement.shared:
+        raise ConfigurationError(
+            "--draft-length N takes what is there without waiting, and --placement shared lets the"
+            " verifier wait: leave one of the two at auto"
+        )
+
+
+def _check_shards(layer_plan: str | None, placement: Placement) -> None:
+    """Raises ConfigurationError where a drafter in shards cannot do what was asked for."""
+    if layer_plan == "adaptive":
+        raise ConfigurationError(
+            "--layer-plan adaptive needs a drafter in one piece: leave out --drafter-shards, or "
+            "take a file or auto"
+        )
+    if placement is Placement.shared:
+        raise ConfigurationError(
+            "--placement shared needs a drafter in one piece, as shards are processes with cores of"
+            " their own: leave out --drafter-shards, or take separate or auto"
+        )
+
+
+def _check_plan(layer_plan: str | None) -> None:
+    """Whether it is for this model the drafter finds out, which reads the model's tensors.
+
+    Raises:
+        ConfigurationError: the file is missing or is no layer plan.
+    """
+    if layer_plan not in (None, "auto", "adaptive"):
+        LayerPlan.load(Path(layer_plan))
 
 
 def _value(choice: StrEnum | None) -> object | None:

@@ -95,7 +95,11 @@ class LayerPlan:
         return json.dumps(data, indent=2) + "\n"
 
     def save(self, path: Path) -> None:
-        path.write_text(self._json())
+        """Raises ConfigurationError where the file cannot be written."""
+        try:
+            path.write_text(self._json())
+        except OSError as failure:
+            raise ConfigurationError(f"cannot write layer plan {path}: {failure}") from failure
 
     @classmethod
     def load(cls, path: Path) -> LayerPlan:

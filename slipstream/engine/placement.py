@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -22,11 +23,12 @@ def place(cpus: str, threads: int, device: str) -> None:
     Args:
         cpus: comma-separated core numbers, empty for no pinning.
         threads: torch threads; 0 means one for each core that the process may use.
-        device: a torch device, checked to be there.
+        device: as `resolve_device` takes it; checked to be there.
 
     Raises:
         ConfigurationError: a core or the device does not exist.
     """
+    resolve_device(device)
     if cpus:
         try:
             wanted = {int(core) for core in cpus.split(",")}
@@ -42,8 +44,6 @@ def place(cpus: str, threads: int, device: str) -> None:
             raise ConfigurationError(f"cannot run on cores {cpus}: {failure}") from failure
     torch.set_num_threads(threads or len(_own_cores()) or os.cpu_count() or 1)
     sys.setswitchinterval(_SWITCH_SECONDS)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigurationError("--device cuda: this machine or this torch has no CUDA device")
 
 
 def compute_on(cores: tuple[int, ...]) -> None:
@@ -73,7 +73,21 @@ def _own_cores() -> frozenset[int]:
 
 
 def resolve_device(device: str) -> str:
-    """`auto` becomes cuda where there is one, else cpu."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """`auto` becomes cuda where there is one, else cpu; others stay as they are.
+
+    Raises:
+        ConfigurationError: it is none of auto, cpu, cuda and cuda:N, or is not there.
+    """
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return "cuda" if there else "cpu"
+    found = re.fullmatch(r"cpu|cuda(?::([0-9]{1,3}))?", device)
+    if found is None:
+        raise ConfigurationError(f"--device is auto, cpu, cuda or cuda:N, got {device!r}")
+    if device != "cpu" and not there:
+        raise ConfigurationError(
+            f"--device {device}: this machine or this torch has no CUDA device"
+        )
+    if found[1] and int(found[1]) >= there:
+        raise ConfigurationError(f"--device {device}: the last CUDA device is cuda:{there - 1}")
+    return device

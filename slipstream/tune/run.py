@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from slipstream.bench.machine import cores
 from slipstream.core.errors import ConfigurationError
 from slipstream.core.layer_plan import LayerPlan
+from slipstream.engine.model_files import ModelFolder
 from slipstream.tune.confirm import PLAIN, Confirmed, confirm
 from slipstream.tune.costs import VerifyCost
 from slipstream.tune.evaluate import Estimate
@@ -88,8 +89,7 @@ def tune(settings: TuneSettings, wanted: SearchSettings, watcher: Watcher) -> Tu
     Raises:
         SlipstreamError: a file, the model, a setting or a service is not usable.
     """
-    if not wanted.out.parent.is_dir():
-        raise ConfigurationError(f"--out {wanted.out}: there is no folder {wanted.out.parent}")
+    _check_out(wanted.out)
     bench = set_up(settings, watcher.say)
     identity = bench.identity() | {"seed": wanted.seed}
     study = open_study(wanted.report / JOURNAL, identity, resume=wanted.resume)
@@ -124,6 +124,33 @@ def tune(settings: TuneSettings, wanted: SearchSettings, watcher: Watcher) -> Tu
     return Tuned(chosen, rows, tuple(search.tried()), verify, dict(costs), plain)
 
 
+def _check_out(out: Path) -> None:
+    """Whether the plan can be written, which is known before the search rather than after it.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    try:
+        new = not out.exists()
+        if not new and not out.is_file():
+            raise ConfigurationError(f"--out {out} is no file: give the plan's file name")
+        with out.open("a"):
+            pass
+        if new:
+            out.unlink()
+    except OSError as failure:
+        raise ConfigurationError(f"--out {out} cannot be written: {failure}") from failure
+
+
+def _folder(path: Path) -> Path:
+    """The folder, made where there is none. Raises ConfigurationError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        raise ConfigurationError(f"cannot make the folder {path}: {failure}") from failure
+    return path
+
+
 def _different(plans: Sequence[LayerPlan]) -> list[LayerPlan]:
     return list(dict.fromkeys(plans))
 
@@ -147,8 +174,7 @@ def confirmed_rows(
     bench: Workbench, rows: Sequence[Row], work: Path, repeats: int, watcher: Watcher
 ) -> tuple[tuple[Row, ...], Confirmed]:
     """Runs the rows in the real pipeline; the fastest first. And plain decoding beside them."""
-    settings, folder = bench.settings, work / "pipeline"
-    folder.mkdir(parents=True, exist_ok=True)
+    settings, folder = bench.settings, _folder(work / "pipeline")
     found = asyncio.run(
         confirm(
             {row.name: bench.of_model(row.plan) for row in rows},
@@ -183,15 +209,22 @@ def compare(
 
     Raises:
         ModelMismatch: a plan is for another model.
+        SlipstreamError: a file, the model, a setting or a service is not usable.
     """
-    bench = set_up(settings, watcher.say)
+    _folder(work)
+    folder = ModelFolder(settings.model)
     for plan in plans.values():
-        plan.check(bench.fingerprint, bench.layers)
+        plan.check(folder.fingerprint, folder.config.num_hidden_layers)
+    bench = set_up(settings, watcher.say)
     evaluator = bench.evaluator(bench.measure_verify(), {})
+    naive = naive_plans(bench.layers, bench.automatic)
+    # A file may have the name of a naive plan.
+    beside = {f"{name} (naive)" if name in plans else name: naive[name] for name in naive}
     named: dict[LayerPlan, str] = {}
-    for name, plan in {**plans, **naive_plans(bench.layers, bench.automatic)}.items():
-        unbound = LayerPlan(plan.precision, plan.head_precision, plan.skip_attention, plan.skip_mlp)
-        named.setdefault(unbound, name)
+    for name, plan in {**plans, **beside}.items():
+        unbound = replace(plan, model_fingerprint="")
+        if named.setdefault(unbound, name) != name:
+            watcher.say(f"{name} is the same plan as {named[unbound]}")
     rows = []
     for plan, name in named.items():
         *_, estimate = evaluator.evaluate(plan)

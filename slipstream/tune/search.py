@@ -28,6 +28,8 @@ _FEWEST_CHOICES = 8
 _STAGES = ("whole", "sweep", "together", "search")
 _ESTIMATE, _STAGE = "estimate", "stage"
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+# What a generator of NumPy's takes as a seed is below this.
+_SEEDS = 2**32
 
 
 class Evaluate(Protocol):
@@ -125,7 +127,9 @@ class Search:
         number = len(self.study.get_trials(deepcopy=False, states=_DONE))
         # A sampler of its own for each trial: its state does not outlive the process.
         self.study.sampler = optuna.samplers.TPESampler(
-            multivariate=True, n_startup_trials=0, seed=self._seed * 1_000_003 + number
+            multivariate=True,
+            n_startup_trials=0,
+            seed=(self._seed * 1_000_003 + number) % _SEEDS,
         )
         queued = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         trial = self.study.ask(self._space.distributions if queued else self._choices())

@@ -40,12 +40,12 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def service(self, name: str, behaviour: str = "") -> Service:
+    def service(self, name: str, behaviour: str = "", *, vital: bool = True) -> Service:
         async def is_ready() -> bool:
             return (self.folder / f"{name}.ready").exists()
 
         command = (sys.executable, "-c", _PROGRAM, name, str(self.folder), behaviour)
-        return Service(name, command, is_ready)
+        return Service(name, command, is_ready, vital)
 
     def events(self) -> list[list[str]]:
         path = self.folder / "events"

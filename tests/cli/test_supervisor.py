@@ -90,17 +90,64 @@ async def test_killed_service_comes_back(stage) -> None:
     assert len(stage.pids("verifier")) == 1
 
 
-async def test_gives_up_on_a_service_that_dies_again_and_again(stage, alive) -> None:
+async def test_gives_up_on_a_vital_service_that_dies_again_and_again(stage, alive) -> None:
     """After the allowed number of quick deaths in a row everything is stopped, with the reason."""
-    services = [stage.service("drafter", "brief"), stage.service("verifier")]
+    services = [stage.service("drafter", vital=False), stage.service("verifier", "brief")]
     supervisor = Supervisor(services, lambda _: None, QUICK)
     with pytest.raises(
         InternalError,
-        match="giving up after 3 quick deaths: the drafter ended with exit code 3",
+        match="giving up after 3 quick deaths: the verifier ended with exit code 3",
     ):
         await asyncio.wait_for(supervisor.run((stage.folder / "go").touch), 30)
-    assert len(stage.pids("drafter")) == 3
-    assert not any(alive(pid) for pid in stage.pids("verifier"))
+    assert len(stage.pids("verifier")) == 3
+    assert not any(alive(pid) for pid in stage.pids("drafter"))
+
+
+async def test_a_drafter_that_keeps_dying_stops_nobody(stage, alive) -> None:
+    """It is started again and again, in pauses that grow to a bound and are told as they grow."""
+    said: list[str] = []
+    services = [stage.service("drafter", "brief", vital=False), stage.service("verifier")]
+    supervisor = Supervisor(services, said.append, QUICK)
+    run = asyncio.create_task(supervisor.run((stage.folder / "go").touch))
+    await until(lambda: run.done() or len(stage.pids("drafter")) > 2 * QUICK.quick_deaths)
+    assert not run.done()
+    assert len(stage.pids("verifier")) == 1
+    assert alive(stage.pids("verifier")[0])
+    supervisor.stop()
+    await asyncio.wait_for(run, 20)
+    told = [line.partition("; ")[2] for line in said if "starting it again" in line]
+    assert [line[: len("starting it again in 0.0X s")] for line in told] == [
+        f"starting it again in {pause} s" for pause in (0.02, 0.04, 0.05)
+    ]
+    assert "(3 quick deaths in a row; answers come without drafts" in told[2]
+
+
+async def test_a_program_that_cannot_be_started_again(stage, alive) -> None:
+    """A drafter whose program is gone for a while is tried again; nobody is stopped."""
+    said: list[str] = []
+    drafter = stage.service("drafter", "brief", vital=False)
+    supervisor = Supervisor([drafter, stage.service("verifier")], said.append, QUICK)
+    starts, start = [], supervisor._start
+
+    async def failing(service):
+        starts.append(service.name)
+        if len(starts) == 3:
+            raise ConfigurationError("cannot start the drafter: no memory")
+        return await start(service)
+
+    supervisor._start = failing
+    run = asyncio.create_task(supervisor.run((stage.folder / "go").touch))
+    await until(lambda: run.done() or len(starts) > 3)
+    assert "cannot start the drafter: no memory; trying again in 0.05 s" in said
+    assert alive(stage.pids("verifier")[0])
+    supervisor.stop()
+    await asyncio.wait_for(run, 20)
+
+
+def test_pauses_are_bounded() -> None:
+    """They double from the second quick death on, up to a minute, however many there are."""
+    pauses = [Policy().pause(quick) for quick in (0, 1, 2, 3, 4, 8, 9, 100_000)]
+    assert pauses == [0.5, 0.5, 1.0, 2.0, 4.0, 60.0, 60.0, 60.0]
 
 
 async def test_deaf_service_is_killed(stage, alive) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from slipstream.cli import up as command
 from slipstream.cli.addresses import claim, reachable
+from slipstream.cli.choices import Placement
 from slipstream.cli.services import Plan, services, shard_cores, split_cores, usable_cores
 from slipstream.core.errors import ConfigurationError
 
@@ -89,6 +90,7 @@ def test_shards_are_processes_in_a_row() -> None:
         ["2", "3", "127.0.0.1:6002", None, "4"],
     ]
     assert options(started[3].command)["--drafter"] == "127.0.0.1:50052"
+    assert [service.vital for service in started] == [False, False, False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +160,47 @@ def test_options_of_drafting_reach_whom_they_are_for(
     assert drafter.get(option) == (value if drafters else None)
     assert verifier.get(option) == (value if verifiers else None)
     assert option not in gateway
+
+
+@pytest.mark.parametrize("asked", ["auto", "separate"])
+def test_shards_and_verifier_are_side_by_side(monkeypatch, tiny_model_dir, asked) -> None:
+    """Shards cannot follow a verifier to other cores, so both sides are told to stay apart."""
+    monkeypatch.setattr(command, "usable_cores", lambda: (0, 1, 2, 3))
+    extra = ("--drafter-shards", "2", "--placement", asked)
+    *shards, verifier, _ = commands(monkeypatch, tiny_model_dir, *extra)
+    assert verifier["--placement"] == "separate"
+    assert [told["--cpus"] for told in (*shards, verifier)] == ["3", "2", "0,1"]
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "good"),
+    [
+        ("8", 8, True),
+        ("64", None, True),
+        ("auto", 1, True),
+        (None, 1, True),
+        ("9", 8, False),
+        ("65", None, False),
+        ("0", None, False),
+        ("-1", None, False),
+        ("٣", None, False),
+        ("9" * 5000, None, False),
+    ],
+)
+def test_draft_length_and_window(length, window, good) -> None:
+    """No more drafts in a step than there can be ahead, and numbers of a sane size."""
+    if good:
+        command._check_lengths(length, window, Placement.auto)
+    else:
+        with pytest.raises(ConfigurationError, match="--draft-length"):
+            command._check_lengths(length, window, Placement.auto)
+
+
+def test_a_fixed_length_takes_no_turns() -> None:
+    """A length that never waits is refused where the verifier would have to wait."""
+    command._check_lengths("auto", None, Placement.shared)
+    with pytest.raises(ConfigurationError, match="--placement shared"):
+        command._check_lengths("4", None, Placement.shared)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +304,8 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     start = ["up", "--model", str(tmp_path), *ports]
     broken = tmp_path / "broken-keys"
     broken.write_text("not a key\n")
+    plan = tmp_path / "plan.json"
+    plan.write_text('{"precision": "int3"}')
     with socket.create_server(("127.0.0.1", 0)) as other:
         used = f"127.0.0.1:{other.getsockname()[1]}"
         cases = {
@@ -274,6 +319,10 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
             "--layer-plan is for": [*start, "--drafter", "off", "--layer-plan", "auto"],
             "--drafter-cpus is for": [*start, "--drafter", "off", "--drafter-cpus", "0"],
             "there is no model '?'": ["fetch", "?"],
+            "nowhere.json": [*start, "--layer-plan", str(tmp_path / "nowhere.json")],
+            "precision must be one of": [*start, "--layer-plan", str(plan)],
+            "--placement shared needs": [*start, "--drafter-shards", "2", "--placement", "shared"],
+            "from 1 to 4, which is --window": [*start, "--draft-length", "5", "--window", "4"],
         }
         for message, arguments in cases.items():
             ended = slipstream(*arguments)

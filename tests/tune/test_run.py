@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from slipstream.bench.machine import cores
 from slipstream.bench.questions import choose, encode, load_questions
 from slipstream.cli import tune as command
+from slipstream.cli.plan_files import load_plans
 from slipstream.core.errors import ConfigurationError, ModelMismatch
-from slipstream.core.layer_plan import LayerPlan
+from slipstream.core.layer_plan import LayerPlan, Skips
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.model_files import fingerprint
 from slipstream.engine.step_cost import StepCost
@@ -22,7 +24,7 @@ from slipstream.tune.confirm import PLAIN, Confirmed, confirm
 from slipstream.tune.costs import VerifyCost
 from slipstream.tune.evaluate import Estimate
 from slipstream.tune.pareto import pareto_front
-from slipstream.tune.run import Row, SearchSettings, Tuned, compare, tune
+from slipstream.tune.run import Row, SearchSettings, Tuned, _check_out, compare, tune
 from slipstream.tune.search import Tried
 from slipstream.tune.settings import TUNING_PROMPTS, TuneSettings, seconds_of
 
@@ -97,18 +99,47 @@ def test_two_runs_with_one_seed(settings, tmp_path, monkeypatch) -> None:
 
 
 def test_comparing_plans(settings, tmp_path) -> None:
-    """A plan stands beside the naive ones; one for another model is refused."""
+    """Plans stand beside the naive ones, whatever they are called; the same one stands once."""
     plan = LayerPlan("int8", "int8", skip_mlp=frozenset({2}))
-    rows, plain = compare(settings, {"mine": plan}, work=tmp_path, repeats=0, watcher=Quiet())
+    plans = {"mine": plan, "automatic": plan.with_skips(Skips(frozenset({1})))}
+    plans["again"] = plan
+    quiet = Quiet()
+    rows, plain = compare(settings, plans, work=tmp_path, repeats=0, watcher=quiet)
     names = [row.name for row in rows]
     assert plain is None
-    assert {"mine", "native, nothing skipped", "every 2nd layer"} <= set(names)
-    assert [row.plan for row in rows if row.name == "mine"] == [plan]
+    expected = {"mine", "automatic", "automatic (naive)", "every 2nd layer"}
+    assert expected <= {*names, *(line.partition(" is the same")[0] for line in quiet.lines)}
+    assert {row.name: row.plan for row in rows if row.name in plans} == {
+        name: plans[name] for name in ("mine", "automatic")
+    }
+    assert "again is the same plan as mine" in quiet.lines
     paths = reports.write_comparison(tmp_path / "table", settings, rows, plain)
     assert [row["name"] for row in json.loads(paths[0].read_text())["rows"]] == names
-    other = replace(plan, model_fingerprint="0" * 32)
+
+
+def test_comparing_a_plan_for_another_model(settings, tmp_path) -> None:
+    """It is refused before the model is loaded."""
+    other, quiet = LayerPlan(model_fingerprint="0" * 32), Quiet()
     with pytest.raises(ModelMismatch):
-        compare(settings, {"mine": other}, work=tmp_path, repeats=0, watcher=Quiet())
+        compare(settings, {"mine": other}, work=tmp_path, repeats=0, watcher=quiet)
+    assert quiet.lines == []
+
+
+def test_plans_of_like_names(tmp_path) -> None:
+    """Files of one name are told apart by their folders, as far as that takes; one file is one."""
+    paths = [
+        tmp_path / folder / name
+        for folder, name in (("a/x", "p.json"), ("b/x", "p.json"), ("a/y", "p.json"), ("a", "q"))
+    ]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        LayerPlan(skip_mlp=frozenset({number})).save(path)
+    plans = load_plans([*paths, paths[0]])
+    assert list(plans) == ["a/x/p", "b/x/p", "y/p", "q"]
+    assert [sorted(plan.skip_mlp) for plan in plans.values()] == [[0], [1], [2], [3]]
+    twin = paths[0].with_suffix(".txt")
+    LayerPlan().save(twin)
+    assert list(load_plans([paths[0], twin])) == [str(paths[0]), str(twin)]
 
 
 @pytest.mark.slow
@@ -206,8 +237,27 @@ def test_what_must_be_installed(monkeypatch) -> None:
         command.check_installed()
 
 
-def test_no_folder_for_the_plan(settings, tmp_path) -> None:
-    """A plan that could not be written is told before the search, not after it."""
-    nowhere = replace(wanted(tmp_path), out=tmp_path / "nowhere" / "plan.json")
-    with pytest.raises(ConfigurationError, match="nowhere"):
-        tune(settings, nowhere, Quiet())
+def test_a_plan_that_cannot_be_written(settings, tmp_path) -> None:
+    """It is told before the search, not after it; the check leaves no file behind."""
+    for out in (tmp_path / "nowhere" / "plan.json", tmp_path, tmp_path / ("x" * 300)):
+        quiet = Quiet()
+        with pytest.raises(ConfigurationError, match="--out"):
+            tune(settings, replace(wanted(tmp_path), out=out), quiet)
+        assert quiet.lines == []
+    _check_out(tmp_path / "plan.json")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigurationError, match="cannot write"):
+        LayerPlan().save(tmp_path)
+
+
+@pytest.mark.parametrize("subcommand", [[], ["compare"]])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--kv-context", "y"), ("--placement", "auto"), ("--device", "nonsense"), ("--dtype", "int3")],
+)
+def test_options_are_checked_before_the_model(monkeypatch, subcommand, option, value) -> None:
+    """No model is looked for, let alone fetched, for a command that cannot be."""
+    monkeypatch.setattr(command, "resolve", lambda *_, **__: pytest.fail("looked for the model"))
+    ended = CliRunner().invoke(command.app, [*subcommand, option, value])
+    assert isinstance(ended.exception, ConfigurationError), ended.output
+    assert option in ended.exception.message

@@ -76,6 +76,14 @@ def test_finds_the_planted_plan(seed) -> None:
     assert best.estimate.prompts == PROMPTS
 
 
+@pytest.mark.parametrize("seed", [4294, 4295, 10**30])
+def test_any_seed(seed) -> None:
+    """However large a seed is, a search can be made from it."""
+    search = searching(in_memory(), Counting(), seed)
+    run(search, len(STARTS) + 4 * LAYERS)
+    assert search.tried()[-1].stage == "search"
+
+
 def test_begins_with_what_is_simple() -> None:
     """First the given plans, then each sublayer by itself, then the least missed together."""
     search = searching(in_memory(), Counting())

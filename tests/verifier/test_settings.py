@@ -15,6 +15,8 @@ from verifier_service.settings import Settings
         ("--window 0", "--window: "),
         ("--window many", "--window: "),
         ("--draft-length 99", "--draft-length: "),
+        ("--draft-length 9", "--draft-length 9 is more than the 8 drafts"),
+        ("--draft-length 4 --window 3", "--draft-length 4 is more than the 3 drafts"),
         ("--draft-length 4 --placement shared", "--draft-length N takes what is there"),
     ],
 )
@@ -23,3 +25,14 @@ def test_lengths_that_cannot_be_had(words, said) -> None:
     with pytest.raises(ConfigurationError) as raised:
         read_settings(Settings, ["--model", "m", *words.split()])
     assert raised.value.message.startswith(said)
+
+
+@pytest.mark.parametrize(
+    "words", ["", "--draft-length 8", "--window 3", "--draft-length 64 --window 64"]
+)
+def test_lengths_that_fit(words) -> None:
+    """A step may take every draft that there can be."""
+    given = dict(zip(words.split()[::2], words.split()[1::2], strict=True))
+    settings = read_settings(Settings, ["--model", "m", *words.split()])
+    assert str(settings.draft_length) == given.get("--draft-length", "auto")
+    assert str(settings.window) == given.get("--window", "auto")
