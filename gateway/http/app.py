@@ -175,7 +175,10 @@ def build(
     app.add_api_route("/v1/models", routes.models, methods=get)
     app.add_api_route("/v1/models/{model_id:path}", routes.model, methods=get)
     app.add_api_route("/health", routes.health, methods=get)
-    app.add_api_route("/ready", routes.ready, methods=get)
+    not_ready: dict[int | str, dict[str, Any]] = {
+        503: {"description": "not now; `missing` says what is not there"}
+    }
+    app.add_api_route("/ready", routes.ready, methods=get, responses=not_ready)
     app.add_api_route("/metrics", routes.metrics, methods=get)
     errors.install(app)
     openapi.install(app, [ChatRequest, CompletionRequest])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.admission import Admission
 from gateway.http.errors import error_response
+from gateway.http.listener import hang_up
 from gateway.keys import KeyRing
 from slipstream.core.errors import SlipstreamError
 
@@ -40,7 +42,11 @@ class Door:
             await error_response(failure)(scope, receive, send)
             return
         with place:
-            await self._app(scope, receive, send)
+            try:
+                await self._app(scope, receive, send)
+            except asyncio.CancelledError:
+                # The gateway stops, and its grace is over: no failure of the request's.
+                await hang_up(scope)
 
     def _enter(self, scope: Scope) -> contextlib.AbstractContextManager[None]:
         tenant = ""

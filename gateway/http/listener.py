@@ -17,7 +17,7 @@ from slipstream.core.errors import ConfigurationError
 # What the kernel holds for a client that does not read; by default it would grow to megabytes.
 _SEND_BUFFER_BYTES = 256 * 1024
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
-_ABORT = "abort_connection"
+_ABORT, _CLOSE = "abort_connection", "close_connection"
 
 
 class Server(uvicorn.Server):
@@ -33,7 +33,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {**self.app_state, _ABORT: self._abort}
+        self.app_state = {**self.app_state, _ABORT: self._abort, _CLOSE: transport.close}
 
     def _abort(self) -> None:
         # Else the kernel would go on offering what it holds to a client that does not want it.
@@ -46,9 +46,20 @@ class Protocol(HttpToolsProtocol):
 
 def abort(scope: Scope) -> None:
     """Cuts the connection that a request came on; what is not read yet is thrown away."""
-    cut: Callable[[], None] | None = scope.get("state", {}).get(_ABORT)
-    if cut is not None:
-        cut()
+    _end(scope, _ABORT)
+
+
+async def hang_up(scope: Scope) -> None:
+    """Ends the connection after what was sent, so that an unfinished answer is seen to be one."""
+    _end(scope, _CLOSE)
+    # The server hears of it in the loop's next turn, and then misses no end of the answer.
+    await asyncio.sleep(0)
+
+
+def _end(scope: Scope, how: str) -> None:
+    end: Callable[[], None] | None = scope.get("state", {}).get(how)
+    if end is not None:
+        end()
 
 
 def listen(host: str, port: int, unread_seconds: float) -> socket.socket:

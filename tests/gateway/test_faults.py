@@ -186,3 +186,21 @@ async def test_many_at_once(rig, ids):
             assert answer.json()["choices"][0]["text"] == words[number % 5]
 
     await asyncio.gather(*(one(number) for number in range(100)))
+
+
+async def test_stopping_with_streams(make_rig, eventually, caplog):
+    """A gateway that stops ends what is still streaming after its grace, and logs no failure."""
+    behaviour = FakeBehaviour([5, 6, 7], hang_after=2)
+    async with make_rig(behaviour) as rig:
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.running.http_port)
+        body = b'{"model": "tiny-chat", "prompt": "x", "stream": true}'
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+        writer.write(head % len(body) + body)
+        await eventually(lambda: rig.fake.sent.total() == 2)
+    async with asyncio.timeout(5):
+        received = await reader.read()
+    assert b"data: {" in received
+    assert not received.endswith(b"0\r\n\r\n")
+    assert rig.fake.cancelled
+    assert [record for record in caplog.records if "ASGI" in record.getMessage()] == []
+    writer.close()
