@@ -22,6 +22,7 @@ from slipstream.wire.proto import drafter_pb2, kv_pb2_grpc, verifier_pb2_grpc
 from slipstream.wire.telemetry.metrics import Exposition, exposed
 from slipstream.wire.telemetry.tracing import Tracing, tracing_to
 from slipstream.wire.transport import Server
+from verifier_service.admission import Bounds
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
 from verifier_service.kv_holder import KvHolder
@@ -44,7 +45,7 @@ _PLANS = {
     "int8": LayerPlan(precision="w8a8", head_precision="w8a8"),
 }
 # Row counts whose step time is probed when the model is loaded.
-PROBED_ROWS = (1, 2, 4, 6, 8, 12, 16, 32)
+PROBED_ROWS = (1, 2, 4, 6, 8, 12, 16, 32, 64, 128, 256)
 
 
 def _make_runner(settings: Settings) -> tuple[ModelRunner, str, dict[int, float]]:
@@ -63,7 +64,9 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, str, dict[int, float]
         loaded.weight_bytes / 1e6,
         runner.pool.num_blocks, exactness, shapes,
     )  # fmt: skip
-    seconds = step_seconds(runner, PROBED_ROWS)
+    # A small context window has no room for the wide ones.
+    probed = [rows for rows in PROBED_ROWS if rows <= max(1, loaded.context_length // 2)]
+    seconds = step_seconds(runner, probed)
     # What was computed to get here is no request's.
     runner.model_seconds = 0.0
     return runner, exactness, seconds
@@ -121,18 +124,25 @@ async def _serve(
         placement,
         telemetry=telemetry,
     )
+    limits = Limits(
+        step_rows=settings.step_rows,
+        prefill_chunk=settings.prefill_chunk,
+        strict=exactness == "strict",
+        mixed_rows=0,
+    )
     engine = VerifierEngine(
         runner,
         speculation,
-        limits=Limits(prefill_chunk=settings.prefill_chunk, strict=exactness == "strict"),
+        limits=limits,
         max_running=settings.max_sequences,
-        max_waiting=settings.max_queue,
+        bounds=Bounds(settings.max_queue, settings.max_wait),
+        stretch=settings.prefill_stretch,
         kv=KvHolder(runner, most=settings.kv_leases, share=settings.kv_lease_share),
     )
     exposition.read = VerifierMetrics(engine, link)
     running = asyncio.wrap_future(engine.start(thread))
     identity = Identity(exposition.model, settings.precision, exactness, settings.speculative)
-    servicer = VerifierServicer(engine, identity, link, mailbox, tracing)
+    servicer = VerifierServicer(engine, identity, link, mailbox, settings.send_timeout, tracing)
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
     kv_servicer = KvServicer(engine, address, incarnation)
     kv_pb2_grpc.add_KvServiceServicer_to_server(kv_servicer, server.grpc)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from verifier_service.generation import Generation
 from verifier_service.plan import Work
 
 
@@ -25,6 +26,15 @@ class EngineCounters:
     guess_tokens: int = 0
     accepted_guess_tokens: int = 0
     stale_draft_tokens: int = 0
+    # Of prompts, the tokens that were looked for in the cache of prefixes, and those found there.
+    looked_up_prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    # Sequences that gave their room back for a while; requests ended by their deadline, or because
+    # no place came free in time; clients that did not read.
+    preemptions: int = 0
+    deadlines: int = 0
+    given_up: int = 0
+    cut_clients: int = 0
     # By position in the drafts of a step: verified there, and accepted.
     drafted_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
@@ -36,6 +46,12 @@ class EngineCounters:
         if sum(len(item.segment.tokens) for item in work) == 1:
             self.plain_steps += 1
             self.plain_step_seconds += seconds
+
+    def started(self, generation: Generation) -> None:
+        """A request got its place."""
+        self.prompt_tokens += generation.sequence.num_prompt
+        self.looked_up_prompt_tokens += generation.sequence.num_prompt
+        self.cached_prompt_tokens += generation.cached
 
     def decided(self, tokens: int, drafted: int, accepted: int, by_drafter: int) -> None:
         """A sequence got `tokens` tokens; the first `by_drafter` of its drafts were the drafter's,

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 
 from slipstream.core.draft import Proposal, Refusal
-from slipstream.core.errors import InternalError, Overloaded, SlipstreamError
+from slipstream.core.errors import DeadlineExceeded, InternalError, Overloaded, SlipstreamError
 from slipstream.engine.draws import Draws
 from slipstream.engine.kv_pool import BLOCK_TOKENS
 from slipstream.engine.loop import EngineLoop
 from slipstream.engine.runner import ModelRunner
-from verifier_service.admission import admit
+from verifier_service.admission import Admission, Bounds, retry_after
+from verifier_service.budget import PromptBudget
 from verifier_service.counters import EngineCounters
 from verifier_service.generation import Finish, Generation, GenerationRequest, Progress
 from verifier_service.kv_holder import KvHolder
 from verifier_service.layouts import Drafter
-from verifier_service.plan import Limits, Work, next_turn, plan_step
+from verifier_service.plan import Limits, StepPlan, Work, plan_step
+from verifier_service.rooms import Rooms
+from verifier_service.scheduler import Scheduler
 from verifier_service.speculation import Speculation
 from verifier_service.verdict import decide
 
 log = logging.getLogger(__name__)
+# How much longer than the longest expected wait a request may really wait: estimates err.
+_GIVEN_UP = 2.0
 
 
 class VerifierEngine(EngineLoop):
@@ -36,7 +42,9 @@ class VerifierEngine(EngineLoop):
     Args:
         speculation: keeps the drafter informed and decides about drafts.
         kv: leases on keys and values; touched on the engine's thread only.
-        max_running: most sequences in a step; `max_waiting`: most that queue for a place.
+        max_running: most sequences with a place; `bounds`: what may wait for one.
+        stretch: most times as long that a step may take because of prompts.
+        clock: seconds.
     """
 
     def __init__(
@@ -46,8 +54,10 @@ class VerifierEngine(EngineLoop):
         *,
         limits: Limits,
         max_running: int = 128,
-        max_waiting: int = 1024,
+        bounds: Bounds | None = None,
+        stretch: float = 1.9,
         kv: KvHolder | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__()
         self.runner = runner
@@ -56,14 +66,18 @@ class VerifierEngine(EngineLoop):
         self.limits = limits
         self.speculation = speculation
         self.telemetry = speculation.telemetry
-        self._max_running = max_running
-        self._max_waiting = max_waiting
-        self._waiting: deque[Generation] = deque()
-        self._running: deque[Generation] = deque()
+        self.bounds = bounds or Bounds()
+        self.admission = Admission(runner.loaded, self.max_length, self.bounds, max_running, clock)
+        rooms = Rooms(runner.pool, self.kv, limits)
+        self.scheduler = Scheduler(rooms, limits, max_running, self._started, self._preempted)
+        self._rooms = rooms
+        self._budget = PromptBudget(speculation.step_seconds, stretch)
+        self._clock = clock
         self._by_number: dict[int, Generation] = {}
         # next() on it is atomic, so two threads that submit never share a number.
         self._numbers = itertools.count(1)
-        self._prefilled_last = False
+        # No deadline is before this.
+        self._next_deadline = math.inf
         # What listeners are to hear when the step is over.
         self._news: deque[tuple[Generation, Progress]] = deque()
 
@@ -77,21 +91,28 @@ class VerifierEngine(EngineLoop):
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return self.scheduler.num_running
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self.scheduler.waiting)
+
+    @property
+    def expected_wait_seconds(self) -> float:
+        """That a request which came now would wait for its place."""
+        return self.admission.expected_wait()
 
     def submit(self, request: GenerationRequest) -> Callable[[], None]:
         """Queues a request; calling the result cancels it within a step.
 
         Raises:
             InvalidParameter, ContextTooLong: it can never be served.
-            Overloaded: too many are waiting.
+            DeadlineExceeded: there is no time left for it.
+            Overloaded: too much is waiting.
         """
-        generation = self._admit(request)
-        self.post(lambda: self._waiting.append(generation))
+        generation = self.admission.admit(next(self._numbers), request)
+        self._by_number[generation.number] = generation
+        self.post(lambda: self._queue(generation))
         return lambda: self.post(lambda: self._cancel(generation))
 
     def deliver(
@@ -108,26 +129,17 @@ class VerifierEngine(EngineLoop):
 
     def drafter_up(self, connection: int, drafter: Drafter) -> None:
         """A drafter is there: live sequences are opened on it."""
-        self.post(lambda: self.speculation.connect(connection, drafter, self._running))
+        self.post(lambda: self.speculation.connect(connection, drafter, self.scheduler.running))
 
     def drafter_down(self, connection: int) -> None:
         """A drafter is gone: decoding goes on without."""
-        self.post(lambda: self.speculation.disconnect(connection, self._running))
-
-    def _admit(self, request: GenerationRequest) -> Generation:
-        generation = admit(next(self._numbers), request, self.runner.loaded, self.max_length)
-        waiting = max(len(self._waiting), len(self._by_number) - self._max_running)
-        if waiting >= self._max_waiting:
-            raise Overloaded(f"{waiting} requests are waiting already; try again later")
-        # From here on it counts, so that many requests within one step cannot overrun the queue.
-        self._by_number[generation.number] = generation
-        return generation
+        self.post(lambda: self.speculation.disconnect(connection, self.scheduler.running))
 
     # ---- the engine's thread ---------------------------------------------------------------
 
     def close(self) -> None:
         """Tells all that still run or wait that they were cancelled."""
-        for generation in [*self._running, *self._waiting]:
+        for generation in list(self.scheduler):
             self._end(generation, Progress(finish=Finish.CANCELLED, counts=generation.counts))
         self._tell()
         self.kv.close()
@@ -139,53 +151,98 @@ class VerifierEngine(EngineLoop):
         return worked
 
     def _step(self) -> bool:
-        started = time.perf_counter()
+        started = self._clock()
         self._read_inbox()
         more = self.kv.serve()
-        self._start_waiting()
-        turn = next_turn(self._running, self.limits, not self._prefilled_last)
+        self._end_late(started)
+        turn = self.scheduler.next_turn()
+        self.admission.places = self.scheduler.places
         self.patience = self.speculation.patience(turn)
-        if self.patience or not (turn.decoding or turn.prompt):
-            self.speculation.flush()
+        if self.patience or not (turn.decoding or turn.prompts):
+            self._rest(started)
             return more
-        work = plan_step(turn, self.limits, self.speculation.share)
+        plan = plan_step(turn, self.limits, self.speculation.share, self._budget.rows)
+        log.debug("step %d: %s", self.counters.steps + 1, plan)
         # Openings go out before the forward pass, so that the drafter starts beside it.
         self.speculation.flush()
         try:
-            draws = Draws(self.runner.forward([item.segment for item in work]))
+            draws = Draws(self.runner.forward(plan.segments))
         except Exception as failure:
-            self._fail(work, failure)
+            self._fail(plan.work, failure)
             return True
         before = self.counters.generated_tokens
-        self._decide(work, draws)
-        self.speculation.stepped(work, self.counters.generated_tokens - before)
-        ended = time.perf_counter()
-        self.telemetry.last_step = (started, ended, len(work))
+        self._decide(plan.work, draws)
+        tokens = self.counters.generated_tokens - before
+        self.speculation.stepped(plan.work, tokens)
+        ended = self._clock()
+        self.telemetry.last_step = (started, ended, len(plan.work))
         self.speculation.flush()
-        self.telemetry.stepped(work, started, ended)
-        self.counters.stepped(work, ended - started)
-        self._prefilled_last = not work[-1].decodes
-        for item in work:
-            item.generation.last_step = self.counters.steps
+        self._account(plan, tokens, started, ended)
         return True
 
-    def _start_waiting(self) -> None:
-        """Gives places and KV room to those who wait, in order; the first that lacks room waits."""
-        while self._waiting and len(self._running) < self._max_running:
-            generation = self._waiting[0]
-            room = generation.max_length
-            table = self.runner.pool.allocate(room) or self.kv.make_room(room)
-            if table is None:
-                return
-            self._waiting.popleft()
-            generation.sequence.table = table
-            self._running.append(generation)
-            self.kv.started(generation.number, generation.sequence)
-            self.counters.prompt_tokens += len(generation.request.prompt)
-            self.speculation.open(generation)
-            self.telemetry.started(generation)
+    def _rest(self, now: float) -> None:
+        """There is nothing to compute, until a draft is late or a deadline over."""
+        self.speculation.flush()
+        if not self.num_running + self.num_waiting:
+            self.admission.drain.idle()
+            self._next_deadline = math.inf
+        if self._next_deadline < math.inf:
+            left = max(0.001, self._next_deadline - now)
+            self.patience = min(self.patience or left, left)
 
-    def _decide(self, work: list[Work], draws: Draws) -> None:
+    def _account(self, plan: StepPlan, tokens: int, started: float, ended: float) -> None:
+        """What the step `plan`, which committed so many tokens, says of the next."""
+        self.telemetry.stepped(plan.work, started, ended)
+        self.counters.stepped(plan.work, ended - started)
+        self.scheduler.stepped(plan, self.counters.steps)
+        self._budget.observe(plan, ended - started)
+        self.admission.drain.stepped(plan.prompt_rows, tokens, waiting=self.num_waiting > 0)
+
+    def _queue(self, generation: Generation) -> None:
+        self.scheduler.add(generation)
+        self._next_deadline = min(self._next_deadline, self._until(generation))
+
+    def _until(self, generation: Generation) -> float:
+        """When a generation is ended if it has not got so far."""
+        if generation.started:
+            return generation.deadline
+        return min(generation.deadline, generation.arrived + _GIVEN_UP * self.bounds.seconds)
+
+    def _end_late(self, now: float) -> None:
+        """Ends those whose deadline is over, whether they run or wait."""
+        if now < self._next_deadline:
+            return
+        for generation in [g for g in self.scheduler if self._until(g) <= now]:
+            waited = now - generation.arrived
+            error: SlipstreamError
+            if generation.deadline <= now:
+                self.counters.deadlines += 1
+                error = DeadlineExceeded(f"the deadline was {waited:.1f} s after the request came")
+            else:
+                self.counters.given_up += 1
+                error = Overloaded(
+                    f"there was no place within {waited:.1f} s",
+                    retry_after=retry_after(self.expected_wait_seconds),
+                )
+            self._end(generation, Progress(error=error))
+        self._next_deadline = min(map(self._until, self.scheduler), default=math.inf)
+
+    def _started(self, generation: Generation) -> None:
+        """It has a place, for the first time or again."""
+        self.kv.started(generation.number, generation.sequence)
+        if not generation.started:
+            self.admission.left(generation)
+            self.counters.started(generation)
+        self.speculation.open(generation)
+        self.telemetry.started(generation)
+
+    def _preempted(self, generation: Generation) -> None:
+        """It has lost its place for some time."""
+        self.counters.preemptions += 1
+        log.info("%s gives its room in the KV pool back", generation.request.request_id)
+        self.speculation.suspend(generation)
+
+    def _decide(self, work: tuple[Work, ...], draws: Draws) -> None:
         row = 0
         for item in work:
             try:
@@ -201,16 +258,20 @@ class VerifierEngine(EngineLoop):
         generation, drafts = item.generation, item.drafts
         generation.sequence.computed = item.segment.kv_length - len(drafts)
         if item.segment.num_logits == 0:
+            self._rooms.publish(generation)
             return
         pending = generation.num_pending
         verdict = decide(item, draws, row)
+        self._rooms.publish(generation)
         count = len(verdict.tokens)
         self.speculation.verified(generation)
         self.counters.decided(count, len(drafts), verdict.accepted, generation.drafted)
         self.telemetry.decided(generation, pending, count, verdict.accepted)
+        self.scheduler.generated(generation, count)
         counts = generation.counts.copy()
-        progress = Progress(verdict.tokens, generation.finish, counts=counts)
+        progress = Progress(verdict.tokens, generation.finish, None, counts, generation.cached)
         if generation.finish:
+            self.admission.drain.ended(generation.num_output)
             self._end(generation, progress)
             return
         self.speculation.committed(generation, count)
@@ -220,7 +281,7 @@ class VerifierEngine(EngineLoop):
         if generation.number in self._by_number:
             self._end(generation, Progress(finish=Finish.CANCELLED, counts=generation.counts))
 
-    def _fail(self, work: list[Work], failure: Exception) -> None:
+    def _fail(self, work: tuple[Work, ...], failure: Exception) -> None:
         log.exception("a step failed", exc_info=failure)
         error = InternalError(f"the forward pass failed: {type(failure).__name__}: {failure}")
         for item in work:
@@ -229,12 +290,11 @@ class VerifierEngine(EngineLoop):
     def _end(self, generation: Generation, progress: Progress) -> None:
         """Frees everything that a generation holds; its listener will hear the last word."""
         del self._by_number[generation.number]
-        if generation.sequence.table is None:
-            self._waiting.remove(generation)
-        else:
-            self._running.remove(generation)
+        if generation.started:
             self.kv.ended(generation.number)
-            self.runner.pool.release(generation.sequence.table)
+        else:
+            self.admission.left(generation)
+        self.scheduler.remove(generation)
         self.counters.stale_draft_tokens += generation.stale_drafts
         self.speculation.close(generation)
         self.telemetry.ended(generation, progress)

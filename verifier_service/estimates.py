@@ -67,8 +67,12 @@ class StepCost:
         self._own[rows] = faded(own, ratio / self._ratio, _NEW_OWN)
         self._own = {count: difference**_KEPT_OWN for count, difference in self._own.items()}
 
+    def whole(self, rows: int) -> float:
+        """Without what sets this row count apart: never less for more rows."""
+        return self.probed(rows) * self._ratio
+
     def __call__(self, rows: int) -> float:
-        return self.probed(rows) * self._ratio * self._own.get(rows, 1.0)
+        return self.whole(rows) * self._own.get(rows, 1.0)
 
 
 class Acceptance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
@@ -83,11 +84,19 @@ class Progress:
     finish: Finish | None = None
     error: SlipstreamError | None = None
     counts: SpeculationCounts | None = None
+    cached_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A validated request. `listener` is called on the engine's thread and must not block."""
+    """A request. `listener` is called on the engine's thread and must not block.
+
+    Attributes:
+        tenant: on whose behalf; tenants share the engine fairly.
+        cache_salt: keys and values are shared among requests of one salt only.
+        priority: lower ones go first.
+        deadline_seconds: from its arrival, within which it must have ended; None: never.
+    """
 
     request_id: str
     prompt: tuple[int, ...]
@@ -96,6 +105,10 @@ class GenerationRequest:
     speculative: bool
     logprobs: int | None
     listener: Callable[[Progress], None]
+    tenant: str = ""
+    cache_salt: str = ""
+    priority: int = 0
+    deadline_seconds: float | None = None
     times: Times = field(default_factory=Times)
 
 
@@ -103,11 +116,16 @@ class Generation:
     """A request being served. Only the engine's thread touches it.
 
     Args:
-        number: names the sequence to the drafter.
+        number: names the sequence to the drafter; later ones have higher numbers.
         end_tokens: tokens that end this generation.
         max_length: most tokens of the sequence, prompt included.
+        arrived: when it was taken, by the engine's clock.
 
     Attributes:
+        deadline: when it must have ended.
+        work: weighted tokens that were expected of it when it was taken.
+        started: whether it ever had a place; one without a table then was preempted.
+        cached: tokens of the prompt whose keys and values were there when it first started.
         opened: a drafter drafts for it, `window` tokens ahead.
         untold: committed tokens that it has not been told of.
         paused: that drafter will send no more before the next commit; `stalled`, whether it was so
@@ -132,9 +150,17 @@ class Generation:
         salt: str,
         end_tokens: frozenset[int],
         max_length: int,
+        arrived: float = 0.0,
     ) -> None:
         self.number = number
         self.request = request
+        self.arrived = arrived
+        self.deadline = arrived + (
+            math.inf if request.deadline_seconds is None else request.deadline_seconds
+        )
+        self.work = 0.0
+        self.started = False
+        self.cached = 0
         self.sequence = Sequence(request.prompt, len(request.prompt), request.params, salt)
         self.max_length = max_length
         self.finish: Finish | None = None
@@ -166,9 +192,21 @@ class Generation:
         return len(self._pending)
 
     @property
+    def num_output(self) -> int:
+        return len(self.sequence) - self.sequence.num_prompt
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """The lower, the more it matters that it goes on."""
+        return self.request.priority, self.number
+
+    @property
     def room(self) -> int:
-        """Most drafts that could be accepted: the token at max_length - 1 is the rule's own."""
-        return max(0, self.max_length - len(self.sequence) - 1)
+        """Most drafts that could be accepted: the token at max_length - 1 is the rule's own, and
+        drafts need room in the pool."""
+        table = self.sequence.table
+        most = self.max_length - 1 if table is None else min(self.max_length - 1, table.capacity)
+        return max(0, most - len(self.sequence))
 
     @property
     def lacks_drafts(self) -> bool:
@@ -245,6 +283,7 @@ class Generation:
             sequence.params,
             window,
             self.max_length,
+            self.request.cache_salt,
         )
 
     def commit_command(self, committed: int) -> Commit:

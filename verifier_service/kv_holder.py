@@ -129,14 +129,12 @@ class KvHolder:
             self._drop(lease)
         self.serve()
 
-    def make_room(self, tokens: int) -> BlockTable | None:
-        """Gives up leases of ended sequences for `tokens` tokens; None where that is not enough."""
-        for lease in [lease for lease in self._leases.values() if not lease.running]:
+    def give_up(self) -> bool:
+        """Drops the oldest lease of a sequence that ended, for its room; False: there is none."""
+        lease = next((lease for lease in self._leases.values() if not lease.running), None)
+        if lease is not None:
             self._drop(lease)
-            table = self._pool.allocate(tokens)
-            if table is not None:
-                return table
-        return None
+        return lease is not None
 
     def serve(self) -> bool:
         """Between two steps: ends leases, answers reads. True where there is more to copy."""

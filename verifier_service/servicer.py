@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
 
-from slipstream.core.errors import InvalidParameter, Unavailable
+from slipstream.core.errors import Cancelled, InvalidParameter, Unavailable
 from slipstream.core.params import MAX_LOGPROBS
 from slipstream.wire.codec import sampling_from_proto, stop_from_proto
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import types_pb2, verifier_pb2, verifier_pb2_grpc
-from slipstream.wire.status import streaming, unary
+from slipstream.wire.status import unary, writing
 from slipstream.wire.telemetry.tracing import NO_TRACING, Tracing
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
@@ -24,8 +25,10 @@ from verifier_service.generation import (
     Progress,
     SpeculationCounts,
 )
+from verifier_service.outbox import Outbox
 from verifier_service.watch import watched
 
+log = logging.getLogger(__name__)
 _FINISH = {
     Finish.STOP: types_pb2.FINISH_REASON_STOP,
     Finish.LENGTH: types_pb2.FINISH_REASON_LENGTH,
@@ -47,7 +50,11 @@ class Identity:
 
 
 class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
-    """Translates between gRPC and the engine, which tells of its progress through `mailbox`."""
+    """Translates between gRPC and the engine, which tells of its progress through `mailbox`.
+
+    Args:
+        send_timeout: seconds for which a client may leave a full stream unread.
+    """
 
     def __init__(
         self,
@@ -55,49 +62,75 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         identity: Identity,
         link: DrafterLink | None,
         mailbox: Mailbox,
+        send_timeout: float = 30.0,
         tracing: Tracing = NO_TRACING,
     ) -> None:
         self._engine = engine
+        self._send_timeout = send_timeout
         self._identity = identity
         self._link = link
         self._mailbox = mailbox
         self._tracing = tracing
 
-    @streaming
+    @writing
     async def Generate(
         self, request: verifier_pb2.GenerateRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[verifier_pb2.GenerateResponse]:
-        queue: asyncio.Queue[Progress] = asyncio.Queue()
+    ) -> None:
+        outbox = Outbox()
 
         def listen(progress: Progress) -> None:
-            self._mailbox.post(lambda: queue.put_nowait(progress))
+            self._mailbox.post(lambda: outbox.put(progress))
 
         parsed = self._parse(request, listen)
         with watched(self._tracing, parsed, context.invocation_metadata()) as watch:
             cancel = self._engine.submit(parsed)
             try:
                 while True:
-                    progress = await self._next(queue)
+                    progress = await self._next(outbox)
+                    watch.heard(progress)
+                    if progress.tokens or progress.error is None:
+                        response = _to_proto(progress, parsed.params.seed)
+                        await self._write(context, response, parsed.request_id)
                     if progress.error is not None:
                         raise progress.error
-                    watch.heard(progress)
-                    yield _to_proto(progress, parsed.params.seed)
                     if progress.finish is not None:
                         return
             finally:
                 # Also where the client went away: freeing a generation that ended does nothing.
                 cancel()
 
-    async def _next(self, queue: asyncio.Queue[Progress]) -> Progress:
+    async def _next(self, outbox: Outbox) -> Progress:
         while True:
             try:
                 async with asyncio.timeout(_CHECK_SECONDS):
-                    return await queue.get()
+                    return await outbox.take()
             except TimeoutError:
                 if not self._engine.alive:
                     raise Unavailable("the verifier's engine has stopped") from None
 
-    def _parse(self, request: verifier_pb2.GenerateRequest, listener: object) -> GenerationRequest:
+    async def _write(
+        self,
+        context: grpc.aio.ServicerContext,
+        response: verifier_pb2.GenerateResponse,
+        request_id: str,
+    ) -> None:
+        """Sends a message; waits while the client has the transport's buffers full.
+
+        Raises:
+            Cancelled: it has read nothing for too long.
+        """
+        try:
+            async with asyncio.timeout(self._send_timeout):
+                await context.write(response)
+        except TimeoutError:
+            self._engine.counters.cut_clients += 1
+            why = f"the client has read nothing for {self._send_timeout:g} s"
+            log.warning("%s is cut: %s", request_id, why)
+            raise Cancelled(why) from None
+
+    def _parse(
+        self, request: verifier_pb2.GenerateRequest, listener: Callable[[Progress], None]
+    ) -> GenerationRequest:
         speculative = self._identity.speculative
         if request.HasField("speculative"):
             speculative = request.speculative
@@ -113,7 +146,13 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             stop=stop_from_proto(request.stop),
             speculative=speculative,
             logprobs=logprobs,
-            listener=listener,  # type: ignore[arg-type]
+            listener=listener,
+            tenant=request.tenant,
+            cache_salt=request.cache_salt,
+            priority=request.priority,
+            deadline_seconds=(
+                request.deadline_seconds if request.HasField("deadline_seconds") else None
+            ),
         )
 
     @unary
@@ -169,11 +208,18 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             placement_on_trial=placement.on_trial,
             draft_length=target.length,
             draft_worth=target.worth,
+            preemptions=counters.preemptions,
+            cached_prompt_tokens=counters.cached_prompt_tokens,
+            kv_blocks_cached=pool.num_cached,
+            expected_wait_seconds=engine.expected_wait_seconds,
         )
 
 
 def _to_proto(progress: Progress, seed: int) -> verifier_pb2.GenerateResponse:
-    response = verifier_pb2.GenerateResponse(tokens=[_token(token) for token in progress.tokens])
+    response = verifier_pb2.GenerateResponse(
+        tokens=[_token(token) for token in progress.tokens],
+        cached_prompt_tokens=progress.cached_prompt_tokens,
+    )
     if progress.counts is not None:
         response.stats.CopyFrom(_stats(progress.counts))
     if progress.finish is not None:

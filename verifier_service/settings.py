@@ -32,6 +32,12 @@ class Settings(ModelServiceSettings):
         description="strict: bitwise the same tokens in any batch; auto: strict where it is free",
     )
     max_queue: int = Field(1024, ge=1, description="most requests that wait for a place")
+    max_wait: float = Field(
+        10.0, gt=0, description="seconds that a request may be expected to wait for a place"
+    )
+    send_timeout: float = Field(
+        30.0, gt=0, description="seconds after which a client that does not read is cut"
+    )
     window: Annotated[int, Field(ge=1, le=MOST_PENDING)] | Literal["auto"] = Field(
         "auto",
         description="most drafts ahead of the last commit; auto: 8 side by side, and as many as pay"
@@ -48,7 +54,16 @@ class Settings(ModelServiceSettings):
         description="where drafter and verifier share cores: side by side on half of them each, in"
         " turn on all of them, or (auto) whichever measures faster",
     )
-    prefill_chunk: int = Field(256, ge=16, description="most prompt tokens of a step")
+    step_rows: int = Field(512, ge=64, description="most rows of a step, prompts included")
+    prefill_stretch: float = Field(
+        1.9, ge=1, description="most times as long that a step may take because of prompts"
+    )
+    prefill_chunk: int = Field(
+        256,
+        ge=16,
+        multiple_of=16,
+        description="prompt tokens of a step where exactness strict allows no other shape",
+    )
     advertise: str = Field(
         "", description="host:port by which drafters reach it for keys and values; empty: --listen"
     )

@@ -130,6 +130,11 @@ class Speculation:
         if generation.opened:
             self._commands.append(Close(generation.number))
 
+    def suspend(self, generation: Generation) -> None:
+        """It gives its place back; with the next one it is opened again."""
+        self.close(generation)
+        generation.opened = False
+
     def committed(self, generation: Generation, count: int) -> None:
         if not generation.opened:
             return
@@ -191,12 +196,16 @@ class Speculation:
                 log.info("no drafts for %s: %s", generation.request.request_id, refusal.reason)
                 generation.opened = False
 
+    def step_seconds(self, rows: int) -> float:
+        """Of a step that decodes so many rows, by what is known of all row counts together."""
+        return self._measured.cost(self._measured.beside).whole(rows)
+
     # ---- before a step ---------------------------------------------------------------------
 
     def patience(self, turn: Turn) -> float:
         """Seconds to wait for drafts before the next step; 0 to go ahead."""
         drafting = [g for g in turn.decoding if g.opened]
-        if turn.prompt or not drafting or self._settings.length is not None:
+        if turn.prompts or not drafting or self._settings.length is not None:
             return 0.0
         if self._waiting_since is None:
             self._waiting_since = self._measured.step_ended

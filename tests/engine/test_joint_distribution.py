@@ -25,6 +25,7 @@ from slipstream.engine.batch import Segment
 from slipstream.engine.draws import Draws
 from slipstream.engine.kv_pool import KvPool
 from slipstream.engine.sequence import Sequence
+from verifier_service.admission import Bounds
 from verifier_service.engine import VerifierEngine
 from verifier_service.generation import GenerationRequest, Progress
 from verifier_service.layouts import Drafter
@@ -114,7 +115,7 @@ def sequences(drafter: Drafter, speculative: bool = True) -> tuple[list[tuple[in
             Placement("separate", ELSEWHERE, lambda _: None),
         ),
         limits=Limits(decode_rows=1024),
-        max_waiting=COUNT,
+        bounds=Bounds(requests=2 * COUNT),
     )
     engine.drafter_up(1, ELSEWHERE)
     for seed in range(COUNT):

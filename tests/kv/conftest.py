@@ -14,7 +14,7 @@ from slipstream.engine.exactness import choose_shapes
 from slipstream.engine.runner import ModelRunner
 from tests.verifier.rig import write_checkpoint
 
-BLOCKS = 60
+BLOCKS = 100
 MakeRunner = Callable[..., ModelRunner]
 
 

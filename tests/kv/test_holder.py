@@ -30,9 +30,9 @@ class HolderRig(Rig):
     """Beside the engine, a clock that stands still."""
 
     def __init__(self, runner, *, chunk: int = 16, **bounds) -> None:
-        super().__init__(runner, limits=Limits(prefill_chunk=chunk, strict=True))
         self.clock = Clock()
-        self.kv = self.engine.kv = KvHolder(runner, clock=self.clock, **bounds)
+        self.kv = KvHolder(runner, clock=self.clock, **bounds)
+        super().__init__(runner, limits=Limits(prefill_chunk=chunk, strict=True), kv=self.kv)
 
     def steps(self, count: int) -> None:
         for _ in range(count):
@@ -52,7 +52,7 @@ class HolderRig(Rig):
 
 @pytest.fixture
 def runner(make_runner):
-    made = make_runner()
+    made = make_runner(blocks=60)
     yield made
     assert made.pool.num_used == 0
 
@@ -258,22 +258,23 @@ def test_bounds(runner) -> None:
 def test_a_waiting_request_goes_first(runner) -> None:
     """Leases of ended sequences are given up where a request needs their room, and no others."""
     rig = HolderRig(runner, chunk=64, share=1.0)
-    kept = rig.submit(tuple(range(4, 64)), max_tokens=300, ignore_eos=True)  # 23 blocks
+    long = tuple(4 + i % 60 for i in range(300))
+    kept = rig.submit(long, max_tokens=100, ignore_eos=True)  # 23 blocks
     prompts = [tuple(range(i, i + 60)) for i in (5, 6)]
     ended = [rig.submit(prompt, max_tokens=60, ignore_eos=True) for prompt in prompts]
-    rig.steps(6)
-    leases = [rig.lease(tuple(range(i, i + 60))) for i in (4, 5, 6)]
+    rig.steps(20)
+    leases = [rig.lease(tokens) for tokens in (long, *prompts)]
     for outcome in ended:
         outcome.cancel()
     rig.steps(1)
     assert runner.pool.num_used == 23 + 8
-    # 30 blocks: one more than are free.
-    last = rig.submit(tuple(range(8, 68)), max_tokens=30 * 16 - 60)
+    # 29 blocks are free, and one must be left for the one that runs.
+    last = rig.submit(tuple(8 + i % 60 for i in range(29 * 16 - 5)), max_tokens=5)
     rig.steps(1)
     assert rig.engine.num_waiting == 0
     assert [lease.gone for lease in leases] == [False, True, False]
     # More than there is, whatever is given up: it waits for the running ones.
-    late = rig.submit(tuple(range(9, 69)), max_tokens=60)
+    late = rig.submit(tuple(9 + i % 60 for i in range(110)), max_tokens=60)
     rig.steps(1)
     assert rig.engine.num_waiting == 1
     assert [lease.gone for lease in leases] == [False, True, True]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -15,6 +16,7 @@ from slipstream.core.errors import SlipstreamError
 from slipstream.core.params import SamplingParams, StopConditions
 from slipstream.core.prefix import PrefixChain
 from slipstream.engine.runner import ModelRunner
+from verifier_service.admission import Bounds
 from verifier_service.engine import VerifierEngine
 from verifier_service.generation import (
     CommittedToken,
@@ -23,6 +25,7 @@ from verifier_service.generation import (
     Progress,
     SpeculationCounts,
 )
+from verifier_service.kv_holder import KvHolder
 from verifier_service.layouts import Drafter
 from verifier_service.placement import Placement
 from verifier_service.plan import Limits
@@ -108,11 +111,13 @@ class Rig:
         *,
         limits: Limits | None = None,
         max_running: int = 128,
-        max_waiting: int = 1024,
+        bounds: Bounds | None = None,
         window: int = 8,
         length: int | None = 8,
         placement: str = "separate",
         ngram: str = "off",
+        clock: Callable[[], float] = time.perf_counter,
+        kv: KvHolder | None = None,
     ) -> None:
         assert runner.pool.num_used == 0, "an earlier test left blocks behind"
         self.runner = runner
@@ -128,7 +133,9 @@ class Rig:
             speculation,
             limits=limits or Limits(strict=True),
             max_running=max_running,
-            max_waiting=max_waiting,
+            bounds=bounds,
+            clock=clock,
+            kv=kv,
         )
 
     def submit(
@@ -142,6 +149,7 @@ class Rig:
         speculative: bool = True,
         logprobs: int | None = None,
         listener: Callable[[Progress], None] | None = None,
+        **more: Any,
     ) -> Outcome:
         outcome = Outcome(tuple(prompt))
         request = GenerationRequest(
@@ -152,6 +160,7 @@ class Rig:
             speculative=speculative,
             logprobs=logprobs,
             listener=listener or outcome.hear,
+            **more,
         )
         outcome.cancel = self.engine.submit(request)
         return outcome
@@ -170,18 +179,21 @@ class Rig:
 
     def check(self) -> None:
         """The invariants that hold between any two steps."""
-        engine, blocks = self.engine, 0
-        for generation in engine._running:
+        engine, pool = self.engine, self.runner.pool
+        held: set[int] = set()
+        for generation in engine.scheduler.running:
             sequence = generation.sequence
             assert sequence.table is not None
-            blocks += len(sequence.table.blocks)
+            held.update(sequence.table.blocks)
             assert len(sequence.chain) == len(sequence.tokens) <= generation.max_length
             assert not generation.finish
-            if len(sequence) > sequence.num_prompt:
-                assert sequence.computed == len(sequence) - 1
-            else:
-                assert sequence.computed <= len(sequence) - 1
-        assert blocks == self.runner.pool.num_used
+            assert 0 <= sequence.computed <= min(len(sequence) - 1, sequence.table.capacity)
+        for generation in engine.scheduler.waiting:
+            sequence = generation.sequence
+            assert sequence.table is None
+            assert sequence.computed == 0
+        assert len(held) == pool.num_used
+        assert engine.num_running + engine.num_waiting == len(list(engine.scheduler))
         assert len(engine._by_number) == engine.num_running + engine.num_waiting
 
     def finish(self, before_step: Callable[[], None] = lambda: None, most: int = 2000) -> None:

@@ -15,6 +15,7 @@ from slipstream.core.params import SamplingParams
 from tests.verifier.rig import CONTEXT, ELSEWHERE, GREEDY, VOCAB, Outcome, Rig, plain
 from tests.verifier.scripts import Draft, Proposer
 from tests.verifier.test_lossless import EVERYTHING, check_counts, some_script, truth_of
+from verifier_service.admission import Bounds
 from verifier_service.generation import Finish
 from verifier_service.plan import Limits
 
@@ -96,16 +97,12 @@ def test_a_hundred_requests(runner, strict) -> None:
 def test_first_come_first_served(runner) -> None:
     """One who waits for room is not overtaken by a smaller one."""
     rig = Rig(runner)
-    blocks = runner.pool.num_blocks
-    fits = min(CONTEXT - 10, (blocks // 2 + 1) * 16 - 10)
-    held = [rig.submit((5,) * 10, max_tokens=fits - 1, ignore_eos=True)]
-    while (blocks - runner.pool.num_used) * 16 >= CONTEXT:
-        held.append(rig.submit((5,) * 10, max_tokens=CONTEXT - 10, ignore_eos=True))
-        rig.step()
-    big = rig.submit((6,) * 10, max_tokens=CONTEXT - 10, ignore_eos=True)
-    small = rig.submit((7,), max_tokens=1)
+    held = [rig.submit((i,) * 200, max_tokens=50, ignore_eos=True) for i in (5, 6)]
     rig.step()
-    assert rig.engine.num_waiting == 2
+    big = rig.submit((7,) * 200, max_tokens=10, ignore_eos=True)
+    small = rig.submit((8,), max_tokens=1)
+    rig.step()
+    assert (rig.engine.num_running, rig.engine.num_waiting) == (2, 2)
     for outcome in held:
         outcome.cancel()
     rig.step()
@@ -298,7 +295,7 @@ def test_requests_that_can_never_be_served(runner, prompt, params, max_tokens, k
 
 def test_queue_is_bounded(runner) -> None:
     """Requests beyond places and queue are refused, also where all arrive within one step."""
-    rig = Rig(runner, max_running=2, max_waiting=3)
+    rig = Rig(runner, max_running=2, bounds=Bounds(requests=3))
     outcomes, refused = [], 0
     for _ in range(20):
         try:

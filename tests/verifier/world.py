@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import cast
 
 from slipstream.core.draft import Close, Command, Commit, Open, Proposal, SetPace, SetWindow
@@ -201,13 +202,13 @@ class World:
 
     def _one(self) -> None:
         speculation = self.speculation
-        turn = Turn(tuple(self.generations.values()), None)
+        turn = Turn(tuple(self.generations.values()))
         patience = speculation.patience(turn)
         speculation.flush()
         if patience:
             self._pass(self.now + patience, stepping=False)
             return
-        work = plan_step(turn, _LIMITS, speculation.share)
+        work = plan_step(turn, _LIMITS, speculation.share, lambda rows, left: 0).work
         seconds = self.machine.step(sum(len(item.segment.tokens) for item in work))
         if any(drafter.room and not drafter.burst for drafter in self._drafters.values()):
             seconds *= self.machine.slowdown
@@ -243,6 +244,6 @@ def _generation(number: int) -> Generation:
         "r", (1, 2, 3), SamplingParams(0.0), StopConditions(10**6), True, None, lambda _: None
     )
     generation = Generation(number, request, "", frozenset(), 10**6)
-    generation.sequence.table = cast("BlockTable", object())
+    generation.sequence.table = cast("BlockTable", SimpleNamespace(capacity=10**6))
     generation.sequence.computed = 2
     return generation

@@ -1,0 +1,52 @@
+"""How many prompt rows a step may carry, so that those that decode beside them hardly notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from verifier_service.plan import LEAST_PROMPT_ROWS, StepPlan
+
+# Share of a new step in the average: with its position a piece of a prompt becomes dearer from
+# step to step, and the budget must follow.
+_NEW = 0.3
+
+
+class PromptBudget:
+    """Bounds the time of a step with prompts by that of the same step without. One owner.
+
+    Args:
+        cost: seconds of a step by rows, as last measured of steps that decode.
+        stretch: most times as long that a step may take for its prompts.
+    """
+
+    def __init__(self, cost: Callable[[int], float], stretch: float) -> None:
+        self._cost = cost
+        self._stretch = stretch
+        # How much longer steps with prompts took than their rows let expect: attention over a long
+        # context, and kernels that like one shape better than the other.
+        self._dearer = 1.0
+
+    def rows(self, decoding: int, left: int) -> int:
+        """Rows for prompts beside `decoding` rows, where a step has `left` more.
+
+        Alone a prompt takes them all, and it always gets enough to go on.
+        """
+        if not decoding:
+            return left
+        most = self._stretch * self._cost(decoding)
+        low, high = min(left, LEAST_PROMPT_ROWS), left
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._cost(decoding + middle) * self._dearer <= most:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def observe(self, plan: StepPlan, seconds: float) -> None:
+        """A step of `plan` took so long."""
+        if plan.prompt_rows and plan.decode_rows:
+            ratio = seconds / self._cost(plan.rows)
+            # One stalled step is not what prompts cost.
+            ratio = min(max(ratio, 0.25), 4.0 * self._dearer)
+            self._dearer += _NEW * (ratio - self._dearer)
