@@ -14,6 +14,7 @@ from pathlib import Path
 
 from slipstream.bench.leaks import leaked, levels
 from slipstream.bench.load.book import known_answers
+from slipstream.bench.load.drive import together
 from slipstream.bench.load.stack import Stack, running_stack
 from slipstream.bench.load.watch import Watch, watching
 from slipstream.bench.load.workload import WorkloadSettings, workload
@@ -28,6 +29,7 @@ _RESTART_SECONDS = (35.0, 90.0)
 # From here on a run is long enough for its memory to be judged over time.
 _LONG_SECONDS = 300.0
 _SLACK_MIB = 64.0
+_WARM_UP_REQUESTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,9 @@ async def run(given: argparse.Namespace) -> int:
     async with running_stack("load", resolve(given.model), words, logs) as stack:
         model = await stack.verifier.model()
         book = await known_answers(stack.door, model, dialogues, given.out.parent, _say)
+        # What is made with the first request (connections, threads) is there before we look.
+        for door in (stack.door, stack.http):
+            await together(door, book.entries[:_WARM_UP_REQUESTS])
         path = given.out.parent / f"known-{book.name}.json"
         return (await load(stack, path, given)).exit_code
 
