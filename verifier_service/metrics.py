@@ -36,6 +36,10 @@ class VerifierMetrics:
         engine, told, counters = self._engine, self._engine.telemetry, self._engine.counters
         yield gauge("num_requests_running", "Sequences that have a place", engine.num_running)
         yield gauge("num_requests_waiting", "Sequences that wait for one", engine.num_waiting)
+        text = "Sequences that gave their room back and were computed again"
+        yield counter("num_preemptions", text, counters.preemptions)
+        text = "Seconds that a request which came now would wait"
+        yield gauge("expected_wait_seconds", text, engine.expected_wait_seconds)
         yield counter("prompt_tokens", "Tokens of prompts", counters.prompt_tokens)
         yield counter("generation_tokens", "Tokens decided", counters.generated_tokens)
         yield counter(
@@ -73,6 +77,10 @@ class VerifierMetrics:
             },
             "state",
         )
+        counters, text = self._engine.counters, "Prompt tokens whose keys and values were looked up"
+        yield counter("prefix_cache_queries", text, counters.looked_up_prompt_tokens)
+        text = "Prompt tokens whose keys and values were there"
+        yield counter("prefix_cache_hits", text, counters.cached_prompt_tokens)
         yield gauge("kv_leases", "Leases on keys and values that drafters hold", kv.num_leases)
 
     def _drafts(self) -> Iterator[Metric]:
