@@ -105,6 +105,9 @@ class Adaptive(Part):
             computed over; None where no more of them come.
     """
 
+    # They depend on what was skipped when, and are computed again.
+    shareable = False
+
     def __init__(
         self,
         runner: ModelRunner,

@@ -34,6 +34,8 @@ class Draft:
         in_flight: its rows are in a forward pass that has not come back.
         last_pass: number of the pass that its rows were last in.
         loading: its context is on its way from the verifier; it is not computed meanwhile.
+        own_context: all of its context is computed here. The verifier's is another: it is of more
+            layers, and not to be taken for it.
         doubtful: what would come next is too unlikely to be worth a draft before the verifier has
             decided on those that there are.
         told: the verifier knows that nothing follows before its next commit.
@@ -51,6 +53,7 @@ class Draft:
         self.in_flight = False
         self.last_pass = 0
         self.loading = False
+        self.own_context = True
         self.doubtful = False
         self.told = False
         self.agreed = 0
@@ -123,7 +126,14 @@ class Work:
 
 
 class Part:
-    """Something of the drafter that follows its sequences; all calls on the engine's thread."""
+    """Something of the drafter that follows its sequences; all calls on the engine's thread.
+
+    Attributes:
+        shareable: whether keys and values depend on the tokens alone and are there in all of the
+            model, as far as it is up to this part: a sequence may then begin with another's.
+    """
+
+    shareable = True
 
     def idle(self) -> bool:
         """Nobody waits for a draft. May compute one short pass; whether it did."""

@@ -13,6 +13,7 @@ from drafter_service.counters import DraftCounters
 from drafter_service.draft import Draft, Part, Work
 from drafter_service.guesses import Assist
 from drafter_service.open_drafts import OpenDrafts, Send
+from drafter_service.room import Room
 from drafter_service.stage import Drawn, LocalStage, Stage
 from slipstream.core.draft import Command
 from slipstream.engine.batch import Segment
@@ -62,6 +63,7 @@ class DrafterEngine(EngineLoop):
             max_sequences,
             compute_on if self._stage.movable else None,
         )
+        self._room = Room(runner.pool, share=all(part.shareable for part in self._parts))
         self._under_way = 0
         self._passes = 0
         self._has_spare_work = True
@@ -134,11 +136,12 @@ class DrafterEngine(EngineLoop):
         Where several passes may be under way, a share of them, those first that waited longest:
         if all went into one pass, they would come back together and go on as one for ever.
         """
-        able = [
-            d
-            for d in self._drafts.values()
-            if d.room and not d.in_flight and not d.loading and self._has_memory(d)
-        ]
+        wanting = [d for d in self._drafts.values() if d.room and not d.in_flight and not d.loading]
+        # So that those who have begun can go on for a while.
+        spare = sum(d.sequence.table is not None for d in self._drafts.values())
+        able = [d for d in wanting if self._has_memory(d, spare)]
+        # One may have had to make room for another.
+        able = [d for d in able if d.key in self._drafts]
         prompts = [d for d in able if d.sequence.todo > d.window + 1]
         ready = [d for d in able if d.sequence.todo <= d.window + 1] + prompts[:1]
         depth = self._stage.depth
@@ -148,11 +151,20 @@ class DrafterEngine(EngineLoop):
         share = -(-(len(ready) + flying) // depth)
         return sorted(ready, key=lambda d: d.last_pass)[:share]
 
-    def _has_memory(self, draft: Draft) -> bool:
-        """Whether the sequence has its place in the pool; takes one where there is room."""
-        if draft.sequence.table is None:
-            draft.sequence.table = self.runner.pool.allocate(draft.max_length)
-        return draft.sequence.table is not None
+    def _has_memory(self, draft: Draft, spare: int) -> bool:
+        """Whether the sequence has its room in the pool; takes what it lacks.
+
+        One that has begun goes on, if need be at the expense of the one least recently used: where
+        all have begun and none can go on, waiting would not end. One that has not begun waits.
+        """
+        while draft.key in self._drafts:
+            if self._room.reserve(draft, spare=spare):
+                return True
+            victim = self._room.last_used(self._drafts.values())
+            if draft.sequence.table is None or victim is None:
+                return False
+            self._drafts.refuse([victim], "the drafter's KV pool is full; others need its room")
+        return False
 
     def _plan(self, ready: list[Draft]) -> list[Work]:
         """The rows of a pass: what each sequence has yet to compute, and guesses behind it."""
@@ -195,6 +207,7 @@ class DrafterEngine(EngineLoop):
                 self._drafts.refuse([draft], result.error)
                 continue
             self._take(item, result)
+            self._room.publish(draft)
             for part in self._parts:
                 part.landed(draft)
             advanced.append(draft)

@@ -20,6 +20,7 @@ from drafter_service.draft import Draft, Key, Part
 from drafter_service.kv_fetch import Arrival, Fetch, Post
 from drafter_service.kv_load import KvCounters, Load, Shard
 from drafter_service.kv_source import Source, Want
+from drafter_service.room import Room
 from slipstream.core.draft import Commit
 from slipstream.engine.runner import ModelRunner
 
@@ -77,6 +78,7 @@ class KvContext(Part):
         self._share_memory = share_memory
         self._least_wait = least_wait
         self._others = others
+        self._room = Room(runner.pool)
         self._loop = asyncio.get_running_loop()
         self._sources: dict[int, Source] = {}
         self._addresses: dict[int, str] = {}
@@ -129,9 +131,9 @@ class KvContext(Part):
         if address is None:
             self.counters.fallbacks["not_offered"] += 1
             return
-        if sequence.table is None:
-            sequence.table = self._runner.pool.allocate(draft.max_length)
-        if sequence.table is None:
+        draft.own_context = False
+        if not self._room.reserve(draft):
+            draft.own_context = True
             self.counters.fallbacks["no_room"] += 1
             return
         # The last position is the drafter's own: its first draft comes from there.
@@ -143,7 +145,8 @@ class KvContext(Part):
         want = Want(draft.key.sequence_id, prefix, self.mode == "commit")
         load.fetch = Fetch(
             self._runner,
-            sequence.table,
+            sequence,
+            draft.max_length,
             want,
             source=partial(self._sources.get, draft.key.connection),
             loop=self._loop,
@@ -211,6 +214,9 @@ class KvContext(Part):
     def _take(self, load: Load, end: int) -> None:
         sequence, fetch = load.draft.sequence, load.fetch
         assert fetch is not None
+        if not self._room.reserve(load.draft, end):
+            self._give_up(load, "no_room")
+            return
         self.counters.refreshed_positions += end - load.taken
         # What was taken is in place in every layer, whatever else is to be computed again.
         sequence.computed = max(sequence.computed, load.taken)

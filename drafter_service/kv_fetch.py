@@ -18,6 +18,7 @@ from slipstream.core.prefix import Prefix
 from slipstream.engine.kv_pool import BlockTable
 from slipstream.engine.kv_rows import as_tensor, write_rows
 from slipstream.engine.runner import ModelRunner
+from slipstream.engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
 Post = Callable[[Callable[[], None]], object]
@@ -52,7 +53,8 @@ class Fetch:
 
     Args:
         source: gives what to pull from; called on the event loop.
-        table: the sequence's room in the pool.
+        sequence: gets what comes; it has room for what is wanted, and for what is taken.
+        most: its longest length.
         post: runs an action on the engine's thread between two steps.
         heard: called on the engine's thread.
     """
@@ -60,7 +62,8 @@ class Fetch:
     def __init__(
         self,
         runner: ModelRunner,
-        table: BlockTable,
+        sequence: Sequence,
+        most: int,
         want: Want,
         *,
         source: Callable[[], Source | None],
@@ -68,7 +71,8 @@ class Fetch:
         post: Post,
         heard: Callable[[Arrival], None],
     ) -> None:
-        self._runner, self._table, self._want = runner, table, want
+        self._runner, self._sequence, self._want = runner, sequence, want
+        self._most = most
         self._source, self._loop, self._post, self._heard = source, loop, post, heard
         self._layers = runner.loaded.kv_layers
         self._places = torch.arange(len(self._layers), device=runner.loaded.device)
@@ -78,6 +82,11 @@ class Fetch:
         self._stopped = False
 
     # ---- the engine's thread ---------------------------------------------------------------
+
+    @property
+    def _table(self) -> BlockTable:
+        assert self._sequence.table is not None, "a sequence that is fetched for has room"
+        return self._sequence.table
 
     def start(self) -> None:
         if self._layers:
@@ -142,8 +151,8 @@ class Fetch:
             raise InternalError(f"layers {chunk.layers} came, not {self._layers}")
         if start < self._want.prefix.length < end:
             raise InternalError(f"positions {start} to {end} came in one piece")
-        if end > self._table.capacity:
-            raise InternalError(f"position {end} came, beyond the sequence's room")
+        if end > self._most:
+            raise InternalError(f"position {end} came, beyond the sequence's end")
         shape = (len(self._layers), 2, end - start, pool.num_kv_heads, pool.head_dim)
         data = as_tensor(chunk.data, chunk.dtype)
         if data.numel() != torch.Size(shape).numel():

@@ -9,6 +9,7 @@ from functools import partial
 from drafter_service.draft import Draft
 from drafter_service.kv_fetch import Arrival, Fetch, Post
 from drafter_service.kv_source import Source, Want
+from drafter_service.room import Room
 from drafter_service.shard_codec import arrival_to_proto
 from slipstream.core.errors import InternalError, InvalidRequest
 from slipstream.engine.runner import ModelRunner
@@ -28,6 +29,7 @@ class ShardContext:
 
     def __init__(self, runner: ModelRunner, *, share_memory: bool = True) -> None:
         self._runner, self._share_memory = runner, share_memory
+        self._room = Room(runner.pool, ahead=0)
         self._loop = asyncio.get_running_loop()
         self._fetches: dict[int, Fetch] = {}
         self._sources: dict[str, Source] = {}
@@ -44,9 +46,7 @@ class ShardContext:
         number, sequence = message.sequence_id, draft.sequence
         if not 0 < message.end < len(sequence):
             raise InvalidRequest(f"{message.end} positions cannot be fetched of {len(sequence)}")
-        if sequence.table is None:
-            sequence.table = self._runner.pool.allocate(draft.max_length)
-        if sequence.table is None:
+        if not self._room.reserve(draft, message.end):
             raise InternalError("the KV pool of this shard is full, and shard 0's is not")
         self.stop(number)
         shard = self._runner.loaded.shard.index
@@ -56,7 +56,8 @@ class ShardContext:
 
         fetch = self._fetches[number] = Fetch(
             self._runner,
-            sequence.table,
+            sequence,
+            draft.max_length,
             Want(message.holder_sequence_id, sequence.chain.at(message.end), message.follow),
             source=partial(self._source, message.address),
             loop=self._loop,

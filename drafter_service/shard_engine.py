@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from drafter_service.draft import Draft, Key, Work
+from drafter_service.room import Room
 from drafter_service.shard_codec import from_bytes, result_to_proto, to_bytes
 from drafter_service.shard_context import ShardContext
 from drafter_service.shard_counters import ShardCounters
@@ -58,6 +59,8 @@ class ShardEngine(EngineLoop):
         self.runner = runner
         self._context = context
         self.counters = ShardCounters()
+        # Never more than shard 0 has: its pool is as large, and only it makes room.
+        self._room = Room(runner.pool, ahead=0)
         self._stream: Stream | None = None
         self._drafts: dict[int, Draft] = {}
 
@@ -200,10 +203,9 @@ class ShardEngine(EngineLoop):
             raise InvalidRequest("rows hold a token beyond the vocabulary")
         sequence = draft.sequence
         follow(sequence, rows.position, tokens[: len(tokens) - guesses], final=rows.num_logits > 0)
-        if sequence.table is None:
-            sequence.table = self.runner.pool.allocate(draft.max_length)
-        if sequence.table is None:
+        if not self._room.reserve(draft, end):
             raise InternalError("the KV pool of this shard is full, and shard 0's is not")
+        assert sequence.table is not None
         segment = Segment(tokens, rows.position, sequence.table, rows.num_logits)
         start = sequence.chain.at(len(sequence))
         return Work(draft, segment, start, tuple(tokens[len(tokens) - guesses :]), rows.rate)

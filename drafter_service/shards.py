@@ -40,6 +40,8 @@ class ShardedStage(Part):
     """
 
     movable = False
+    # The other shards keep no cache that would say what they have.
+    shareable = False
 
     def __init__(self, runner: ModelRunner) -> None:
         self.depth = 0

@@ -61,7 +61,7 @@ class DrafterRig:
 
     def check(self) -> None:
         """The invariants that hold between any two steps."""
-        blocks = 0
+        blocks: set[int] = set()
         for draft in self.engine._drafts.values():
             sequence = draft.sequence
             assert draft.committed <= len(sequence) <= max(draft.committed, draft.max_length - 1)
@@ -70,8 +70,10 @@ class DrafterRig:
             assert len(sequence) - draft.committed <= widest
             assert len(sequence.chain) == len(sequence)
             assert sequence.computed < len(sequence)
-            blocks += len(sequence.table.blocks) if sequence.table else 0
-        assert blocks == self.runner.pool.num_used
+            if sequence.table:
+                assert sequence.computed <= sequence.table.capacity
+                blocks.update(sequence.table.blocks)
+        assert len(blocks) == self.runner.pool.num_used
 
     def run(self, most: int = 500) -> None:
         """Steps until it has run ahead as far as it may."""
@@ -111,6 +113,8 @@ class DrafterRig:
             self.obey(Close(key.sequence_id), connection=key.connection)
         self.run()
         assert self.runner.pool.num_used == 0
+        # What is opened next is computed, not found.
+        self.runner.pool.forget()
 
 
 def opening(

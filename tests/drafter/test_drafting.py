@@ -204,16 +204,18 @@ def test_too_many_sequences(runner) -> None:
 def test_sequences_wait_for_memory(runner) -> None:
     """Without room in the pool a sequence waits, follows its commits, and drafts once there is."""
     rig = DrafterRig(runner)
-    rig.obey(*(opening(PROMPT, GREEDY, sequence_id=i, max_length=250) for i in (1, 2, 3)))
+    long = [t % VOCAB for t in range(250)]  # 17 blocks with its drafts, of 40
+    for number, tokens in ((1, long), (2, long[::-1]), (3, [*long[100:], *long[:100]])):
+        rig.obey(opening(tokens, GREEDY, sequence_id=number, max_length=300))
     rig.run()
     assert [len(rig.ahead(i)) for i in (1, 2, 3)] == [8, 8, 0]
-    rig.obey(rig.commit(PROMPT, 5, 6, sequence_id=3))
+    rig.obey(rig.commit(tokens, 5, 6, sequence_id=3))
     rig.run()
     assert rig.ahead(3) == []
     rig.obey(Close(1))
     rig.run()
     assert len(rig.ahead(3)) == 8
-    assert rig.draft(3).sequence.tokens[:22] == [*PROMPT, 5, 6]
+    assert rig.draft(3).sequence.tokens[:252] == [*tokens, 5, 6]
     assert rig.refusals() == []
     rig.close_all()
 
@@ -241,10 +243,10 @@ def test_opening_again_starts_over(runner) -> None:
     rig = DrafterRig(runner)
     rig.obey(opening(PROMPT, GREEDY))
     rig.run()
-    used = runner.pool.num_used
+    assert runner.pool.num_used == 2
     rig.obey(opening(PROMPT[:5], GREEDY))
     rig.run()
-    assert (rig.engine.num_open, runner.pool.num_used) == (1, used)
+    assert (rig.engine.num_open, runner.pool.num_used) == (1, 1)
     assert rig.draft().sequence.tokens[:5] == list(PROMPT[:5])
     rig.close_all()
 
