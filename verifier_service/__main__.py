@@ -48,8 +48,8 @@ _PLANS = {
 PROBED_ROWS = (1, 2, 4, 6, 8, 12, 16, 32, 64, 128, 256)
 
 
-def _make_runner(settings: Settings) -> tuple[ModelRunner, str, dict[int, float]]:
-    """The model, ready to run, its exactness, and the seconds of a step by rows."""
+def _make_runner(settings: Settings) -> tuple[ModelRunner, Limits, dict[int, float]]:
+    """The model, ready to run, the bounds of its steps, and the seconds of a step by rows."""
     loaded = load_model(
         settings.model,
         dtype=settings.dtype,
@@ -69,7 +69,13 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, str, dict[int, float]
     seconds = step_seconds(runner, probed)
     # What was computed to get here is no request's.
     runner.model_seconds = 0.0
-    return runner, exactness, seconds
+    limits = Limits.of(
+        strict=exactness == "strict",
+        exact_rows=shapes.max_rows,
+        step_rows=settings.step_rows,
+        prefill_chunk=settings.prefill_chunk,
+    )
+    return runner, limits, seconds
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -90,7 +96,7 @@ async def _serve(
     server.bind()
     thread = model_thread()
     loop = asyncio.get_running_loop()
-    runner, exactness, step_seconds = await loop.run_in_executor(thread, _make_runner, settings)
+    runner, limits, step_seconds = await loop.run_in_executor(thread, _make_runner, settings)
     mailbox = Mailbox(loop)
     loaded = runner.loaded
     incarnation = uuid.uuid4().hex
@@ -119,16 +125,10 @@ async def _serve(
     placement = Placement(wanted, own, compute_on)
     speculation = Speculation(
         send,
-        SpeculationSettings(window, length, settings.ngram),
+        SpeculationSettings(window, length, settings.ngram, limits.decode_rows),
         step_seconds,
         placement,
         telemetry=telemetry,
-    )
-    limits = Limits(
-        step_rows=settings.step_rows,
-        prefill_chunk=settings.prefill_chunk,
-        strict=exactness == "strict",
-        mixed_rows=0,
     )
     engine = VerifierEngine(
         runner,
@@ -141,6 +141,7 @@ async def _serve(
     )
     exposition.read = VerifierMetrics(engine, link)
     running = asyncio.wrap_future(engine.start(thread))
+    exactness = "strict" if limits.strict else "fast"
     identity = Identity(exposition.model, settings.precision, exactness, settings.speculative)
     servicer = VerifierServicer(engine, identity, link, mailbox, settings.send_timeout, tracing)
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)

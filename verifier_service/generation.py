@@ -16,6 +16,7 @@ from slipstream.core.prefix import PrefixChain
 from slipstream.core.runs import agreement
 from slipstream.engine.sequence import Sequence
 from verifier_service.estimates import Acceptance
+from verifier_service.offers import Offers
 from verifier_service.probes import Probes
 from verifier_service.times import Times
 
@@ -137,6 +138,7 @@ class Generation:
         compared, agreed_drafts: of those, how many the step decided on, verified or not, and how
             many of the first ones were right.
         wanted: drafts that it should have in a step; `probes`, when they are tried all the same.
+        offers: when it is offered to a drafter that refused it.
         ngram: what its text repeats.
         drafted: how many drafts of the step under way are the drafter's; the others are guesses.
         arrived_waiting, arrived_stepping, arrived_at: drafts that came since the last step began,
@@ -173,6 +175,7 @@ class Generation:
         self.compared = self.agreed_drafts = 0
         self.wanted = 0
         self.probes = Probes()
+        self.offers = Offers()
         self.acceptance = Acceptance()
         self.cold_steps = 0
         self.ngram = NgramProposer()

@@ -28,16 +28,18 @@ class Lengths:
     Args:
         window: how far beyond the last commit a drafter may run; None: AHEAD where it has a
             device of its own, and as far as pays where the two take turns.
+        rows: most rows of a step for decoding and verification.
 
     Attributes:
         target: the last choice.
         longest: of the runs that are considered; `ahead`: the window side by side.
     """
 
-    def __init__(self, measured: Measured, window: int | None) -> None:
+    def __init__(self, measured: Measured, window: int | None, rows: int) -> None:
         self.target = Target()
         self.longest = window or LONGEST_RUN
         self._measured = measured
+        self._rows = rows
         self.ahead = window or AHEAD
         self._steps = 0
         self._company: tuple[int, ...] = ()
@@ -67,7 +69,7 @@ class Lengths:
             waiting=measured.wait,
             stepping=0.0 if burst else measured.arrival.stepping,
             sequences=sequences,
-            most_rows=max(MAX_STRICT_ROWS, sequences),
+            most_rows=max(self._rows, sequences),
         )
         lengths = list(best.lengths)
         for i, generation in enumerate(drafting):

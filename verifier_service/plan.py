@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slipstream.engine.batch import Segment
 from slipstream.engine.exactness import MAX_STRICT_ROWS
@@ -41,6 +41,12 @@ class Limits:
     max_drafts: int = 16
     strict: bool = False
     mixed_rows: int = 0
+
+    @classmethod
+    def of(cls, *, strict: bool, exact_rows: int, step_rows: int, prefill_chunk: int) -> Limits:
+        """What follows from the settings and from the most rows that agree in strict mode."""
+        limits = cls(step_rows, prefill_chunk, strict=strict, mixed_rows=exact_rows)
+        return limits if limits.canonical else replace(limits, decode_rows=limits.most_rows)
 
     @property
     def canonical(self) -> bool:

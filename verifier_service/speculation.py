@@ -44,11 +44,13 @@ class SpeculationSettings:
         length: None: as many drafts as promise the most tokens per second. A number: at most so
             many, whatever there is, and no waiting.
         ngram: whether n-gram guesses are verified, too; auto: where that pays.
+        rows: most rows of a step for decoding and verification.
     """
 
     window: int | None = None
     length: int | None = None
     ngram: Ngram = "auto"
+    rows: int = MAX_STRICT_ROWS
 
 
 class Speculation:
@@ -79,7 +81,7 @@ class Speculation:
         self._clock = clock
         self.placement = placement
         self._measured = Measured(probe, placement.layout, clock)
-        self._lengths = Lengths(self._measured, settings.window)
+        self._lengths = Lengths(self._measured, settings.window, settings.rows)
         self._connection: int | None = None
         self._commands: list[Command] = []
         # What the drafter was told last.
@@ -195,6 +197,7 @@ class Speculation:
             if generation is not None:
                 log.info("no drafts for %s: %s", generation.request.request_id, refusal.reason)
                 generation.opened = False
+                generation.offers.refused()
 
     def step_seconds(self, rows: int) -> float:
         """Of a step that decodes so many rows, by what is known of all row counts together."""
@@ -282,6 +285,7 @@ class Speculation:
 
     def stepped(self, work: Sequence[Work], tokens: int) -> None:
         """A step is over that committed `tokens` tokens."""
+        self._offer_again([item.generation for item in work])
         decoded = all(item.decodes for item in work)
         rows = sum(len(item.segment.tokens) for item in work) if decoded else 0
         seconds = self._measured.end(rows)
@@ -290,6 +294,12 @@ class Speculation:
             if layout is not self.placement.layout:
                 self._adopt(layout)
         self._waiting_since = None
+
+    def _offer_again(self, generations: Sequence[Generation]) -> None:
+        for generation in generations:
+            has_place = generation.sequence.table is not None
+            if generation.offers.due() and has_place and not generation.opened:
+                self.open(generation)
 
     # ---- what was measured, and what follows from it ---------------------------------------
 
@@ -301,7 +311,7 @@ class Speculation:
         # The drafter is at work: whoever does not wait for it computes beside it.
         cost = self._measured.cost(beside=True)
         runs = [candidates(g, self._lengths.longest, self._settings.ngram) for g in decoding]
-        counts = share_rows([run.chances for run in runs], cost, MAX_STRICT_ROWS)
+        counts = share_rows([run.chances for run in runs], cost, self._settings.rows)
         expected = sum(1.0 + sum(r.chances[:n]) for r, n in zip(runs, counts, strict=True))
         return expected / cost(len(decoding) + sum(counts)) >= self.target.rate
 

@@ -217,9 +217,15 @@ class Rig:
         return PrefixChain(self.runner.loaded.fingerprint, tokens)
 
 
-def plain(runner: ModelRunner, prompt: Sequence[int], params: SamplingParams, **how) -> Outcome:
+def plain(
+    runner: ModelRunner,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    limits: Limits | None = None,
+    **how,
+) -> Outcome:
     """The same request without speculation, alone."""
-    rig = Rig(runner)
+    rig = Rig(runner, limits=limits)
     outcome = rig.submit(prompt, params, speculative=False, **how)
     rig.finish()
     return outcome

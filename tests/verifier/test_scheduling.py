@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import pytest
@@ -271,6 +272,31 @@ def test_refusal(runner) -> None:
     assert outcome.counts is not None
     assert outcome.counts.drafted == 0
     expected = plain(runner, PROMPT, EVERYTHING, max_tokens=20, ignore_eos=True)
+    assert outcome.tokens == expected.tokens
+
+
+def test_refused_sequences_are_offered_again(runner) -> None:
+    """A refused sequence is offered again after some steps, after twice as many when it is refused
+    again, and has drafts once it is taken."""
+    rig = rig_with_drafter(runner)
+    outcome = rig.submit(PROMPT, EVERYTHING, max_tokens=120, ignore_eos=True)
+    expected = plain(runner, PROMPT, EVERYTHING, max_tokens=120, ignore_eos=True)
+    offered: list[int] = []
+    step = 0
+    proposer = Proposer(rig, 1, outcome, truth_of(expected), [Draft("right", 3, 0)])
+    while not outcome.ended:
+        rig.step()
+        step += 1
+        if len(sent(rig, Open)) > len(offered):
+            offered.append(step)
+            if len(offered) < 3:
+                rig.refuse(Refusal(1, "no room"))
+        if len(offered) == 3:
+            proposer()
+    rig.finish()
+    assert [b - a for a, b in itertools.pairwise(offered)] == [32, 64]
+    assert outcome.counts is not None
+    assert outcome.counts.accepted > 0
     assert outcome.tokens == expected.tokens
 
 
