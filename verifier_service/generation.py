@@ -137,7 +137,8 @@ class Generation:
             last step's end agreed with what it committed.
         compared, agreed_drafts: of those, how many the step decided on, verified or not, and how
             many of the first ones were right.
-        wanted: drafts that it should have in a step; `probes`, when they are tried all the same.
+        wanted: drafts that it should have in a step; `probing`, whether some are tried although
+            none are worth it, as `probes` says from time to time.
         offers: when it is offered to a drafter that refused it.
         ngram: what its text repeats.
         drafted: how many drafts of the step under way are the drafter's; the others are guesses.
@@ -175,6 +176,7 @@ class Generation:
         self.compared = self.agreed_drafts = 0
         self.wanted = 0
         self.probes = Probes()
+        self.probing = False
         self.offers = Offers()
         self.acceptance = Acceptance()
         self.cold_steps = 0

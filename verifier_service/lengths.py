@@ -9,6 +9,7 @@ from slipstream.engine.exactness import MAX_STRICT_ROWS
 from verifier_service.generation import Generation
 from verifier_service.measured import Measured
 from verifier_service.policy import Target, best_lengths
+from verifier_service.probes import Probes
 
 # Drafts ahead while they are being tried.
 _PROBE_WINDOW = 3
@@ -43,6 +44,8 @@ class Lengths:
         self.ahead = window or AHEAD
         self._steps = 0
         self._company: tuple[int, ...] = ()
+        # While nobody has drafts.
+        self._probes = Probes()
 
     def choose(self, sequences: int, drafting: Sequence[Generation]) -> bool:
         """Before a step of `sequences` sequences, of which some have a drafter.
@@ -53,40 +56,73 @@ class Lengths:
         """
         self._steps += 1
         company = (sequences, *(g.number for g in drafting))
-        off = any(g.probes.steps_off for g in drafting)
-        if company == self._company and self._steps % _STEPS and not off:
+        regular = self._steps % _STEPS == 0
+        # What a probe finds is used at once.
+        trying = any(g.probing for g in drafting)
+        if company == self._company and not regular and not trying:
             return False
         self._company = company
-        self._choose(sequences, drafting)
+        best = self._best(sequences, [g.acceptance.survival(self.longest) for g in drafting])
+        if regular:
+            self._probe(best, sequences, drafting)
+        lengths = [self._wanted(g, n) for g, n in zip(drafting, best.lengths, strict=True)]
+        self.target = replace(best, lengths=tuple(lengths))
         return True
 
-    def _choose(self, sequences: int, drafting: Sequence[Generation]) -> None:
+    def _best(self, sequences: int, survivals: Sequence[Sequence[float]]) -> Target:
         measured, burst = self._measured, self._measured.layout.burst
-        best = best_lengths(
+        return best_lengths(
             quiet=measured.cost(beside=False),
             beside=measured.cost(beside=not burst),
-            survivals=[g.acceptance.survival(self.longest) for g in drafting],
+            survivals=survivals,
             waiting=measured.wait,
             stepping=0.0 if burst else measured.arrival.stepping,
             sequences=sequences,
             most_rows=max(self._rows, sequences),
         )
-        lengths = list(best.lengths)
+
+    def _probe(self, best: Target, sequences: int, drafting: Sequence[Generation]) -> None:
+        """Lets sequences whose drafts are not worth it try some all the same, now and then.
+
+        Beside others that have drafts each does so for itself. Where nobody has any, all try once
+        and from then on one for all, or a crowd would always wait for somebody's; and hardly ever
+        where not even drafts that are always right would pay, as in a full batch.
+        """
+        if best.length:
+            # What paid for nobody pays for one again: so the others try at once.
+            if self._probes.off + self._probes.tried:
+                for generation in drafting:
+                    generation.probes = Probes(soon=True)
+                self._probes = Probes()
+            for generation, length in zip(drafting, best.lengths, strict=True):
+                generation.probes.count(length > 0)
+                self._try(generation, generation.probes)
+            return
+        perfect = self._best(sequences, [[1.0] * self.longest] * len(drafting))
+        hopeless = self._measured.arrival.measured and not perfect.length
+        self._probes.count(worth=False, rarely=hopeless)
+        if self._probes.due and self._measured.reported:
+            self._measured.arrival.forget()
         for i, generation in enumerate(drafting):
-            if burst and generation.late and not generation.warm:
-                generation.wanted = lengths[i] = 0
-                continue
-            probes = generation.probes
-            probes.count(lengths[i] > 0)
-            if probes.due:
-                generation.acceptance.forget()
-                if measured.reported and not best.length:
-                    measured.arrival.forget()
-            if probes.on and burst:
-                # Taking turns, a probe has to wait for its draft; side by side it need not.
-                lengths[i] = 1
-            generation.wanted = lengths[i]
-        self.target = replace(best, lengths=tuple(lengths))
+            generation.probing = False
+            if not self._probes.tried or i == self._probes.tried % len(drafting):
+                self._try(generation, self._probes)
+
+    def _try(self, generation: Generation, probes: Probes) -> None:
+        generation.probing = probes.on
+        if probes.due:
+            generation.acceptance.forget()
+
+    def _wanted(self, generation: Generation, length: int) -> int:
+        """Drafts that a sequence waits for; `length` is what is best."""
+        burst = self._measured.layout.burst
+        if burst and generation.late and not generation.warm:
+            length = 0
+        elif burst and generation.probing:
+            # Taking turns, a probe has to wait for its draft; side by side it need not.
+            length = 1
+        generation.wanted = length
+        return length
 
     def cold_patience(self, generation: Generation) -> float:
         """Most seconds to wait for a sequence's first drafts.
@@ -107,7 +143,7 @@ class Lengths:
     def window(self, generation: Generation) -> int:
         """How far the drafter may run ahead."""
         if not generation.wanted and self.target.rate:
-            return min(_PROBE_WINDOW, self.ahead) if generation.probes.on else 0
+            return min(_PROBE_WINDOW, self.ahead) if generation.probing else 0
         if self._measured.layout.burst:
             return max(1, generation.wanted)
         return self.ahead

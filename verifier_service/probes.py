@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
-# After so many steps, twice as many after every failure, and for so many steps.
-_AFTER, _LEAST_OFTEN, _STEPS = 32, 512, 4
+# In choices of a length: after so many a probe begins, after twice as many with every failure, and
+# lasts until so many later.
+_AFTER, _LEAST_OFTEN, _LASTS = 8, 128, 1
 
 
 class Probes:
-    """Counts the steps without drafts. One owner; not thread-safe.
+    """Counts choices of a length that left none. One owner; not thread-safe.
 
     Attributes:
-        steps_off: since drafts were last found worth it, or last tried.
+        off: since drafts were last found worth it, or last tried.
+        tried: probes that found nothing, one after the other.
+
+    Args:
+        soon: whether the first probe begins with the next choice.
     """
 
-    def __init__(self) -> None:
-        self.steps_off = 0
+    def __init__(self, *, soon: bool = False) -> None:
+        self.off = _AFTER - 1 if soon else 0
+        self.tried = 0
         self._after = _AFTER
 
     @property
     def due(self) -> bool:
-        """Whether a probe begins with this step."""
-        return self.steps_off == self._after
+        """Whether a probe begins with this choice."""
+        return self.off == self._after
 
     @property
     def on(self) -> bool:
         """Whether drafts are being tried."""
-        return self.steps_off >= self._after
+        return self.off >= self._after
 
-    def count(self, worth: bool) -> None:
-        """Another step, of which the estimates say whether drafts are worth their while."""
+    def count(self, worth: bool, *, rarely: bool = False) -> None:
+        """Another choice, of which the estimates say whether drafts are worth their while.
+
+        `rarely`: as if many probes had found nothing.
+        """
         if worth:
-            self.steps_off, self._after = 0, _AFTER
+            self.off, self.tried, self._after = 0, 0, _AFTER
             return
-        self.steps_off += 1
-        if self.steps_off >= self._after + _STEPS:
-            self.steps_off = 0
+        self.off += 1
+        if rarely:
+            self._after = _LEAST_OFTEN
+        if self.off >= self._after + _LASTS:
+            self.off = 0
+            self.tried += 1
             self._after = min(2 * self._after, _LEAST_OFTEN)

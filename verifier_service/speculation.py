@@ -121,6 +121,7 @@ class Speculation:
         generation.opened, generation.paused = True, False
         generation.warm = generation.warm_before = generation.late = False
         generation.cold_steps, generation.probes, generation.untold = 0, Probes(), 0
+        generation.probing = False
         # On a shared device the prompt is not prefilled twice at a time: the drafter's turn
         # comes when the verifier has decoded its first token.
         waits = self.placement.layout.burst and self._settings.length is None
@@ -226,7 +227,7 @@ class Speculation:
             max(g.arrived_waiting + g.wanted - g.num_pending for g in missing)
         )
         most = _PATIENCE * expected + _PATIENCE_SECONDS
-        if missing[0].probes.on:
+        if all(g.probing for g in missing):
             most = min(most, _PROBE_PATIENCE * self._measured.cost(beside=False)(1))
         left = self._left(most)
         self._measured.waited |= left > 0.0
