@@ -39,9 +39,13 @@ TIMEOUT = 2.0
 
 
 class Row:
-    """Two shards and their verifier."""
+    """Two shards and their verifier.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        more: options of the verifier.
+    """
+
+    def __init__(self, folder: Path, *more: str) -> None:
         self.folder = folder
         self.model = write_checkpoint(folder / "model", context=4096)
         plan = folder / "plan.json"
@@ -52,6 +56,7 @@ class Row:
         options = (
             "--model", str(self.model), *OPTIONS,
             "--drafter", self.addresses[0], "--exactness", "strict", "--draft-length", "8",
+            *more,
         )  # fmt: skip
         self.verifier = Service("verifier", free_address(), options, folder / "verifier.log")
 
