@@ -209,7 +209,11 @@ class Speculation:
     def patience(self, turn: Turn) -> float:
         """Seconds to wait for drafts before the next step; 0 to go ahead."""
         drafting = [g for g in turn.decoding if g.opened]
-        if turn.prompts or not drafting or self._settings.length is not None:
+        if not drafting or self._settings.length is not None:
+            return 0.0
+        # Prompts wait for nobody's drafts, but where those would be made on the cores that compute
+        # the prompts.
+        if turn.prompts and not self.placement.layout.burst:
             return 0.0
         if self._waiting_since is None:
             self._waiting_since = self._measured.step_ended

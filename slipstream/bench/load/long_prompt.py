@@ -104,9 +104,9 @@ async def _round(stack: Stack, book: Book, salt: str, gaps: _Gaps) -> list[Outco
 
 
 def _judge(ask: Ask, entry: Entry, reading: Reading) -> Outcome:
-    """By the beginning of the answer: no longer one is known."""
+    """By the beginning of the answer: no longer one is known. A stream that was left may have less."""
     count = len(entry.known.token_ids)
     cut = replace(reading, token_ids=reading.token_ids[:count], text="", left=True)
-    if len(cut.token_ids) < count and not reading.failure:
+    if len(cut.token_ids) < count and not (reading.left or reading.failure):
         cut.failure = f"the stream ended after {len(cut.token_ids)} tokens"
     return outcome(ask.name, ask.kind, cut, entry.known)
