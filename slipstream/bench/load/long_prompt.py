@@ -104,7 +104,7 @@ async def _round(stack: Stack, book: Book, salt: str, gaps: _Gaps) -> list[Outco
 
 
 def _judge(ask: Ask, entry: Entry, reading: Reading) -> Outcome:
-    """By the beginning of the answer: no longer one is known. A stream that was left may have less."""
+    """By the beginning of the answer: no longer one is known, and who was left may have less."""
     count = len(entry.known.token_ids)
     cut = replace(reading, token_ids=reading.token_ids[:count], text="", left=True)
     if len(cut.token_ids) < count and not (reading.left or reading.failure):
