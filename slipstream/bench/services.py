@@ -6,6 +6,7 @@ The gateway is not in the path: text, HTTP and authentication are not what is co
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -135,4 +136,6 @@ def _request(
         sampling=types_pb2.SamplingParams(temperature=0.0, seed=0),
         stop=types_pb2.StopConditions(max_tokens=max_tokens),
         speculative=speculative,
+        # Every answer pays for its prompt, however often it was asked before.
+        cache_salt=secrets.token_hex(8),
     )
