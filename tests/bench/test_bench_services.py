@@ -121,6 +121,16 @@ async def test_the_request_is_greedy_and_says_whether_to_speculate(speculative):
     assert request.speculative is speculative
 
 
+async def test_every_answer_pays_for_its_prompt():
+    """The same prompt twice has two cache salts, so the second is not found in the first's cache."""
+    script = ScriptedVerifier([[7]])
+    async with connected(script) as verifier:
+        for _ in range(2):
+            await verifier.generate([1, 2, 3], 1, speculative=False)
+    first, second = script.requests
+    assert first.cache_salt != second.cache_salt
+
+
 async def test_a_stream_without_an_end_is_an_error():
     """Tokens of a stream that ends without a finish reason are not counted as a result."""
     script = ScriptedVerifier([[7], [8]], finish=types_pb2.FINISH_REASON_UNSPECIFIED)
