@@ -122,7 +122,7 @@ async def test_the_request_is_greedy_and_says_whether_to_speculate(speculative):
 
 
 async def test_every_answer_pays_for_its_prompt():
-    """The same prompt twice has two cache salts, so the second is not found in the first's cache."""
+    """The same prompt twice has two cache salts: the second is not found in the cache."""
     script = ScriptedVerifier([[7]])
     async with connected(script) as verifier:
         for _ in range(2):
