@@ -100,11 +100,11 @@ class _Known:
             logits, self.logits[skipped : skipped + len(logits)]
         )
 
-    def same_at_the_end_on_any_threads(self, rows: int) -> bool:
+    def same_at_the_end_on_fewer_threads(self, rows: int) -> bool:
         """A placement may move the process to fewer cores while it serves."""
         threads = torch.get_num_threads()
         try:
-            for count in sorted({1, (threads + 1) // 2, threads}):
+            for count in {1, (threads + 1) // 2} - {threads}:
                 torch.set_num_threads(count)
                 if not self.same([(rows, 0)], self.text.length - rows):
                     return False
@@ -143,8 +143,9 @@ def _largest(text: _Text, few: int, sizes: Sequence[int]) -> int:
         # A few rows among as many as there may be, and pieces of sizes in between.
         half = rows // 2
         pieces = [(8, rows - 8), (half - 24, 0), (11, 29), (half + 5, 0)]
-        rest = _run(text.length - rows, rows)
-        if known.same([*pieces, *rest]) and known.same_at_the_end_on_any_threads(rows):
+        # The last piece is a whole one: it has the most keys.
+        rest = reversed(_run(text.length - rows, rows))
+        if known.same([*pieces, *rest]) and known.same_at_the_end_on_fewer_threads(rows):
             return rows
     return few
 
