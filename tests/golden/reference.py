@@ -1,13 +1,16 @@
 """Twenty prompts and what `transformers` answers to them: the standard of greedy decoding.
 
-`reference_tokens` runs the library once per process, in float32, and remembers the answers, so
-that all tests that need them share the cost. Prompts of similar length go through `generate`
-together, as the library means it: padded on the left. One by one they take several times as long.
+`reference_tokens` runs the library once, in float32, and remembers the answers, so that all tests
+that need them share the cost. Prompts of similar length go through `generate` together, as the
+library means it: padded on the left. One by one they take several times as long. It runs in
+processes of its own, a thread each: `begin_reference` lets it begin while a test computes ours.
 """
 
 from __future__ import annotations
 
 import functools
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ NEW_TOKENS = 128
 LONGEST_PROMPT = 1000
 # Borders between the groups of prompts of similar length.
 _SHORT, _MIDDLE = 15, 18
+Tokens = tuple[tuple[int, ...], ...]
 _CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 _STORY = (
     "The harbour woke before the town did. Nets hung from the rails, and the first boats came "
@@ -70,7 +74,7 @@ def _texts() -> list[str]:
 
 
 @functools.cache
-def prompts(folder: Path) -> tuple[tuple[int, ...], ...]:
+def prompts(folder: Path) -> Tokens:
     """Token ids of the prompts, at most LONGEST_PROMPT each; some are cut to exactly that."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     encoded = (tokenizer.encode(text, add_special_tokens=False).ids for text in _texts())
@@ -85,20 +89,38 @@ def reference_model(folder: Path) -> Any:
 
 
 @functools.cache
-def reference_tokens(folder: Path) -> tuple[tuple[int, ...], ...]:
-    """What `generate(do_sample=False)` adds to each prompt: up to NEW_TOKENS, the end included."""
-    # Two threads that share their cores with other processes wait for each other at every product.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    model = reference_model(folder)
+def begin_reference(folder: Path) -> dict[tuple[int, ...], Future[Tokens]]:
+    """Has the answers computed in processes beside this one, which end with the last of them.
+
+    Returns:
+        What will be the answers, by the places of their prompts.
+    """
     everything = prompts(folder)
-    answers: dict[int, tuple[int, ...]] = {}
     by_length = sorted(range(len(everything)), key=lambda i: len(everything[i]))
-    for group in (by_length[:_SHORT], by_length[_SHORT:_MIDDLE], by_length[_MIDDLE:]):
-        together = _generate(model, [everything[i] for i in group])
-        answers.update(zip(group, together, strict=True))
-    torch.set_num_threads(threads)
-    return tuple(answers[i] for i in range(len(everything)))
+    groups = (by_length[:_SHORT], by_length[_SHORT:_MIDDLE], by_length[_MIDDLE:])
+    # Not forked: torch's threads would be missing in the children.
+    beside = ProcessPoolExecutor(2, mp_context=get_context("spawn"))
+    begun = {
+        tuple(group): beside.submit(_answers, folder, [everything[i] for i in group])
+        for group in groups
+    }
+    beside.shutdown(wait=False)
+    return begun
+
+
+@functools.cache
+def reference_tokens(folder: Path) -> Tokens:
+    """What `generate(do_sample=False)` adds to each prompt: up to NEW_TOKENS, the end included."""
+    answers: dict[int, tuple[int, ...]] = {}
+    for group, future in begin_reference(folder).items():
+        answers.update(zip(group, future.result(), strict=True))
+    return tuple(answers[i] for i in sorted(answers))
+
+
+def _answers(folder: Path, batch: list[tuple[int, ...]]) -> Tokens:
+    # Two threads that share their cores with other processes wait for each other at every product.
+    torch.set_num_threads(1)
+    return tuple(_generate(reference_model(folder), batch))
 
 
 @torch.inference_mode()

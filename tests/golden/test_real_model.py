@@ -16,6 +16,7 @@ from slipstream.engine.sequence import Sequence
 from tests.golden.reference import (
     LONGEST_PROMPT,
     NEW_TOKENS,
+    begin_reference,
     prompts,
     reference_model,
     reference_tokens,
@@ -64,6 +65,7 @@ def test_prompts_are_what_the_claim_says(model_dir: Path) -> None:
 
 def test_greedy_tokens_are_those_of_transformers(model_dir: Path) -> None:
     """All twenty answers of up to 128 tokens are equal, out of one ragged batch."""
+    begin_reference(model_dir)
     runner = ModelRunner(load_model(model_dir, dtype="float32"), 512 << 20)
     ours = greedy(runner, prompts(model_dir))
     theirs = reference_tokens(model_dir)
