@@ -100,11 +100,13 @@ async def measure_pipelining(
 async def _start(stack: AsyncExitStack, place: Place, count: int) -> str:
     """The address of shard 0."""
     commands = shard_commands(f"row-of-{count}", place, place.cpus[:1], count)
+    children = []
     for index, command in zip(reversed(range(count)), commands, strict=True):
         words = list(command.words)
         words[words.index("--cpus") + 1] = str(place.cpus[index % len(place.cpus)])
         words += ["--ngram", "off", "--kv-context", "own", "--early-stop", "off"]
-        started = await stack.enter_async_context(child(command.name, words, place.logs))
+        children.append(await stack.enter_async_context(child(command.name, words, place.logs)))
+    for started, command in zip(children, commands, strict=True):
         await wait_until_serving(started, command.address, _START_SECONDS)
     return commands[-1].address
 

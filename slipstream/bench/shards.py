@@ -112,8 +112,9 @@ async def _measure(commands: Sequence[Command], logs: Path) -> tuple[Held, ...]:
         children = []
         for command in commands:
             started = await stack.enter_async_context(child(command.name, command.words, logs))
-            await wait_until_serving(started, command.address, _START_SECONDS)
             children.append(started)
+        for started, command in zip(children, commands, strict=True):
+            await wait_until_serving(started, command.address, _START_SECONDS)
         weights = await _weights(commands[-1].address, len(commands))
         held = [memory(each.process.pid) for each in reversed(children)]
     known = [one for one in held if one is not None]
