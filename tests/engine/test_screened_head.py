@@ -224,11 +224,12 @@ def test_the_default_model_is_calibrated(model_dir: Path) -> None:
     loaded = load_model(model_dir, optimized=False)
     runner = ModelRunner(loaded, 1 << 28)
     with torch.inference_mode():
-        states = hidden_states(runner, documents(model_dir))
+        texts = documents(model_dir)
         weight = loaded.model.get_output_embeddings().weight.data
-        basis = find_basis(weight, states[1::2])
+        basis = find_basis(weight, hidden_states(runner, texts[1::2]))
         assert basis is not None
-        x = torch.cat(states[::2]).to(torch.bfloat16)[:600]
+        x = torch.cat(hidden_states(runner, texts[:12:2])).to(torch.bfloat16)[:600]
+        assert len(x) == 600
         best = nn.functional.linear(x, weight).argmax(-1)
         head = ScreenedHead(weight, None, basis)
         agreed = (head(x).argmax(-1) == best).float().mean()

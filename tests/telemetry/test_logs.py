@@ -61,12 +61,17 @@ def test_an_exception_is_a_field():
 
 def test_what_ends_a_process_is_a_line_like_the_others():
     """An error of configuration is an object too, where lines are; else one plain line."""
-    for form in ("json", "text"):
-        arguments = ["--model", "nowhere", "--listen", "127.0.0.1:x", "--log-format", form]
-        command = [sys.executable, "-m", "verifier_service", *arguments]
-        ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-        assert ended.returncode == 2
-        line = ended.stderr.strip().splitlines()[-1]
+    arguments = ["--model", "nowhere", "--listen", "127.0.0.1:x", "--log-format"]
+    command = [sys.executable, "-m", "verifier_service", *arguments]
+    begun = {
+        form: subprocess.Popen([*command, form], stderr=subprocess.PIPE, text=True)
+        for form in ("json", "text")
+    }
+    for form, process in begun.items():
+        with process:
+            _, said = process.communicate(timeout=60)
+        assert process.returncode == 2
+        line = said.strip().splitlines()[-1]
         if form == "json":
             entry = json.loads(line)
             assert entry["level"] == "critical"
