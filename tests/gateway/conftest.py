@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -181,6 +180,11 @@ def make_rig(model_folder: Path) -> Callable[..., contextlib.AbstractAsyncContex
                     made = Rig(fake, http, url, address, running)
                     await made.until_ready()
                     yield made
+            # What the gateway cancelled when it stopped reaches the fake in its own time.
+            for _ in range(200):
+                if not fake.running:
+                    break
+                await asyncio.sleep(0.005)
 
     return rig
 
