@@ -108,17 +108,20 @@ class Lengths:
             if not self._probes.tried or i == self._probes.tried % len(drafting):
                 self._try(generation, self._probes)
 
+    def _given_up(self, generation: Generation) -> bool:
+        """Taking turns, first drafts that were waited for in vain are not asked for again."""
+        return self._measured.layout.burst and generation.late and not generation.warm
+
     def _try(self, generation: Generation, probes: Probes) -> None:
-        generation.probing = probes.on
+        generation.probing = probes.on and not self._given_up(generation)
         if probes.due:
             generation.acceptance.forget()
 
     def _wanted(self, generation: Generation, length: int) -> int:
         """Drafts that a sequence waits for; `length` is what is best."""
-        burst = self._measured.layout.burst
-        if burst and generation.late and not generation.warm:
+        if self._given_up(generation):
             length = 0
-        elif burst and generation.probing:
+        elif self._measured.layout.burst and generation.probing:
             # Taking turns, a probe has to wait for its draft; side by side it need not.
             length = 1
         generation.wanted = length

@@ -7,6 +7,7 @@ import pytest
 from slipstream.core.draft import Commit
 from tests.verifier.world import Machine, World
 from verifier_service.policy import Target, best_lengths
+from verifier_service.probes import Probes
 
 
 def _always(rate: float):
@@ -216,3 +217,17 @@ def test_a_window_holds_wherever_the_drafter_computes(placement) -> None:
     world = World(machine, placement=placement, window=2)
     world.run(300)
     assert max(drafts for drafts, _ in world.steps) == 2
+
+
+def test_drafts_that_never_came_are_not_tried_in_turn() -> None:
+    """Who waited for first drafts in vain is left out of probes until some come."""
+    world = World(Machine(**TURNS, accepted=_always(0.9)), placement="shared")
+    generation, probes = world.generation, Probes(soon=True)
+    probes.count(worth=False)
+    generation.late, generation.warm = True, False
+    world.speculation._lengths._try(generation, probes)
+    assert probes.on
+    assert not generation.probing
+    generation.warm = True
+    world.speculation._lengths._try(generation, probes)
+    assert generation.probing
