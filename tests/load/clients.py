@@ -11,11 +11,9 @@ import grpc
 import requests
 
 from slipstream.bench.load.asks import Ask, Extras, grpc_request, http_body
-from slipstream.bench.load.doors import Leave, clock
+from slipstream.bench.load.doors import Leave, clock, note_failure
 from slipstream.bench.load.reading import Reading
-from slipstream.core.errors import Overloaded
 from slipstream.wire.proto import gateway_pb2_grpc
-from slipstream.wire.status import error_of
 
 _CONNECT_SECONDS, _SILENT_SECONDS, _REQUEST_SECONDS = 10.0, 300.0, 600.0
 
@@ -96,10 +94,7 @@ class GrpcClient:
                     reading.left = True
                     break
         except grpc.RpcError as failure:
-            error = error_of(failure)
-            reading.refused = isinstance(error, Overloaded)
-            reading.retry_after = error.retry_after
-            reading.failure = f"{failure.code().name}: {error.message}"
+            note_failure(reading, failure)
         finally:
             call.cancel()
             reading.end = clock()

@@ -40,6 +40,14 @@ class Door(Protocol):
         """`due` on `clock`; None is now. Failures are in the reading, none is raised."""
 
 
+def note_failure(reading: Reading, failure: Any) -> None:
+    """Takes down why a gRPC call failed; `failure` is what grpc, or grpc.aio, raised."""
+    error = error_of(failure)
+    reading.refused = isinstance(error, Overloaded)
+    reading.retry_after = error.retry_after
+    reading.failure = f"{failure.code().name}: {error.message}"
+
+
 @dataclass(frozen=True, slots=True)
 class GrpcDoor:
     """GatewayService.Generate."""
@@ -59,10 +67,7 @@ class GrpcDoor:
                     reading.left = True
                     break
         except grpc.aio.AioRpcError as failure:
-            error = error_of(failure)
-            reading.refused = isinstance(error, Overloaded)
-            reading.retry_after = error.retry_after
-            reading.failure = f"{failure.code().name}: {error.message}"
+            note_failure(reading, failure)
         finally:
             call.cancel()
             reading.end = clock()
