@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from slipstream.core.errors import (
     Cancelled,
@@ -26,6 +26,7 @@ from slipstream.engine.runner import ModelRunner
 from slipstream.wire.kv_client import KvClient
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 # From the lease to the beginning of its pull, which keeps it. A puller that died has it so long.
 _LEASE_SECONDS = 10.0
 # Drafts are of no use before the verifier has computed the prompt, so until its first commit
@@ -65,7 +66,7 @@ class Source:
     def __init__(self, runner: ModelRunner, address: str, *, share_memory: bool) -> None:
         self._runner = runner
         self._client = KvClient(address, share_memory=share_memory)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def idle(self) -> bool:
@@ -93,7 +94,7 @@ class Source:
                     await asyncio.wait(self._tasks)
         await self._client.close()
 
-    def _run(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _run(self, call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(call)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -105,12 +106,7 @@ class Source:
         reason, handle = "", None
         try:
             async with asyncio.timeout(_MOST_PULL_SECONDS) as limit:
-                handle = await self._client.acquire(
-                    self._runner.loaded.fingerprint,
-                    want.prefix,
-                    sequence_id=want.sequence_id,
-                    lease_seconds=_LEASE_SECONDS,
-                )
+                handle = await self._acquire(want)
                 self._check(handle)
                 layers, end = self._runner.loaded.kv_layers, want.prefix.length
                 pull = self._client.pull(handle, layers, 0, end, follow=want.follow)
@@ -135,6 +131,29 @@ class Source:
             if handle is not None:
                 self._run(self._release(handle))
         ended(reason)
+
+    async def _acquire(self, want: Want) -> KvHandle:
+        """A lease; where it comes after its sequence has ended it goes straight back.
+
+        A call that is cancelled may have been granted, and then nobody would know what to release.
+        """
+        asked = self._run(
+            self._client.acquire(
+                self._runner.loaded.fingerprint,
+                want.prefix,
+                sequence_id=want.sequence_id,
+                lease_seconds=_LEASE_SECONDS,
+            )
+        )
+        try:
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, asked: asyncio.Task[KvHandle]) -> None:
+        if not asked.cancelled() and asked.exception() is None:
+            self._run(self._release(asked.result()))
 
     async def _release(self, handle: KvHandle) -> None:
         with contextlib.suppress(SlipstreamError):

@@ -56,8 +56,8 @@ class KvServicer(kv_pb2_grpc.KvServiceServicer):
             )
         prefix = Prefix(request.prefix.length, request.prefix.hash)
         number = request.sequence_id if request.HasField("sequence_id") else None
-        seconds = _granted(request.lease_seconds)
-        lease = await self._call(lambda kv: kv.acquire(prefix, number, seconds))
+        seconds = _allowed(request.lease_seconds)
+        lease = await self._granted(prefix, number, seconds)
         return kv_pb2.AcquireResponse(handle=self._handle(lease), memory_host=self._memory_host)
 
     @unary
@@ -65,7 +65,7 @@ class KvServicer(kv_pb2_grpc.KvServiceServicer):
         self, request: kv_pb2.RenewRequest, context: grpc.aio.ServicerContext
     ) -> kv_pb2.RenewResponse:
         self._check_life(request.incarnation)
-        seconds = _granted(request.lease_seconds)
+        seconds = _allowed(request.lease_seconds)
         lease = await self._call(lambda kv: kv.renew(request.id, seconds))
         return kv_pb2.RenewResponse(expiry_unix_ms=int(lease.expiry * 1000))
 
@@ -104,6 +104,25 @@ class KvServicer(kv_pb2_grpc.KvServiceServicer):
         finally:
             # Not awaited, as the call may be cancelled: it happens within a step.
             self._engine.call(lambda: kv.end_pull(key))
+
+    async def _granted(self, prefix: Prefix, number: int | None, seconds: float) -> Lease:
+        """A lease, for a caller who is still there to hear of it."""
+        granted: list[Lease] = []
+
+        def acquire(kv: KvHolder) -> Lease:
+            granted.append(kv.acquire(prefix, number, seconds))
+            return granted[0]
+
+        try:
+            return await self._call(acquire)
+        except (asyncio.CancelledError, DeadlineExceeded):
+            # Behind the grant, if there was one, on the thread that grants.
+            self._engine.post(lambda: self._take_back(granted))
+            raise
+
+    def _take_back(self, leases: list[Lease]) -> None:
+        for lease in leases:
+            self._engine.kv.release(lease.id)
 
     async def _call(self, action: Callable[[KvHolder], T]) -> T:
         """On the engine's thread, between two steps. Raises DeadlineExceeded."""
@@ -153,7 +172,7 @@ def _prefix(prefix: Prefix) -> types_pb2.Prefix:
     return types_pb2.Prefix(length=prefix.length, hash=prefix.hash)
 
 
-def _granted(seconds: float) -> float:
+def _allowed(seconds: float) -> float:
     """A lease's length; raises InvalidRequest where it is no positive number."""
     if not 0 < seconds < float("inf"):
         raise InvalidRequest(f"a lease lasts some seconds, got {seconds}")

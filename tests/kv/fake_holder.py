@@ -25,6 +25,8 @@ class FakeHolder(kv_pb2_grpc.KvServiceServicer):
         pace: seconds between two chunks.
         handle: fields of the handle that differ from the truth.
         answer: fields of every chunk that do.
+        acquired, released: calls so far.
+        waits: who asks for a lease gets it when this is set.
     """
 
     runner: ModelRunner
@@ -33,9 +35,14 @@ class FakeHolder(kv_pb2_grpc.KvServiceServicer):
     handle: dict[str, object] = field(default_factory=dict)
     answer: dict[str, object] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
+    acquired: int = 0
     released: int = 0
+    waits: asyncio.Event | None = None
 
     async def Acquire(self, request, context):  # noqa: N802 gRPC's name
+        self.acquired += 1
+        if self.waits is not None:
+            await self.waits.wait()
         loaded, pool = self.runner.loaded, self.runner.pool
         truth = {
             "id": "1",

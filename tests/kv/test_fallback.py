@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from drafter_service.kv_source import Source, Want
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.core.prefix import PrefixChain
 from tests.integration.client import GREEDY, Client, request
@@ -60,6 +61,22 @@ async def test_bad_holders(make_runner, how, reason) -> None:
             assert pair.context.counters.pulled_positions == 40
             # A commit that came meanwhile is computed with the rest.
             assert 160 <= pair.engine.counters.prefilled_positions < 199
+
+
+async def test_a_lease_that_comes_too_late(make_runner) -> None:
+    """A sequence that ends before its lease is granted: the lease goes straight back."""
+    runner, grant = make_runner(), asyncio.Event()
+    async with fake_holder(runner, tokens=PROMPT, waits=grant) as (fake, address):
+        source = Source(runner, address, share_memory=False)
+        prefix = PrefixChain(runner.loaded.fingerprint, PROMPT).at(100)
+        pull = source.pull(Want(1, prefix, follow=False), lambda _: None, lambda _: None)
+        await until(lambda: fake.acquired)
+        pull.cancel()
+        await asyncio.wait([pull])
+        assert not fake.released
+        grant.set()
+        await until(lambda: fake.released == 1)
+        await source.close()
 
 
 async def test_wrong_keys_and_values(make_runner) -> None:

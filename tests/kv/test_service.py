@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -277,6 +278,30 @@ def _memory_files() -> int:
         except OSError:
             continue
     return found
+
+
+async def test_a_caller_that_leaves_before_its_grant(make_runner, client) -> None:
+    """A lease whose caller left while it was made: nobody could release it, so it is taken back."""
+    async with verifier(make_runner()) as one:
+        task, made, go_on = await generating(one), threading.Event(), threading.Event()
+        really = one.engine.kv.acquire
+
+        def slowly(*how):
+            lease = really(*how)
+            made.set()
+            assert go_on.wait(20)
+            return lease
+
+        one.engine.kv.acquire = slowly
+        asking = asyncio.create_task(acquire(one, client(one)))
+        await until(made.is_set)
+        asking.cancel()
+        # The engine's thread is held up: what is posted now waits.
+        await until(lambda: one.engine._inbox)
+        assert one.engine.kv.num_leases == 1
+        go_on.set()
+        await until(lambda: not one.engine.kv.num_leases, 5)
+        task.cancel()
 
 
 async def test_a_puller_that_is_killed(make_runner) -> None:
