@@ -88,7 +88,7 @@ class Admission:
         work = self.drain.work(len(request.prompt), request.stop.max_tokens)
         key = (request.priority, request.tenant)
         with self._lock:
-            self._check_load(request, work)
+            self._check_load(request)
             self._count[key] += 1
             self._work[key] += work
         try:
@@ -104,10 +104,10 @@ class Admission:
         request = generation.request
         self._forget((request.priority, request.tenant), generation.work)
 
-    def expected_wait(self, tenant: str = "", priority: int = 0, work: float = 0.0) -> float:
+    def expected_wait(self, tenant: str = "", priority: int = 0) -> float:
         """Seconds until a request that came now would start; 0 where that is not known."""
         with self._lock:
-            return self._expected_wait(tenant, priority, work)
+            return self._expected_wait(tenant, priority)
 
     # ---- inside ----------------------------------------------------------------------------
 
@@ -128,12 +128,12 @@ class Admission:
         if seconds is not None and seconds <= 0.0:
             raise DeadlineExceeded("the deadline had passed when the request arrived")
 
-    def _check_load(self, request: GenerationRequest, work: float) -> None:
+    def _check_load(self, request: GenerationRequest) -> None:
         waiting = self._waiting(self._count.total())
         own = self._waiting(
             sum(n for (_, tenant), n in self._count.items() if tenant == request.tenant)
         )
-        expected = self._expected_wait(request.tenant, request.priority, work)
+        expected = self._expected_wait(request.tenant, request.priority)
         room = self._bounds.requests - waiting
         if room <= 0 or own >= _SHARE * room:
             self._refuse(f"{waiting} requests wait already, {own} of this tenant", expected)
@@ -159,16 +159,19 @@ class Admission:
         """Of `count` that have not started, those that will not do so in the next step."""
         return max(0, count - self.places)
 
-    def _expected_wait(self, tenant: str, priority: int, work: float) -> float:
+    def _expected_wait(self, tenant: str, priority: int) -> float:
+        """Of what waits before a newcomer; its own work is no wait, however much it is."""
         rate = self.drain.rate
         if not rate or not self._waiting(self._count.total() + 1):
             return 0.0
-        sooner = sum(w for (p, _), w in self._work.items() if p < priority)
-        beside = {t: w for (p, t), w in self._work.items() if p == priority}
-        # Tenants are served in turn, so however much others have waiting, they get no more than
-        # this one meanwhile.
-        own = beside.setdefault(tenant, 0.0) + work
-        return (sooner + min(sum(beside.values()) + work, own * len(beside))) / rate
+        before = sum(w for (p, _), w in self._work.items() if p < priority)
+        own = self._work.get((priority, tenant), 0.0)
+        for (p, other), work in self._work.items():
+            if p == priority and other != tenant:
+                # Tenants are served in turn: until its turn has come, each of the others gets as
+                # much as this one has waiting, and one request more.
+                before += min(work, own + work / self._count[p, other])
+        return (before + own) / rate
 
     def _forget(self, key: tuple[int, str], work: float) -> None:
         with self._lock:

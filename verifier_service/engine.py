@@ -196,7 +196,7 @@ class VerifierEngine(EngineLoop):
         self.counters.stepped(plan.work, ended - started)
         self.scheduler.stepped(plan, self.counters.steps)
         self._budget.observe(plan, ended - started)
-        self.admission.drain.stepped(plan.prompt_rows, tokens, waiting=self.num_waiting > 0)
+        self.admission.drain.stepped(plan.prompt_rows, tokens, full=not self.admission.places)
 
     def _queue(self, generation: Generation) -> None:
         self.scheduler.add(generation)
@@ -232,6 +232,7 @@ class VerifierEngine(EngineLoop):
         self.kv.started(generation.number, generation.sequence)
         if not generation.started:
             self.admission.left(generation)
+            self.admission.drain.started(generation.sequence.num_prompt, generation.cached)
             self.counters.started(generation)
         self.speculation.open(generation)
         self.telemetry.started(generation)
