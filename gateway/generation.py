@@ -152,7 +152,11 @@ class GenerationService:
 
 
 async def _merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
-    """The pieces of all streams in the order they come; the first failure ends them all."""
+    """The pieces of all streams in the order they come; the first failure ends them all.
+
+    None is given out before every stream has its first: until then an error refuses the whole
+    request, as it does where there is one stream, and afterwards none is refused any more.
+    """
     if len(streams) == 1:
         async with contextlib.aclosing(streams[0]) as only:
             async for piece in only:
@@ -160,7 +164,8 @@ async def _merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerat
         return
     # Bounded, so that a client which reads slowly holds up its own streams and fills no memory.
     queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(_MERGED_PIECES)
-    tasks = [asyncio.create_task(_pump(stream, queue)) for stream in streams]
+    begun = asyncio.Barrier(len(streams))
+    tasks = [asyncio.create_task(_pump(stream, queue, begun)) for stream in streams]
     try:
         running = len(tasks)
         while running:
@@ -178,11 +183,18 @@ async def _merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerat
 
 
 async def _pump(
-    stream: AsyncGenerator[Piece, None], queue: asyncio.Queue[Piece | Exception | None]
+    stream: AsyncGenerator[Piece, None],
+    queue: asyncio.Queue[Piece | Exception | None],
+    begun: asyncio.Barrier,
 ) -> None:
+    """Moves pieces on; holds the first, and with it the stream, until all streams have begun."""
     try:
         async with contextlib.aclosing(stream) as pieces:
+            held = True
             async for piece in pieces:
+                if held:
+                    await begun.wait()
+                    held = False
                 await queue.put(piece)
         await queue.put(None)
     # Handed to the consumer, which raises it: one failure ends the whole request.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
@@ -153,6 +154,9 @@ class VerifierLink:
     ) -> AsyncGenerator[verifier_pb2.GenerateResponse, None]:
         """The messages of one generation. Closing the iterator cancels the call at once.
 
+        Those without a token or an end only say that the verifier is there: they count as such
+        between two tokens, and before the first one, where a request may just wait, as nothing.
+
         Args:
             trace: names the span that the verifier's belongs to.
 
@@ -169,16 +173,18 @@ class VerifierLink:
         )
         timeout = self._first_token_timeout
         watchdog = Watchdog(call.cancel, min(timeout, self._idle_timeout))
+        first_by: float | None = time.monotonic() + timeout
         self._calls += 1
         try:
             while True:
-                watchdog.wait(timeout)
+                watchdog.wait(timeout if first_by is None else first_by - time.monotonic())
                 message = await call.read()
                 watchdog.rest()
                 if message is grpc.aio.EOF:
                     break
-                yield message
-                timeout = self._idle_timeout
+                if message.tokens or message.finish_reason:
+                    yield message
+                    first_by, timeout = None, self._idle_timeout
             if await call.code() is not grpc.StatusCode.OK:
                 raise InternalError("the verifier ended the stream without a status")
         except grpc.aio.AioRpcError as failure:

@@ -38,6 +38,7 @@ class FakeBehaviour:
         delay: before every message.
         error: raised instead of the message that would carry token number `error_after`.
         hang_after: sends nothing from this token number on, until the call is cancelled.
+        beat: instead of nothing, a message without tokens every so many seconds; 0 for none.
         speculative: the server's default for requests that leave it open.
         cached: of a prompt's tokens, those that it says it had already.
         keeps_deadlines: whether it ends what is past its deadline, as a verifier should.
@@ -50,6 +51,7 @@ class FakeBehaviour:
     error: SlipstreamError | None = None
     error_after: int = 0
     hang_after: int | None = None
+    beat: float = 0.0
     speculative: bool = True
     cached: int = 0
     keeps_deadlines: bool = True
@@ -165,7 +167,11 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
         for size in itertools.cycle(behaviour.chunks if speculative else (1,)):
             chunk = ids[sent : sent + size]
             await asyncio.sleep(behaviour.delay)
-            await self._misbehave(behaviour, sent, len(chunk))
+            if behaviour.error is not None and sent + len(chunk) > behaviour.error_after:
+                raise behaviour.error
+            if behaviour.hang_after is not None and sent + len(chunk) > behaviour.hang_after:
+                async for beat in _hang(behaviour.beat):
+                    yield beat
             sent += len(chunk)
             _count(stats, len(chunk))
             response = verifier_pb2.GenerateResponse(
@@ -203,11 +209,12 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
                 return ids, types_pb2.FINISH_REASON_STOP
         return ids, types_pb2.FINISH_REASON_LENGTH
 
-    async def _misbehave(self, behaviour: FakeBehaviour, sent: int, size: int) -> None:
-        if behaviour.error is not None and sent + size > behaviour.error_after:
-            raise behaviour.error
-        if behaviour.hang_after is not None and sent + size > behaviour.hang_after:
-            await asyncio.Event().wait()
+
+async def _hang(beat: float) -> AsyncIterator[verifier_pb2.GenerateResponse]:
+    """Never ends."""
+    while True:
+        await asyncio.sleep(beat or 3600.0)
+        yield verifier_pb2.GenerateResponse()
 
 
 def _token(token: int, request: verifier_pb2.GenerateRequest) -> types_pb2.Token:

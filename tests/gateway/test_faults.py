@@ -76,6 +76,33 @@ async def test_one_failing_choice_ends_the_request(rig, eventually):
     await eventually(lambda: rig.fake.running == 0)
 
 
+async def test_one_refused_choice_refuses_the_request(rig, eventually, monkeypatch):
+    """A choice that is refused long after another's first token is a status with the hint, not an
+    event in a stream that has begun; once all have begun, an error is one."""
+    respond = FakeVerifier._respond
+
+    async def slowly(fake, request, behaviour):
+        if request.sampling.seed == 1:
+            await eventually(lambda: fake.sent[request.request_id[:-1] + "0"])
+            await asyncio.sleep(0.1)
+            raise Overloaded("given up", retry_after=3.0)
+        async for response in respond(fake, request, behaviour):
+            yield response
+
+    monkeypatch.setattr(FakeVerifier, "_respond", slowly)
+    rig.fake.behaviour = FakeBehaviour([5] * 100, delay=0.005)
+    for stream in (True, False):
+        response = await rig.complete("x", n=3, seed=0, max_tokens=100, stream=stream)
+        assert response.status_code == 429
+        assert response.headers["retry-after"] == "3"
+        await eventually(lambda: rig.fake.running == 0)
+    monkeypatch.setattr(FakeVerifier, "_respond", respond)
+    rig.fake.behaviour = FakeBehaviour([5] * 9, error=Overloaded("later"), error_after=4)
+    response = await rig.complete("x", n=3, stream=True)
+    assert response.status_code == 200
+    assert '"later"' in response.text
+
+
 async def test_verifier_lost_in_mid_stream(rig, ids):
     """A verifier that dies in mid-stream ends the stream with an error event, without [DONE]."""
     rig.fake.behaviour = FakeBehaviour(ids("Hello, world!"), hang_after=3)
@@ -157,6 +184,23 @@ async def test_deadlines(make_rig, ids, eventually):
         rig.fake.behaviour = FakeBehaviour(ids("Hello"), hang_after=1)
         last = (await rig.complete("x", stream=True)).text.strip().split("\n\n")[-1]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+        await eventually(lambda: rig.fake.running == 0)
+
+
+async def test_signs_of_life(make_rig, ids, eventually):
+    """Messages without tokens keep a stream that has begun alive, whatever --idle-timeout is, and
+    neither make an answer out of a wait for the first token nor prolong it."""
+    limits = {"first_token_timeout": 0.5, "idle_timeout": 0.3}
+    alive = FakeBehaviour(ids("Hello"), hang_after=1, beat=0.05)
+    async with make_rig(alive, **limits) as rig:
+        response = await rig.complete("x", stream=True, timeout=1.5)
+        last = response.text.strip().split("\n\n")[-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["param"] == "timeout"
+        rig.fake.behaviour = FakeBehaviour(ids("Hello"), hang_after=0, beat=0.05)
+        async with asyncio.timeout(5):
+            waited = await rig.complete("x", stream=True)
+        assert waited.status_code == 504
+        assert "sent nothing" in waited.json()["error"]["message"]
         await eventually(lambda: rig.fake.running == 0)
 
 
