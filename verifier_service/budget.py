@@ -12,15 +12,22 @@ _NEW = 0.3
 
 
 class PromptBudget:
-    """Bounds the time of a step with prompts by that of the same step without. One owner.
+    """Bounds how long decoding sequences wait for a step with prompts, by the same without.
+
+    Where they have waited for drafts, prompts get their share of that time, too: it is all the same
+    to whoever waits for the next tokens, and prompts would come too short. One owner.
 
     Args:
         cost: seconds of a step by rows, as last measured of steps that decode.
-        stretch: most times as long that a step may take for its prompts.
+        waited: seconds from the last step to now.
+        stretch: most times as long that it may take, from step to step, for the prompts.
     """
 
-    def __init__(self, cost: Callable[[int], float], stretch: float) -> None:
+    def __init__(
+        self, cost: Callable[[int], float], waited: Callable[[], float], stretch: float
+    ) -> None:
         self._cost = cost
+        self._waited = waited
         self._stretch = stretch
         # How much longer steps with prompts took than their rows let expect: attention over a long
         # context, and kernels that like one shape better than the other.
@@ -33,7 +40,8 @@ class PromptBudget:
         """
         if not decoding:
             return left
-        most = self._stretch * self._cost(decoding)
+        waited = self._waited()
+        most = self._stretch * (waited + self._cost(decoding)) - waited
         low, high = min(left, LEAST_PROMPT_ROWS), left
         while low < high:
             middle = (low + high + 1) // 2

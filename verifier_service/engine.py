@@ -71,7 +71,7 @@ class VerifierEngine(EngineLoop):
         rooms = Rooms(runner.pool, self.kv, limits)
         self.scheduler = Scheduler(rooms, limits, max_running, self._started, self._preempted)
         self._rooms = rooms
-        self._budget = PromptBudget(speculation.step_seconds, stretch)
+        self._budget = PromptBudget(speculation.step_seconds, speculation.waited, stretch)
         self._clock = clock
         self._by_number: dict[int, Generation] = {}
         # next() on it is atomic, so two threads that submit never share a number.

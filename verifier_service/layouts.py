@@ -1,13 +1,14 @@
-"""Where verifier and drafter compute: each on cores of its own, or both in turn on all of them.
+"""Where verifier and drafter compute: each on cores of its own, in turn on all, or the first alone.
 
 On one small machine the two compete for cores and for memory bandwidth. Side by side they overlap,
-each at half the machine's speed; taking turns, each has all of it but waits for the other. Which
-is faster depends on model, machine and load.
+each at half the machine's speed; taking turns, each has all of it but waits for the other; and
+where prompts keep the cores busy, no draft may be worth its time. Which is fastest depends on
+model, machine and load.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +27,18 @@ class Layout:
         name: for people.
         verifier_cores, drafter_cores: empty leaves them as they are.
         burst: they take turns: the drafter makes a run while the verifier waits for it.
+        drafts: whether there are any.
     """
 
     name: str
     verifier_cores: tuple[int, ...] = ()
     drafter_cores: tuple[int, ...] = ()
     burst: bool = False
+    drafts: bool = True
 
 
 def layouts(wanted: str, own: Drafter, drafter: Drafter | None) -> tuple[Layout, ...]:
-    """The ways to compute that come into question.
+    """The ways to compute that come into question, in the order in which to try them.
 
     Args:
         wanted: separate, shared or auto.
@@ -52,4 +55,5 @@ def layouts(wanted: str, own: Drafter, drafter: Drafter | None) -> tuple[Layout,
     half = (len(common) + 1) // 2
     apart = Layout("separate", common[:half], common[half:] or common)
     turns = Layout("shared", everything, tuple(sorted(drafter.cores)), burst=True)
-    return {"separate": (apart,), "shared": (turns,)}.get(wanted, (turns, apart))
+    plain = replace(turns, name="plain", drafts=False)
+    return {"separate": (apart,), "shared": (turns,)}.get(wanted, (turns, apart, plain))

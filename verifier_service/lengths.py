@@ -43,7 +43,7 @@ class Lengths:
         self._rows = rows
         self.ahead = window or AHEAD
         self._steps = 0
-        self._company: tuple[int, ...] = ()
+        self._company: tuple[object, ...] = ()
         # While nobody has drafts.
         self._probes = Probes()
 
@@ -55,19 +55,29 @@ class Lengths:
             long as a small kernel.
         """
         self._steps += 1
-        company = (sequences, *(g.number for g in drafting))
+        company = (self._measured.layout, sequences, *(g.number for g in drafting))
         regular = self._steps % _STEPS == 0
         # What a probe finds is used at once.
         trying = any(g.probing for g in drafting)
         if company == self._company and not regular and not trying:
             return False
         self._company = company
+        if not self._measured.layout.drafts:
+            self._none(sequences, drafting)
+            return True
         best = self._best(sequences, [g.acceptance.survival(self.longest) for g in drafting])
         if regular:
             self._probe(best, sequences, drafting)
         lengths = [self._wanted(g, n) for g, n in zip(drafting, best.lengths, strict=True)]
         self.target = replace(best, lengths=tuple(lengths))
         return True
+
+    def _none(self, sequences: int, drafting: Sequence[Generation]) -> None:
+        """Nobody has drafts, and nobody tries any."""
+        plain = sequences / self._measured.cost(beside=False)(sequences)
+        self.target = Target((0,) * len(drafting), plain, plain)
+        for generation in drafting:
+            generation.wanted, generation.probing = 0, False
 
     def _best(self, sequences: int, survivals: Sequence[Sequence[float]]) -> Target:
         measured, burst = self._measured, self._measured.layout.burst

@@ -1,4 +1,4 @@
-"""A sequence that the drafter refused is offered to it again, ever more seldom."""
+"""A sequence that the drafter has not is offered to it again; refused ones ever more seldom."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class Offers:
         """The drafter has no room for it now."""
         self._left = self._after
         self._after = min(2 * self._after, _LEAST_OFTEN)
+
+    def later(self) -> None:
+        """It was not offered, as there are no drafts now."""
+        self._left = 1
 
     def due(self) -> bool:
         """Another step was made; whether the sequence is to be offered now."""

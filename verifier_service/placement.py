@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from verifier_service.contest import Contest
 from verifier_service.layouts import Drafter, Layout, layouts
+
+# Share of a new step in the moving average of those that carried prompts; from what share on they
+# set the pace, and below which one they no longer do.
+_NEW, _BUSY, _CALM = 1 / 16, 0.6, 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """A step and the wait before it.
+
+    Attributes:
+        sequences: that decoded; `prompts`, whether pieces of prompts were computed beside them.
+        tokens: that were decoded; `seconds`, since the step before.
+        promised: tokens per second that the length policy expects of the current layout; `drafts`,
+            whether it has a use for any.
+    """
+
+    sequences: int
+    tokens: int
+    seconds: float
+    promised: float = 0.0
+    prompts: bool = False
+    drafts: bool = True
 
 
 class Placement:
@@ -26,6 +50,8 @@ class Placement:
         self._compute_on = compute_on
         self._candidates: tuple[Layout, ...] = (self.layout,)
         self._contests: dict[int, Contest] = {}
+        # Share of the steps that carry prompts, and whether that is most of them.
+        self._prompts, self._busy = 0.0, False
 
     def pair(self, drafter: Drafter | None) -> Layout:
         """The layout to begin with, beside a drafter that has just come or (None) gone."""
@@ -43,17 +69,30 @@ class Placement:
             self._compute_on(layout.verifier_cores)
         self.layout = layout
 
-    def cycled(self, sequences: int, tokens: int, seconds: float, promised: float = 0.0) -> Layout:
-        """A step is over, `seconds` after the one before it. Returns the layout for the next.
-
-        Args:
-            promised: tokens per second that the length policy expects of the current layout.
-        """
+    def cycled(self, cycle: Cycle) -> Layout:
+        """A step is over. Returns the layout for the next."""
         if len(self._candidates) < 2:
             return self.layout
-        # Batches of like size share a verdict: 1, 2 to 3, 4 to 7, ...
-        size = sequences.bit_length()
-        contest = self._contests.setdefault(size, Contest(self._candidates))
-        if contest.playing is self.layout:
-            contest.count(tokens, seconds, promised)
+        if not cycle.sequences:
+            # A prompt alone has all cores, and its drafter hears of it.
+            return self._candidates[0]
+        self._prompts += _NEW * (cycle.prompts - self._prompts)
+        self._busy = self._prompts > (_CALM if self._busy else _BUSY)
+        plain = self._candidates[-1]
+        if self._busy and not plain.drafts:
+            # Prompts need all cores, and what a step can carry beside them is nearly free.
+            return plain
+        contest = self._contest(cycle.sequences)
+        if contest.playing is self.layout and not cycle.prompts:
+            contest.count(cycle.tokens, cycle.seconds, cycle.promised, drafts=cycle.drafts)
         return contest.playing
+
+    def _contest(self, sequences: int) -> Contest:
+        """Batches of like size share a verdict: 1, 2 to 3, 4 to 7, ..."""
+        size = sequences.bit_length()
+        if size not in self._contests:
+            # Drafts are worth the less, the more sequences share a step.
+            over = [c.playing for n, c in self._contests.items() if n < size and c.over]
+            plain = next((layout for layout in over if not layout.drafts), None)
+            self._contests[size] = Contest(self._candidates, plain)
+        return self._contests[size]

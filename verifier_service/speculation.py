@@ -19,7 +19,7 @@ from verifier_service.guesses import Ngram, candidates
 from verifier_service.layouts import Drafter, Layout
 from verifier_service.lengths import Lengths
 from verifier_service.measured import Measured
-from verifier_service.placement import Placement
+from verifier_service.placement import Cycle, Placement
 from verifier_service.plan import Turn, Work
 from verifier_service.policy import Target
 from verifier_service.probes import Probes
@@ -118,6 +118,9 @@ class Speculation:
         generation.acceptance = Acceptance(self.acceptance)
         if self._connection is None or not generation.request.speculative:
             return
+        if not self.placement.layout.drafts:
+            generation.offers.later()
+            return
         generation.opened, generation.paused = True, False
         generation.warm = generation.warm_before = generation.late = False
         generation.cold_steps, generation.probes, generation.untold = 0, Probes(), 0
@@ -204,6 +207,10 @@ class Speculation:
         """Of a step that decodes so many rows, by what is known of all row counts together."""
         return self._measured.cost(self._measured.beside).whole(rows)
 
+    def waited(self) -> float:
+        """Seconds for which those that decode have waited for the step that begins now."""
+        return self._clock() - self._measured.step_ended
+
     # ---- before a step ---------------------------------------------------------------------
 
     def patience(self, turn: Turn) -> float:
@@ -211,15 +218,15 @@ class Speculation:
         drafting = [g for g in turn.decoding if g.opened]
         if not drafting or self._settings.length is not None:
             return 0.0
-        # Prompts wait for nobody's drafts, but where those would be made on the cores that compute
-        # the prompts.
-        if turn.prompts and not self.placement.layout.burst:
-            return 0.0
         if self._waiting_since is None:
             self._waiting_since = self._measured.step_ended
             self._measured.learn_stepping(drafting)
             if self._lengths.choose(len(turn.decoding), drafting):
                 self._set_windows(drafting)
+        # Prompts wait for nobody's drafts, but where those would be made on the cores that compute
+        # the prompts.
+        if turn.prompts and not self.placement.layout.burst:
+            return 0.0
         missing = [g for g in drafting if g.window and not g.paused and g.lacks_drafts]
         cold = self._cold(missing)
         if cold:
@@ -291,16 +298,21 @@ class Speculation:
     def stepped(self, work: Sequence[Work], tokens: int) -> None:
         """A step is over that committed `tokens` tokens."""
         self._offer_again([item.generation for item in work])
-        decoded = all(item.decodes for item in work)
-        rows = sum(len(item.segment.tokens) for item in work) if decoded else 0
+        sequences = sum(item.decodes for item in work)
+        prompt_rows = sum(item.rows for item in work if not item.decodes)
+        rows = 0 if prompt_rows else sum(item.rows for item in work)
         seconds = self._measured.end(rows)
-        if decoded:
-            layout = self.placement.cycled(len(work), tokens, seconds, self.target.rate)
-            if layout is not self.placement.layout:
-                self._adopt(layout)
+        cycle = Cycle(
+            sequences, tokens, seconds, self.target.rate, prompt_rows > 0, self.target.length > 0
+        )
+        layout = self.placement.cycled(cycle)
+        if layout is not self.placement.layout:
+            self._adopt(layout)
         self._waiting_since = None
 
     def _offer_again(self, generations: Sequence[Generation]) -> None:
+        if not self.placement.layout.drafts:
+            return
         for generation in generations:
             has_place = generation.sequence.table is not None
             if generation.offers.due() and has_place and not generation.opened:
