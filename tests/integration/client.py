@@ -54,10 +54,10 @@ def request(
 
 
 class Client:
-    """Talks to one verifier. Use it as an async context manager."""
+    """Talks to one verifier, by a connection of its own. Use it as an async context manager."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = channel(address)
+    def __init__(self, address: str, *, unread_bytes: int | None = None) -> None:
+        self._channel = channel(address, unread_bytes=unread_bytes)
         self.stub = verifier_pb2_grpc.VerifierServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:

@@ -15,6 +15,8 @@ from tests.verifier.rig import write_checkpoint
 CONTEXT = 4096
 # Two processes and a client share the cores: one thread each keeps them from fighting.
 COMMON = ("--threads", "1", "--stop-grace", "0.5")
+# Seconds for which a client may leave the pair's verifier unread.
+SEND_TIMEOUT = 3.0
 TINY = (*COMMON, "--dtype", "float32", "--kv-cache-gib", "0.0625")
 
 Start = Callable[..., Service]
@@ -65,6 +67,7 @@ class Pair:
         self.drafter_address = free_address()
         self.drafter: Service | None = None
         options = (*TINY, "--drafter", self.drafter_address, "--exactness", "strict")
+        options = (*options, "--send-timeout", str(SEND_TIMEOUT))
         self.verifier = start("verifier", tiny, options)
 
     def start_drafter(self, model: Path | None = None) -> Service:
