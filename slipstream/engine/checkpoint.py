@@ -22,7 +22,7 @@ from slipstream.engine.model_files import (
     context_length,
     eos_token_ids,
 )
-from slipstream.engine.modeling import AutoModelForCausalLM
+from slipstream.engine.modeling import AutoModelForCausalLM, no_init_weights
 from slipstream.engine.shards import Shard, cut, make_shard
 from slipstream.engine.skips import SkipSet
 from slipstream.engine.transforms import (
@@ -99,7 +99,8 @@ def _check_supported(model: nn.Module, plan: LayerPlan) -> None:
 
 def _empty_model(config: Any, dtype: torch.dtype, plan: LayerPlan) -> nn.Module:
     try:
-        with init_empty_weights(include_buffers=False):
+        # Weights that are only shapes could still be drawn, with half of torch's compiler.
+        with init_empty_weights(include_buffers=False), no_init_weights():
             model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=IMPLEMENTATION
             )

@@ -70,18 +70,23 @@ def test_weights_packed_by_blocks_of_rows_are_the_same(monkeypatch: pytest.Monke
         assert all(torch.equal(a, b) for a, b in zip(whole, blocks, strict=True))
 
 
-def test_a_service_does_not_hold_what_only_training_needs() -> None:
-    """scipy and sklearn, which transformers imports for losses, are in no service's memory; they
-    can still be imported by whoever needs them."""
+def test_a_service_does_not_hold_what_only_training_needs(tiny_model_dir: Path) -> None:
+    """scipy and sklearn, which transformers imports for losses, and torch's compiler are in no
+    service's memory once its model is there; they can still be used by whoever needs them."""
     program = (
         "import sys; import verifier_service.__main__, drafter_service.__main__\n"
-        "held = {'scipy.optimize', 'sklearn'} & set(sys.modules); import scipy.optimize\n"
-        "print(sorted(held))"
+        "from pathlib import Path; from slipstream.engine.checkpoint import load_model\n"
+        f"load_model(Path({str(tiny_model_dir)!r}))\n"
+        "unused = {'scipy.optimize', 'sklearn', 'torch._dynamo', 'torch.distributed.tensor'}\n"
+        "print(sorted(unused & set(sys.modules)))\n"
+        "import torch, scipy.optimize\n"
+        "print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item())\n"
+        "print(torch.distributed.is_available())"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=200
     )
-    assert ended.stdout.strip() == "[]"
+    assert ended.stdout.split() == ["[]", "2.0", "True"]
 
 
 def test_transformers_may_have_been_imported_before() -> None:
