@@ -120,6 +120,9 @@ class _Probe:
 
     def agrees(self, shapes: Shapes) -> bool:
         _use(self._runner, shapes)
+        # What is to be refused mostly differs in the first row, after two steps of many.
+        if not torch.equal(self.alone((1,)), self.alone((_TAIL,))[:1]):
+            return False
         reference = self.alone((1,) * _TAIL)
         return (
             all(torch.equal(self.alone(widths), reference) for widths in _CUTS)
