@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from slipstream.core.errors import SlipstreamError
 from slipstream.models import resolve
+
+if TYPE_CHECKING:
+    from tests.golden.reference import Reference
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -24,6 +30,25 @@ CORPUS = [
 def model_dir() -> Path:
     """The default model's folder in the user's cache, prepared if it is not there yet."""
     return resolve("default")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What `transformers` takes minutes for begins at once, beside the tests that come before."""
+    wanted = any("reference" in getattr(item, "fixturenames", ()) for item in session.items)
+    if wanted and not session.config.option.collectonly:
+        from tests.golden.reference import begin_reference
+
+        # Who asks for the fixture is told what is wrong with the model.
+        with contextlib.suppress(SlipstreamError):
+            begin_reference(resolve("default"))
+
+
+@pytest.fixture(scope="session")
+def reference(model_dir: Path) -> Reference:
+    """What `transformers` answers to the prompts of `tests.golden.reference`."""
+    from tests.golden.reference import begin_reference
+
+    return begin_reference(model_dir)
 
 
 @pytest.fixture(scope="session")

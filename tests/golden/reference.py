@@ -1,16 +1,18 @@
 """Twenty prompts and what `transformers` answers to them: the standard of greedy decoding.
 
-`reference_tokens` runs the library once, in float32, and remembers the answers, so that all tests
-that need them share the cost. Prompts of similar length go through `generate` together, as the
-library means it: padded on the left. One by one they take several times as long. It runs in
-processes of its own, a thread each: `begin_reference` lets it begin while a test computes ours.
+The library runs once for all tests, in float32. Prompts of similar length go through `generate`
+together, as the library means it: padded on the left. One by one they take several times as long.
+Each answer is checked by a pass over its prompt alone, without padding. All of it runs in processes
+of its own, behind everything else on the machine: see `pytest_collection_finish`.
 """
 
 from __future__ import annotations
 
 import functools
-from concurrent.futures import Future, ProcessPoolExecutor
+import os
+from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.pool import AsyncResult
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from tokenizers import Tokenizer
 
 NEW_TOKENS = 128
 LONGEST_PROMPT = 1000
+# For the answers; only a process that hangs takes so long.
+_SECONDS = 900.0
 # Borders between the groups of prompts of similar length.
 _SHORT, _MIDDLE = 15, 18
 Tokens = tuple[tuple[int, ...], ...]
@@ -81,46 +85,79 @@ def prompts(folder: Path) -> Tokens:
     return tuple(tuple(ids[:LONGEST_PROMPT]) for ids in encoded)
 
 
-def reference_model(folder: Path) -> Any:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What `generate(do_sample=False)` adds to a prompt: up to NEW_TOKENS, the end included.
+
+    Attributes:
+        unpadded: the best tokens of a pass over prompt and answer alone; None for the longest
+            prompts, which are the width of their batch and have no padding.
+    """
+
+    tokens: tuple[int, ...]
+    unpadded: tuple[int, ...] | None
+
+
+class Reference:
+    """Has the answers computed in processes beside this one, which end with it."""
+
+    def __init__(self, folder: Path) -> None:
+        everything = prompts(folder)
+        by_length = sorted(range(len(everything)), key=lambda i: len(everything[i]))
+        groups = (by_length[:_SHORT], by_length[_SHORT:_MIDDLE], by_length[_MIDDLE:])
+        # Not forked: torch's threads would be missing in the children.
+        pool = get_context("spawn").Pool(2, initializer=os.nice, initargs=(19,))
+        self._begun: dict[tuple[int, ...], AsyncResult[list[Answer]]] = {
+            tuple(group): pool.apply_async(_answers, (folder, [everything[i] for i in group]))
+            for group in groups
+        }
+        pool.close()
+
+    @functools.cached_property
+    def answers(self) -> tuple[Answer, ...]:
+        """In the order of the prompts; waits for those that are not there yet."""
+        found: dict[int, Answer] = {}
+        for group, begun in self._begun.items():
+            found.update(zip(group, begun.get(_SECONDS), strict=True))
+        return tuple(found[i] for i in sorted(found))
+
+    @property
+    def tokens(self) -> Tokens:
+        return tuple(answer.tokens for answer in self.answers)
+
+
+@functools.cache
+def begin_reference(folder: Path) -> Reference:
+    """The one of this session, begun when it is first asked for."""
+    return Reference(folder)
+
+
+def _answers(folder: Path, batch: list[tuple[int, ...]]) -> list[Answer]:
+    # Two threads that share their cores with other processes wait for each other at every product.
+    torch.set_num_threads(1)
+    model = _model(folder)
+    return [
+        Answer(tokens, None if len(prompt) == LONGEST_PROMPT else _unpadded(model, prompt, tokens))
+        for prompt, tokens in zip(batch, _generate(model, batch), strict=True)
+    ]
+
+
+@functools.cache
+def _model(folder: Path) -> Any:
     """The library's model in float32, as it comes."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    # It would come in the middle of other tests' lines.
+    disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-@functools.cache
-def begin_reference(folder: Path) -> dict[tuple[int, ...], Future[Tokens]]:
-    """Has the answers computed in processes beside this one, which end with the last of them.
-
-    Returns:
-        What will be the answers, by the places of their prompts.
-    """
-    everything = prompts(folder)
-    by_length = sorted(range(len(everything)), key=lambda i: len(everything[i]))
-    groups = (by_length[:_SHORT], by_length[_SHORT:_MIDDLE], by_length[_MIDDLE:])
-    # Not forked: torch's threads would be missing in the children.
-    beside = ProcessPoolExecutor(2, mp_context=get_context("spawn"))
-    begun = {
-        tuple(group): beside.submit(_answers, folder, [everything[i] for i in group])
-        for group in groups
-    }
-    beside.shutdown(wait=False)
-    return begun
-
-
-@functools.cache
-def reference_tokens(folder: Path) -> Tokens:
-    """What `generate(do_sample=False)` adds to each prompt: up to NEW_TOKENS, the end included."""
-    answers: dict[int, tuple[int, ...]] = {}
-    for group, future in begin_reference(folder).items():
-        answers.update(zip(group, future.result(), strict=True))
-    return tuple(answers[i] for i in sorted(answers))
-
-
-def _answers(folder: Path, batch: list[tuple[int, ...]]) -> Tokens:
-    # Two threads that share their cores with other processes wait for each other at every product.
-    torch.set_num_threads(1)
-    return tuple(_generate(reference_model(folder), batch))
+@torch.inference_mode()
+def _unpadded(model: Any, prompt: tuple[int, ...], answer: tuple[int, ...]) -> tuple[int, ...]:
+    ids = torch.tensor([prompt + answer[:-1]])
+    logits = model(input_ids=ids, logits_to_keep=len(answer), use_cache=False).logits[0]
+    return tuple(logits.argmax(-1).tolist())
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,13 @@ def _sequences() -> list[list[int]]:
     return [torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in LENGTHS]
 
 
+@functools.cache
+def _reference(folder: Path, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The library's logits of each sequence, the same for all tests of a family."""
+    model = reference_model(folder, dtype)
+    return [reference_logits(model, tokens) for tokens in _sequences()]
+
+
 def _run(folder: Path, dtype: str, optimized: bool, scattered: bool) -> list[torch.Tensor]:
     runner = ModelRunner(load_model(folder, dtype=dtype, optimized=optimized), KV_BYTES)
     sequences = _sequences()
@@ -42,10 +50,8 @@ def test_float32_logits_are_the_reference(
 ) -> None:
     """Chunks, decode rows, rejected rows and neighbours change no logit beyond rounding."""
     folder = family_dir(family)
-    reference = reference_model(folder, torch.float32)
     got = _run(folder, "float32", optimized, scattered)
-    for tokens, ours in zip(_sequences(), got, strict=True):
-        theirs = reference_logits(reference, tokens)
+    for theirs, ours in zip(_reference(folder, torch.float32), got, strict=True):
         assert theirs.std() > 0.5, "logits too flat to tell models apart"
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
         assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
@@ -59,10 +65,9 @@ def test_bfloat16_rounds_no_worse_than_the_library(
 ) -> None:
     """Distance from the float32 logits is at most 1.5 times that of the library's bfloat16."""
     folder = family_dir(family)
-    exact, rounded = (reference_model(folder, d) for d in (torch.float32, torch.bfloat16))
-    got = _run(folder, "bfloat16", optimized, scattered)
-    truth = torch.cat([reference_logits(exact, s) for s in _sequences()])
-    theirs = torch.cat([reference_logits(rounded, s) for s in _sequences()])
-    ours = torch.cat(got)
+    truth, theirs = (
+        torch.cat(_reference(folder, dtype)) for dtype in (torch.float32, torch.bfloat16)
+    )
+    ours = torch.cat(_run(folder, "bfloat16", optimized, scattered))
     assert (ours - truth).norm() < 1.5 * (theirs - truth).norm()
     assert (ours - truth).norm() < 0.2 * truth.norm()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,18 @@ def _sequences() -> list[list[int]]:
     return [torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in (5, 37, 60)]
 
 
+@functools.cache
+def _reference(folder: Path, plan: str) -> list[torch.Tensor]:
+    """Logits of the library's model with the outputs of the plan's sublayers set to zero."""
+    model = reference_model(folder, torch.float32)
+    for index, layer in enumerate(model.model.layers):
+        if index in PLANS[plan].skip_attention:
+            layer.self_attn.register_forward_hook(_zeroed)
+        if index in PLANS[plan].skip_mlp:
+            layer.mlp.register_forward_hook(_zeroed)
+    return [reference_logits(model, tokens) for tokens in _sequences()]
+
+
 def _run(folder: Path, plan: LayerPlan, optimized: bool) -> list[torch.Tensor]:
     runner = ModelRunner(
         load_model(folder, dtype="float32", plan=plan, optimized=optimized), 1 << 20
@@ -53,15 +66,9 @@ def test_skipped_means_zeroed(
 ) -> None:
     """Logits are those of the library's model with the outputs of these sublayers set to zero."""
     folder = family_dir(family)
-    reference = reference_model(folder, torch.float32)
-    for index, layer in enumerate(reference.model.layers):
-        if index in PLANS[plan].skip_attention:
-            layer.self_attn.register_forward_hook(_zeroed)
-        if index in PLANS[plan].skip_mlp:
-            layer.mlp.register_forward_hook(_zeroed)
-    for tokens, ours in zip(_sequences(), _run(folder, PLANS[plan], optimized), strict=True):
-        theirs = reference_logits(reference, tokens)
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
+    ours = _run(folder, PLANS[plan], optimized)
+    for mine, theirs in zip(ours, _reference(folder, plan), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -9,7 +9,7 @@ import pytest
 
 from slipstream.core.params import SamplingParams
 from slipstream.wire.proto import verifier_pb2
-from tests.golden.reference import NEW_TOKENS, prompts, reference_tokens
+from tests.golden.reference import NEW_TOKENS, prompts
 from tests.integration.client import GREEDY, Answer, Client, request
 from tests.integration.conftest import COMMON, Start
 from tests.integration.processes import Service, free_address, until
@@ -63,25 +63,25 @@ def strict(request: pytest.FixtureRequest, start: Start, model_dir: Path) -> Ite
     yield from _pair(start, model_dir, *options, *verifier, drafter_options=tuple(drafter))
 
 
-async def _generate(service: Service, asked: list[verifier_pb2.GenerateRequest]) -> list[Answer]:
+async def _generate(
+    service: Service, asked: list[verifier_pb2.GenerateRequest], most: int = 1000
+) -> list[Answer]:
     async with Client(service.address) as client:
         await until(client.connected, 30)
-        answers = await client.all(asked)
+        answers = await client.all(asked, most)
     assert service.process.poll() is None
     return answers
 
 
-async def test_greedy_equals_transformers(float32, model_dir) -> None:
+async def test_greedy_equals_transformers(float32, model_dir, reference) -> None:
     """Greedy in float32, drafter on: all twenty prompts of up to 1,000 tokens, 128 new tokens
     each, are token for token what `transformers` generates."""
     asked = [
         request(prompt, max_tokens=NEW_TOKENS, ignore_eos=False) for prompt in prompts(model_dir)
     ]
-    answers: list[Answer] = []
     # Few at once: beside many others a sequence's share of rows leaves none for drafts.
-    for start in range(0, len(asked), AT_ONCE):
-        answers += await _generate(float32, asked[start : start + AT_ONCE])
-    assert tuple(tuple(a.tokens) for a in answers) == reference_tokens(model_dir)
+    answers = await _generate(float32, asked, AT_ONCE)
+    assert tuple(tuple(a.tokens) for a in answers) == reference.tokens
     drafted = sum(a.stats.num_draft_tokens for a in answers)
     accepted = sum(a.stats.num_accepted_tokens for a in answers)
     # The default plan of this model is nearly free; with a fault in its KV this decays.
