@@ -5,6 +5,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -324,8 +325,10 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
             "--placement shared needs": [*start, "--drafter-shards", "2", "--placement", "shared"],
             "from 1 to 4, which is --window": [*start, "--draft-length", "5", "--window", "4"],
         }
-        for message, arguments in cases.items():
-            ended = slipstream(*arguments)
+        # Each is a process that mostly imports.
+        with ThreadPoolExecutor(4) as beside:
+            all_ended = beside.map(lambda arguments: slipstream(*arguments), cases.values())
+        for message, ended in zip(cases, all_ended, strict=True):
             assert ended.returncode == 2, ended.stderr
             assert message in ended.stderr
             assert len(ended.stderr.splitlines()) == 1, ended.stderr

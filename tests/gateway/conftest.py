@@ -125,7 +125,7 @@ class Rig:
     running: Any
 
     async def until_ready(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while (await self.http.get("/ready")).status_code != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 

@@ -146,7 +146,7 @@ def test_process_stops_cleanly(model_folder, number):
             if "serving tiny-chat" in line:
                 break
         os.kill(process.pid, number)
-        assert process.wait(10) == 0
+        assert process.wait(20) == 0
         assert any("--api-keys" in line for line in lines)
 
 
@@ -165,7 +165,7 @@ def test_configuration_errors_exit_with_2(fault, model_folder, tmp_path):
         }
         with start(*cases[fault]) as process:
             said = process.stderr.read()
-            assert process.wait(10) == 2
+            assert process.wait(20) == 2
     assert "Traceback" not in said
     assert "error" in said.splitlines()[-1]
 
@@ -192,7 +192,7 @@ async def test_grpc_port_in_use(model_folder):
             grpc=f"127.0.0.1:{taken.getsockname()[1]}",
         )
         with pytest.raises(ConfigurationError, match="cannot listen"):
-            async with asyncio.timeout(10), serving(chosen):
+            async with asyncio.timeout(20), serving(chosen):
                 pass
         with socket.socket() as again:
             again.bind(("127.0.0.1", free))

@@ -36,7 +36,7 @@ async def ask(rig, body):
 
 
 async def read_all(sock):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while await asyncio.get_running_loop().sock_recv(sock, 65536):
             pass
 
@@ -72,8 +72,8 @@ async def test_unread_http_stream(make_rig, eventually, caplog, n):
             async with asyncio.timeout(2):
                 assert (await rig.complete("x", stream=stream)).status_code == 200
         with caplog.at_level(logging.WARNING, "gateway"):
-            # The kernel would cut it, too, but in twice the time.
-            await eventually(lambda: rig.fake.running == 0, 5)
+            # The kernel would cut it, too, but later and without the line below.
+            await eventually(lambda: rig.fake.running == 0)
         # The socket is cut, not closed when all is read.
         with pytest.raises(ConnectionResetError):
             await read_all(sock)
@@ -114,7 +114,7 @@ async def test_slow_but_alive(make_rig):
             await asyncio.sleep(0.6)
             received += await loop.sock_recv(sock, 65536)
         while not received.endswith(b"0\r\n\r\n"):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 received += await loop.sock_recv(sock, 2**20)
         assert received.count(b'"token_logprobs"') >= 500 // CHUNK
         assert b"data: [DONE]" in received
@@ -132,10 +132,10 @@ async def test_half_a_request(make_rig, eventually):
         async def full():
             return (await rig.complete("x")).status_code == 429
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not await full():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         writer.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while await full():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

@@ -49,7 +49,7 @@ async def settled(client: Client, pair) -> None:
             and drafter.open_sequences == drafter.kv_blocks_used == 0
         )
 
-    await until(nothing, 5)
+    await until(nothing)
 
 
 @BOTH
@@ -125,12 +125,11 @@ async def test_cancellation(client, pair) -> None:
                 break
         call.cancel()
 
-    started = time.monotonic()
+    before = (await client.status()).generated_tokens
     await asyncio.gather(*(leave_after(count) for count in (1, 1, 5, 20, 60)))
-    left = time.monotonic()
     await settled(client, pair)
-    assert time.monotonic() - left < 3
-    assert left - started < 30
+    # Long before their ends, 20,000 tokens in all: nothing else would have let go of them.
+    assert (await client.status()).generated_tokens - before < 10_000
     # A deadline that passes is a client that leaves, too.
     call = client.stub.Generate(request(PROMPT, max_tokens=4000), timeout=0.3)
     with pytest.raises(grpc.aio.AioRpcError, match="Deadline"):
@@ -317,7 +316,7 @@ async def test_drafter_that_hangs(client, pair) -> None:
     finally:
         pair.drafter.signal(signal.SIGCONT)
     assert answer.tokens == expected.tokens
-    assert seconds < 3 * plain_seconds + 2
+    assert seconds < 3 * plain_seconds + 5
     await settled(client, pair)
     assert (await client.generate(asked)).tokens == expected.tokens
 
@@ -359,7 +358,7 @@ async def test_signals_end_the_verifier_cleanly(start, tiny, number) -> None:
         service.signal(number)
         assert await asyncio.to_thread(service.process.wait, 20) == 0, service.log
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(busy, 10)
+            await asyncio.wait_for(busy, 20)
         assert busy.done()
     assert "Traceback" not in service.log, service.log
 

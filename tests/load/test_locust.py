@@ -22,14 +22,16 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-async def locust(served, folder: Path, *users: str, seconds: int = 3, more=()) -> tuple[int, dict]:
-    """Exit code and figures of a run."""
+async def locust(
+    served, folder: Path, *users: str, seconds: int = 3, more=(), name: str = "load"
+) -> tuple[int, dict]:
+    """Exit code and figures of a run, whose files in `folder` begin with `name`."""
     known = await known_answers(served.door, MODEL, DIALOGUES, folder, print)
     book = folder / f"known-{known.name}.json"
     command = [sys.executable, "-m", "locust", "-f", "tests/load/locustfile.py", *users]
     command += ["--headless", "-u", str(max(2, len(users))), "-r", "10", "-t", f"{seconds}s"]
-    command += ["--stop-timeout", "20", "--only-summary", "--csv", str(folder / "load")]
-    command += ["--html", str(folder / "load.html"), "--figures", str(folder / "load")]
+    command += ["--stop-timeout", "20", "--only-summary", "--csv", str(folder / name)]
+    command += ["--html", str(folder / f"{name}.html"), "--figures", str(folder / name)]
     command += ["--host", served.url, "--grpc", served.grpc, "--model", "tiny"]
     command += ["--book", str(book), *more]
     process = await asyncio.create_subprocess_exec(
@@ -41,7 +43,7 @@ async def locust(served, folder: Path, *users: str, seconds: int = 3, more=()) -
         if process.returncode is None:
             process.kill()
     sys.stdout.write(said.decode())
-    return process.returncode, json.loads((folder / "load_outcomes.json").read_text())
+    return process.returncode, json.loads((folder / f"{name}_outcomes.json").read_text())
 
 
 @pytest.fixture
@@ -74,20 +76,31 @@ async def test_a_right_load_passes_and_shows_its_figures(served, tmp_path):
     assert "TTFT" in (tmp_path / "load.html").read_text()
 
 
-@pytest.mark.parametrize("user", ["HttpUser", "GrpcUser"])
-async def test_one_wrong_token_fails_the_load(booked, tmp_path, user):
-    """A single other token, in one dialogue, deep in an answer: the exit code says so."""
+async def side_by_side(served, folder: Path, *runs: tuple[tuple[str, ...], tuple[str, ...]]):
+    """What `locust` returns of each run, given as its users and further options."""
+    return await asyncio.gather(
+        *(
+            locust(served, folder, *users, more=more, name=f"load-{index}")
+            for index, (users, more) in enumerate(runs)
+        )
+    )
+
+
+async def test_one_wrong_token_fails_the_load(booked, tmp_path):
+    """A single other token, in one dialogue, deep in an answer: the exit code says so, whichever
+    door it came through."""
 
     def planted(prompt, params, place):
         right = answer(prompt, params, place)
         return right + 1 if place == 10 else right
 
     booked.fake.behaviour = replace(booked.fake.behaviour, tokens=planted)
-    code, found = await locust(booked, tmp_path, user, seconds=2)
-    assert code == 1
-    assert found["figures"]["verdicts"]["wrong"] > 0
-    assert found["figures"]["verdicts"]["right"] > 0
-    assert {fault["name"] for fault in found["faults"]} == {"three/0"}
+    runs = ((("HttpUser",), ()), (("GrpcUser",), ()))
+    for code, found in await side_by_side(booked, tmp_path, *runs):
+        assert code == 1
+        assert found["figures"]["verdicts"]["wrong"] > 0
+        assert found["figures"]["verdicts"]["right"] > 0
+        assert {fault["name"] for fault in found["faults"]} == {"three/0"}
 
 
 async def test_refusals_fail_only_where_they_are_not_expected(booked, tmp_path):
@@ -99,10 +112,11 @@ async def test_refusals_fail_only_where_they_are_not_expected(booked, tmp_path):
         return answer(prompt, params, place)
 
     booked.fake.behaviour = replace(booked.fake.behaviour, tokens=full)
-    for more, wanted in (((), 1), (("--allow-refusals",), 0)):
-        code, found = await locust(booked, tmp_path, "HttpUser", "GrpcUser", seconds=2, more=more)
+    users = ("HttpUser", "GrpcUser")
+    runs = await side_by_side(booked, tmp_path, (users, ()), (users, ("--allow-refusals",)))
+    assert [code for code, _ in runs] == [1, 0]
+    for _, found in runs:
         assert set(found["figures"]["verdicts"]) == {"right", "refused"}
-        assert code == wanted
 
 
 def tally(*verdicts, allow_refusals=True):
