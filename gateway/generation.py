@@ -15,7 +15,7 @@ from gateway.stop_strings import StopStrings
 from gateway.tokenizer import Tokenizer
 from gateway.verifier import ServedModel, VerifierLink
 from gateway.watch import watched
-from slipstream.core.errors import ModelNotFound
+from slipstream.core.errors import ModelNotFound, StreamUnread
 from slipstream.wire.codec import sampling_to_proto, stop_to_proto
 from slipstream.wire.proto import verifier_pb2
 from slipstream.wire.telemetry.tracing import NO_TRACING, Headers, Tracing
@@ -83,11 +83,16 @@ class GenerationService:
             streams = [
                 self._stream(index, job, request, model, trace) for index, job in enumerate(jobs)
             ]
-            async with contextlib.aclosing(_merge(streams)) as pieces:
-                async for piece in pieces:
-                    watch.piece(piece)
-                    times.piece(piece)
-                    yield piece
+            try:
+                async with contextlib.aclosing(_merge(streams)) as pieces:
+                    async for piece in pieces:
+                        watch.piece(piece)
+                        times.piece(piece)
+                        yield piece
+            except StreamUnread:
+                # The verifier was sooner to cut it.
+                self.metrics.cut["unread"] += 1
+                raise
 
     def cut(self, request_id: str, seconds: float) -> None:
         """Notes that a client which read nothing for so many seconds is cut."""

@@ -21,9 +21,9 @@ from gateway.terms import MAX_DEADLINE_SECONDS, Terms, deadline
 from slipstream.core.errors import (
     BodyTooLarge,
     Cancelled,
-    DeadlineExceeded,
     InvalidParameter,
     NotAuthenticated,
+    StreamUnread,
 )
 from slipstream.wire import status
 from slipstream.wire.codec import sampling_from_proto
@@ -77,14 +77,14 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def _write(
         self, context: Any, response: gateway_pb2.GatewayServiceGenerateResponse
     ) -> None:
-        """Raises DeadlineExceeded: the client has no room for it. Cancelled: it is gone."""
+        """Raises StreamUnread: the client has no room for it. Cancelled: it is gone."""
         seconds = self._send_timeout
         try:
             async with asyncio.timeout(seconds):
                 await context.write(response)
         except TimeoutError as failure:
             self._service.cut(response.request_id, seconds)
-            raise DeadlineExceeded(f"the stream was left unread for {seconds:g} s") from failure
+            raise StreamUnread(f"the stream was left unread for {seconds:g} s") from failure
         except grpc.aio.InternalError as failure:
             raise Cancelled("the client went away") from failure
 

@@ -51,7 +51,10 @@ class Settings(TelemetrySettings):
         600.0, gt=0, description="seconds that a request may wait for its first token"
     )
     idle_timeout: float = Field(
-        120.0, gt=0, description="seconds between two messages of the verifier in one stream"
+        120.0,
+        gt=0,
+        description="seconds between two messages of the verifier in one stream; one that is well"
+        " gives a sign of life every 2 s, whatever it waits for",
     )
     send_timeout: float = Field(
         120.0, gt=0, description="seconds that a client may leave a stream unread"

@@ -14,7 +14,13 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.watchdog import Watchdog
-from slipstream.core.errors import DeadlineExceeded, InternalError, SlipstreamError, Unavailable
+from slipstream.core.errors import (
+    DeadlineExceeded,
+    InternalError,
+    SlipstreamError,
+    StreamUnread,
+    Unavailable,
+)
 from slipstream.wire.proto import verifier_pb2, verifier_pb2_grpc
 from slipstream.wire.status import error_of
 from slipstream.wire.telemetry.tracing import NO_HEADERS, Headers
@@ -57,7 +63,7 @@ class VerifierLink:
     Args:
         address: `host:port` of the verifier.
         first_token_timeout: seconds that a request may wait for its first token.
-        idle_timeout: seconds between two messages of one stream.
+        idle_timeout: seconds between two messages of one stream, signs of life included.
     """
 
     def __init__(self, address: str, first_token_timeout: float, idle_timeout: float) -> None:
@@ -203,6 +209,8 @@ class VerifierLink:
             self._lost(failure.details() or "connection lost")
             return Unavailable(f"the verifier at {self.address} was lost; try again soon")
         error = error_of(failure)
+        if isinstance(error, StreamUnread):
+            return error
         if isinstance(error, DeadlineExceeded):
             # Only the request's own deadline is told to the verifier.
             return DeadlineExceeded("the request's time is over", param="timeout")

@@ -1,10 +1,16 @@
-"""What one stream has still to say: what waits becomes one message, however slow its reader."""
+"""What one stream has still to say: what waits becomes few messages, however slow its reader."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 from verifier_service.generation import CommittedToken, Progress
+
+# Most tokens of a message: with 20 log probabilities each some 17 KB, less than what a stream may
+# send ahead. So a client that reads slowly but steadily takes a message now and then, and is told
+# from one that reads nothing.
+MESSAGE_TOKENS = 64
 
 
 class Outbox:
@@ -14,7 +20,7 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        self._tokens: list[CommittedToken] = []
+        self._tokens: deque[CommittedToken] = deque()
         self._last: Progress | None = None
         self._filled = asyncio.Event()
 
@@ -25,10 +31,13 @@ class Outbox:
         self._filled.set()
 
     async def take(self) -> Progress:
-        """All that waits, in one; waits itself until there is something."""
+        """All that waits, or as much as a message holds; waits itself until there is something."""
         await self._filled.wait()
-        self._filled.clear()
-        last, tokens = self._last, tuple(self._tokens)
+        last = self._last
         assert last is not None, "it is filled"
-        self._tokens = []
+        count = min(len(self._tokens), MESSAGE_TOKENS)
+        tokens = tuple(self._tokens.popleft() for _ in range(count))
+        if self._tokens:
+            return Progress(tokens, None, None, last.counts, last.cached_prompt_tokens)
+        self._filled.clear()
         return Progress(tokens, last.finish, last.error, last.counts, last.cached_prompt_tokens)

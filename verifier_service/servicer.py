@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from slipstream.core.errors import Cancelled, InvalidParameter, Unavailable
+from slipstream.core.errors import InvalidParameter, StreamUnread, Unavailable
 from slipstream.core.params import MAX_LOGPROBS
 from slipstream.wire.codec import sampling_from_proto, stop_from_proto
 from slipstream.wire.mailbox import Mailbox
@@ -34,9 +34,11 @@ _FINISH = {
     Finish.LENGTH: types_pb2.FINISH_REASON_LENGTH,
     Finish.CANCELLED: types_pb2.FINISH_REASON_CANCELLED,
 }
-# A step may be long and a request may queue, so silence alone means nothing: once in so many
-# seconds a silent stream looks whether the engine is still there.
-_CHECK_SECONDS = 5.0
+# A request may queue, or have given its place back for a while: once in so many seconds a silent
+# stream looks whether the engine gets on, and says so with an empty message. Well below any
+# sensible --idle-timeout of the gateway.
+SIGN_SECONDS = 2.0
+_SIGN = verifier_pb2.GenerateResponse()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         identity: Identity,
         link: DrafterLink | None,
         mailbox: Mailbox,
-        send_timeout: float = 30.0,
+        send_timeout: float = 300.0,
         tracing: Tracing = NO_TRACING,
     ) -> None:
         self._engine = engine
@@ -87,6 +89,9 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             try:
                 while True:
                     progress = await self._next(outbox)
+                    if progress is None:
+                        await self._write(context, _SIGN, parsed.request_id)
+                        continue
                     watch.heard(progress)
                     if progress.tokens or progress.error is None:
                         response = _to_proto(progress, parsed.params.seed)
@@ -99,14 +104,22 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
                 # Also where the client went away: freeing a generation that ended does nothing.
                 cancel()
 
-    async def _next(self, outbox: Outbox) -> Progress:
+    async def _next(self, outbox: Outbox) -> Progress | None:
+        """What is new; None: nothing yet, but the engine does steps. One that hangs says nothing.
+
+        Raises:
+            Unavailable: the engine has ended.
+        """
         while True:
+            before = self._engine.counters.steps
             try:
-                async with asyncio.timeout(_CHECK_SECONDS):
+                async with asyncio.timeout(SIGN_SECONDS):
                     return await outbox.take()
             except TimeoutError:
                 if not self._engine.alive:
                     raise Unavailable("the verifier's engine has stopped") from None
+                if self._engine.counters.steps > before:
+                    return None
 
     async def _write(
         self,
@@ -117,7 +130,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         """Sends a message; waits while the client has the transport's buffers full.
 
         Raises:
-            Cancelled: it has read nothing for too long.
+            StreamUnread: it has read nothing for too long.
         """
         try:
             async with asyncio.timeout(self._send_timeout):
@@ -126,7 +139,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             self._engine.counters.cut_clients += 1
             why = f"the client has read nothing for {self._send_timeout:g} s"
             log.warning("%s is cut: %s", request_id, why)
-            raise Cancelled(why) from None
+            raise StreamUnread(why) from None
 
     def _parse(
         self, request: verifier_pb2.GenerateRequest, listener: Callable[[Progress], None]

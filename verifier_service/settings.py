@@ -36,7 +36,10 @@ class Settings(ModelServiceSettings):
         10.0, gt=0, description="seconds that a request may be expected to wait for a place"
     )
     send_timeout: float = Field(
-        30.0, gt=0, description="seconds after which a client that does not read is cut"
+        300.0,
+        gt=0,
+        description="seconds after which a client that does not read is cut; more than the"
+        " gateway's own, which knows its clients better",
     )
     window: Annotated[int, Field(ge=1, le=MOST_PENDING)] | Literal["auto"] = Field(
         "auto",

@@ -13,6 +13,7 @@ SlipstreamError
 ├── Overloaded                no room now; worth another try          RESOURCE_EXHAUSTED   429
 ├── Unavailable               a part of the system cannot be reached  UNAVAILABLE          503
 ├── DeadlineExceeded          a wait reached its deadline             DEADLINE_EXCEEDED    504
+│   └── StreamUnread          a client left its answer unread         DEADLINE_EXCEEDED    504
 ├── Cancelled                 the client went away                    CANCELLED            499
 ├── ModelMismatch             two parts do not hold the same model    FAILED_PRECONDITION  409
 ├── ConfigurationError        a setting, file or port is unusable     FAILED_PRECONDITION  500
@@ -122,6 +123,10 @@ class DeadlineExceeded(SlipstreamError):
     http_status = 504
     type = "server_error"
     code = "deadline_exceeded"
+
+
+class StreamUnread(DeadlineExceeded):
+    code = "stream_unread"
 
 
 class Cancelled(SlipstreamError):

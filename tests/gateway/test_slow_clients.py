@@ -10,6 +10,7 @@ import socket
 import grpc
 import pytest
 
+from slipstream.core.errors import StreamUnread
 from slipstream.wire.fakes import FakeBehaviour
 from slipstream.wire.proto import gateway_pb2, gateway_pb2_grpc, types_pb2
 from slipstream.wire.transport import channel
@@ -102,6 +103,19 @@ async def test_unread_grpc_stream(make_rig, eventually):
                 _ = [response async for response in call]
             assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert values_of((await rig.http.get("/metrics")).text)[UNREAD] == 1
+
+
+async def test_cut_by_the_verifier(rig):
+    """Where the verifier is sooner to cut a stream, the client is told so, as of no fault in its
+    request, and the gateway counts it like its own cuts."""
+    rig.fake.behaviour = FakeBehaviour([50] * 9, error=StreamUnread("read nothing"), error_after=4)
+    for stream in (True, False):
+        response = await rig.complete("x", stream=stream)
+        told = response.text.strip().split("\n\n")[-1].removeprefix("data: ")
+        error = json.loads(told)["error"]
+        assert (error["code"], error["type"]) == ("stream_unread", "server_error")
+        assert error["param"] is None
+    assert values_of((await rig.http.get("/metrics")).text)[UNREAD] == 2
 
 
 async def test_slow_but_alive(make_rig):
