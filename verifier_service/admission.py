@@ -7,6 +7,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 from slipstream.core.errors import (
     ContextTooLong,
@@ -26,6 +27,8 @@ _SHARE = 3
 # Seconds after which to try again: before anything was measured, and the most and least that are
 # ever said.
 _UNKNOWN_RETRY, _LEAST_RETRY, _MOST_RETRY = 1.0, 0.5, 600.0
+# What a request may be refused for: too many wait, too long, or longer than its deadline.
+BOUNDS = ("queue", "wait", "deadline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class Admission:
     Attributes:
         drain: tells how fast what waits is worked off.
         places: how many requests could start at once. Set by the engine's thread.
+        refused: requests, by the bound that they met.
     """
 
     def __init__(
@@ -66,7 +70,7 @@ class Admission:
     ) -> None:
         self.drain = Drain(clock)
         self.places = places
-        self.refused = 0
+        self.refused: Counter[str] = Counter(dict.fromkeys(BOUNDS, 0))
         self._loaded = loaded
         self._room = room
         self._bounds = bounds
@@ -136,9 +140,12 @@ class Admission:
         expected = self._expected_wait(request.tenant, request.priority)
         room = self._bounds.requests - waiting
         if room <= 0 or own >= _SHARE * room:
-            self._refuse(f"{waiting} requests wait already, {own} of this tenant", expected)
+            self._refuse(
+                "queue", f"{waiting} requests wait already, {own} of this tenant", expected
+            )
         if expected > self._bounds.seconds:
             self._refuse(
+                "wait",
                 f"a request would wait for about {expected:.1f} s, and at most "
                 f"{self._bounds.seconds:g} s are allowed",
                 expected - self._bounds.seconds,
@@ -146,13 +153,14 @@ class Admission:
         seconds = request.deadline_seconds
         if seconds is not None and expected > seconds:
             self._refuse(
+                "deadline",
                 f"the request would wait for about {expected:.1f} s, and its deadline is in "
                 f"{seconds:g} s",
                 expected - seconds,
             )
 
-    def _refuse(self, why: str, seconds: float) -> None:
-        self.refused += 1
+    def _refuse(self, bound: str, why: str, seconds: float) -> NoReturn:
+        self.refused[bound] += 1
         raise Overloaded(f"{why}; try again later", retry_after=retry_after(seconds))
 
     def _waiting(self, count: int) -> int:

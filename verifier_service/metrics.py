@@ -46,6 +46,7 @@ class VerifierMetrics:
             "request_success", "Sequences that ended", told.finished, label="finished_reason"
         )
         yield counter("request_errors", "Sequences that failed", told.errors, label="code")
+        yield from self._ended_early()
         for name, text, tally in (
             ("request_queue_time_seconds", "From arrival to a place", told.queued),
             ("request_prefill_time_seconds", "From a place to the first token", told.prefill),
@@ -55,6 +56,17 @@ class VerifierMetrics:
             ("e2e_request_latency_seconds", "From arrival to the end", told.whole),
         ):
             yield histogram(name, text, tally)
+
+    def _ended_early(self) -> Iterator[Metric]:
+        counters, admission = self._engine.counters, self._engine.admission
+        text = "Requests that were not taken"
+        yield counter("requests_refused", text, admission.refused, label="bound")
+        text = "Requests that found no place in time"
+        yield counter("requests_given_up", text, counters.given_up)
+        text = "Requests that ended at their deadline"
+        yield counter("deadlines_missed", text, counters.deadlines)
+        cut = {"unread": counters.cut_clients}
+        yield counter("streams_cut", "Streams that were ended early", cut, label="reason")
 
     def _steps(self) -> Iterator[Metric]:
         told, model_seconds = self._engine.telemetry, self._engine.runner.model_seconds
@@ -81,6 +93,8 @@ class VerifierMetrics:
         yield counter("prefix_cache_queries", text, counters.looked_up_prompt_tokens)
         text = "Prompt tokens whose keys and values were there"
         yield counter("prefix_cache_hits", text, counters.cached_prompt_tokens)
+        text = "Blocks kept for reuse whose room was needed"
+        yield counter("kv_cache_evictions", text, pool.num_evicted)
         yield gauge("kv_leases", "Leases on keys and values that drafters hold", kv.num_leases)
 
     def _drafts(self) -> Iterator[Metric]:

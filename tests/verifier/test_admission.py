@@ -14,6 +14,7 @@ from tests.verifier.rig import Rig
 from verifier_service.admission import Admission, Bounds
 from verifier_service.drain import Drain
 from verifier_service.generation import Generation, GenerationRequest
+from verifier_service.metrics import VerifierMetrics
 
 LOADED = SimpleNamespace(
     config=SimpleNamespace(vocab_size=100),
@@ -137,3 +138,45 @@ def test_work_counts_what_caches_usually_lack() -> None:
     for _ in range(50):
         drain.started(1000, 900)
     assert drain.work(2000, 50) == pytest.approx(300.0)
+
+
+def test_what_admission_does_is_exported(runner) -> None:
+    """Refusals by bound, requests given up, missed deadlines, cut streams and evicted blocks are
+    metrics of the verifier."""
+    now = [100.0]
+    bounds = Bounds(requests=1, seconds=2.0)
+    rig = Rig(runner, max_running=1, clock=lambda: now[0], bounds=bounds)
+    metrics = VerifierMetrics(rig.engine, None)
+
+    def values() -> dict[str, float]:
+        found = {}
+        for family in metrics():
+            for sample in family.samples:
+                name = sample.name.removeprefix("slipstream:").removesuffix("_total")
+                found["/".join([name, *sample.labels.values()])] = sample.value
+        return found
+
+    before = values()
+    rig.submit((1, 2, 3), max_tokens=50, ignore_eos=True, deadline_seconds=8.0)
+    rig.step()
+    rig.submit((1, 2, 3), max_tokens=5)
+    with pytest.raises(Overloaded):
+        rig.submit((1, 2, 3), max_tokens=5)
+    now[0] += 4.5
+    rig.step()
+    now[0] += 4.5
+    rig.step()
+    rig.engine.counters.cut_clients += 1
+    runner.pool.num_evicted += 1
+    rig.finish()
+    after = values()
+    for name, count in {
+        "requests_refused/queue": 1,
+        "requests_refused/wait": 0,
+        "requests_refused/deadline": 0,
+        "requests_given_up": 1,
+        "deadlines_missed": 1,
+        "streams_cut/unread": 1,
+        "kv_cache_evictions": 1,
+    }.items():
+        assert after[name] - before[name] == count, name

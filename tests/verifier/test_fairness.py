@@ -167,7 +167,7 @@ def test_who_would_wait_too_long_is_refused_at_once(runner) -> None:
     rig.engine.admission._bounds = Bounds(seconds=expected / 2)
     with pytest.raises(Overloaded, match="would wait"):
         rig.submit(PROMPT, max_tokens=10)
-    assert rig.engine.admission.refused == 2
+    assert rig.engine.admission.refused == {"queue": 0, "wait": 1, "deadline": 1}
     rig.finish()
     assert all(o.finish is Finish.LENGTH for o in outcomes)
 
