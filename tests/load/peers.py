@@ -21,6 +21,7 @@ from rich.table import Table
 
 from slipstream.bench.bars import Bar
 from slipstream.bench.load.book import known_answers
+from slipstream.bench.load.serve import leak_bar, leak_checks
 from slipstream.bench.load.stack import Stack, running_stack
 from slipstream.bench.load.workload import WorkloadSettings, workload
 from slipstream.bench.machine import cores, describe_machine
@@ -163,13 +164,16 @@ async def run(given: argparse.Namespace) -> None:
             running = await exits.enter_async_context(ready)
             running.pause()
             servers.append(Server(peer.name, running.url, str(model), running))
-        found = await measure(servers, folder / f"known-{book.name}.json", given)
-    _show(found, given)
+        async with leak_checks(_say, stack) as left:
+            found = await measure(servers, folder / f"known-{book.name}.json", given)
+    _show(found, left, given)
 
 
-def _show(found: Mapping[tuple[int, str], dict[str, Any]], given: argparse.Namespace) -> None:
+def _show(
+    found: Mapping[tuple[int, str], dict[str, Any]], left: Sequence[str], given: argparse.Namespace
+) -> None:
     Console(width=110).print(table(found))
-    lines = bars(found)
+    lines = [*bars(found), leak_bar(left)]
     for bar in lines:
         _say(bar_line(bar))
     content = {

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
+from slipstream.bench.leaks import Watched, leaked
 from slipstream.bench.load import batch, long_prompt, overload, second_turn, serve, sweep
 from slipstream.bench.load.asks import Dialogue
 from slipstream.bench.load.outcomes import Verdict
@@ -34,7 +35,14 @@ async def staged(served, tmp_path, monkeypatch):
     async def started(settings, name, options, progress, *, drafter=True):
         async with channel(served.fake.address) as link:
             verifier = Verifier(verifier_pb2_grpc.VerifierServiceStub(link))
-            yield SimpleNamespace(door=served.door, http=served.http, verifier=verifier, pids=dict)
+            yield SimpleNamespace(
+                door=served.door,
+                http=served.http,
+                verifier=verifier,
+                pids=dict,
+                model=name,
+                watched=lambda: Watched(verifier=served.fake.address),
+            )
 
     for module in (sweep, batch, long_prompt, second_turn, overload):
         monkeypatch.setattr(module, "started", started)
@@ -74,7 +82,7 @@ async def test_a_sweep_asks_every_mode_the_same(staged, monkeypatch):
         (count,) = {point.figures.requests for point in points if point.rate == rate}
         assert count >= 8
     assert {each.verdict for each in outcomes} == {Verdict.RIGHT}
-    assert [bar.measured is not None for bar in bars] == [True] * 5
+    assert [bar.measured is not None for bar in bars] == [True] * 6
     assert (bars[-1].measured, bars[-1].met) == (0, True)
     assert table(points).row_count == 6
     found = serve.document(serve.Findings("sweep", bars, content(points)), staged, outcomes)
@@ -127,7 +135,9 @@ async def test_scenarios_measure_what_they_say(staged, short, monkeypatch):
             assert findings.bars[0].measured is not None
         else:
             # A fake has no steps to compare gaps with.
-            assert [bar.measured is None for bar in findings.bars] == [False, True] * 2 + [False]
+            assert [bar.measured is None for bar in findings.bars] == [False, True] * 2 + [
+                False
+            ] * 2
 
 
 async def test_a_stream_that_strays_beside_a_long_prompt_is_found(staged, short, served):
@@ -141,6 +151,35 @@ async def test_a_stream_that_strays_beside_a_long_prompt_is_found(staged, short,
     findings, outcomes = await long_prompt.long_prompt(staged, plant)
     assert sum(each.verdict is Verdict.WRONG for each in outcomes) == 16
     assert findings.bars[-1].met is False
+
+
+async def test_what_a_load_leaves_behind_is_a_bar(staged, short, served, monkeypatch):
+    """After every scenario services are asked what they still hold, and one sequence that nobody
+    ended is one too many."""
+
+    async def planted(watched, before, **how):
+        served.fake.running += 1
+        try:
+            return await leaked(watched, before, seconds=0.1, **how)
+        finally:
+            served.fake.running -= 1
+
+    monkeypatch.setattr(serve, "leaked", planted)
+    monkeypatch.setattr(sweep, "_WARM_UP_SECONDS", 0.2)
+    monkeypatch.setattr(overload, "_OVERLOAD_SECONDS", 0.5)
+    monkeypatch.setattr(overload, "_BACK_SECONDS", 0.1)
+    one_turn = [Dialogue("long-0", "chat", ("a fox",), (4,), ignore_eos=True)]
+    monkeypatch.setattr(second_turn, "long_dialogues", lambda *_: one_turn)
+    found = {}
+    for run in (batch.batch, long_prompt.long_prompt, second_turn.second_turn, overload.overload):
+        findings, _ = await run(staged, say)
+        found[findings.name] = findings.bars
+    lines = []
+    _, found["sweep"], _ = await sweep.sweep(staged, lines.append)
+    for name, bars in found.items():
+        [bar] = [bar for bar in bars if "left behind" in bar.name]
+        assert (bar.measured, bar.met) == (3 if name == "sweep" else 1, False), name
+    assert "left behind by off: verifier, in use: requests running: 1" in lines[-3]
 
 
 async def test_overload_counts_refusals_apart(staged, served, monkeypatch):

@@ -11,7 +11,15 @@ from slipstream.bench.load.asks import Extras
 from slipstream.bench.load.book import Entry
 from slipstream.bench.load.drive import in_turn, together
 from slipstream.bench.load.outcomes import Outcome
-from slipstream.bench.load.serve import Findings, ServeSettings, answers_of, fault_bar, started
+from slipstream.bench.load.serve import (
+    Findings,
+    ServeSettings,
+    answers_of,
+    fault_bar,
+    leak_bar,
+    leak_checks,
+    started,
+)
 from slipstream.bench.load.stack import Stack
 from slipstream.bench.load.statistics import Figures, figures
 from slipstream.bench.load.workload import dialogues_of_length
@@ -53,13 +61,16 @@ async def batch(settings: ServeSettings, progress: Progress) -> tuple[Findings, 
     async with started(settings, "batch", words, progress) as stack:
         book = await answers_of(stack, dialogues, settings, progress)
         await together(stack.door, book.entries, Extras(cache_salt="warm"))
-        for repeat in range(max(2, settings.repeats)):
-            for name in order(list(rows), repeat):
-                await _take(stack, book.entries, name, f"{name} {repeat}", rows[name])
-                progress(f"{name}: {_figures(rows[name], settings).tokens_per_second:.1f} tokens/s")
+        async with leak_checks(progress, stack) as left:
+            for repeat in range(max(2, settings.repeats)):
+                for name in order(list(rows), repeat):
+                    row = rows[name]
+                    await _take(stack, book.entries, name, f"{name} {repeat}", row)
+                    speed = _figures(row, settings).tokens_per_second
+                    progress(f"{name}: {speed:.1f} tokens/s")
     found = {name: _figures(row, settings) for name, row in rows.items()}
     everything = [each for row in rows.values() for each in row.outcomes]
-    bars = (*_bars(found, rows), fault_bar(everything))
+    bars = (*_bars(found, rows), leak_bar(left), fault_bar(everything))
     steps = {name: row.mean_step for name, row in rows.items()}
     details = {name: asdict(each) | {"mean_step": steps[name]} for name, each in found.items()}
     return Findings("batch16", bars, {"rows": details}, _lines(found, steps)), everything

@@ -12,7 +12,15 @@ from slipstream.bench.load.book import Book, Entry
 from slipstream.bench.load.doors import clock
 from slipstream.bench.load.outcomes import Outcome, outcome
 from slipstream.bench.load.reading import Reading
-from slipstream.bench.load.serve import Findings, ServeSettings, answers_of, fault_bar, started
+from slipstream.bench.load.serve import (
+    Findings,
+    ServeSettings,
+    answers_of,
+    fault_bar,
+    leak_bar,
+    leak_checks,
+    started,
+)
 from slipstream.bench.load.stack import Stack
 from slipstream.bench.load.statistics import quantile
 from slipstream.bench.load.workload import dialogues_of_length, long_dialogues
@@ -48,9 +56,10 @@ async def long_prompt(
     gaps, outcomes = _Gaps(), []
     async with started(settings, "long-prompt", (), progress) as stack:
         book = await answers_of(stack, [*streams, *long], settings, progress)
-        for repeat in range(max(2, settings.repeats)):
-            progress(f"repeat {repeat + 1}")
-            outcomes += await _round(stack, book, f"long {repeat}", gaps)
+        async with leak_checks(progress, stack) as left:
+            for repeat in range(max(2, settings.repeats)):
+                progress(f"repeat {repeat + 1}")
+                outcomes += await _round(stack, book, f"long {repeat}", gaps)
     if not gaps.before or not gaps.during:
         ratio, p95 = None, (0.0, 0.0)
     else:
@@ -70,7 +79,8 @@ async def long_prompt(
         f"beside a prompt of {_LONG_TOKENS} tokens, whose first token took "
         f"{', '.join(f'{each:.1f}' for each in gaps.ttft)} s"
     )
-    return Findings("long-prompt", (bar, fault_bar(outcomes)), details, (line,)), outcomes
+    bars = (bar, leak_bar(left), fault_bar(outcomes))
+    return Findings("long-prompt", bars, details, (line,)), outcomes
 
 
 async def _round(stack: Stack, book: Book, salt: str, gaps: _Gaps) -> list[Outcome]:

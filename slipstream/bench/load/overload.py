@@ -14,7 +14,15 @@ from slipstream.bench.load.book import Entry
 from slipstream.bench.load.doors import clock, sleep_until
 from slipstream.bench.load.drive import closed_loop, open_loop
 from slipstream.bench.load.outcomes import Outcome, Verdict
-from slipstream.bench.load.serve import Findings, ServeSettings, answers_of, fault_bar, started
+from slipstream.bench.load.serve import (
+    Findings,
+    ServeSettings,
+    answers_of,
+    fault_bar,
+    leak_bar,
+    leak_checks,
+    started,
+)
 from slipstream.bench.load.stack import Stack
 from slipstream.bench.load.statistics import Figures, Latency, figures, latency
 from slipstream.bench.load.watch import watching
@@ -52,10 +60,10 @@ async def overload(settings: ServeSettings, progress: Progress) -> tuple[Finding
     dialogues = workload(settings.workload)
     async with started(settings, "overload", (), progress) as stack:
         book = await answers_of(stack, dialogues, settings, progress)
-        phases, everything = await _phases(stack, book.entries, settings, progress)
-    return Findings("overload", _bars(phases, everything), _details(phases), _lines(phases)), (
-        everything
-    )
+        async with leak_checks(progress, stack) as left:
+            phases, everything = await _phases(stack, book.entries, settings, progress)
+    bars = (*_bars(phases, everything), leak_bar(left))
+    return Findings("overload", bars, _details(phases), _lines(phases)), everything
 
 
 async def _phases(

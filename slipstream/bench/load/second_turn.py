@@ -9,7 +9,15 @@ from slipstream.bench.configurations import Progress
 from slipstream.bench.load.asks import Extras
 from slipstream.bench.load.drive import in_turn
 from slipstream.bench.load.outcomes import Outcome
-from slipstream.bench.load.serve import Findings, ServeSettings, answers_of, fault_bar, started
+from slipstream.bench.load.serve import (
+    Findings,
+    ServeSettings,
+    answers_of,
+    fault_bar,
+    leak_bar,
+    leak_checks,
+    started,
+)
 from slipstream.bench.load.workload import long_dialogues
 
 _HISTORY_TOKENS = 1500
@@ -30,10 +38,11 @@ async def second_turn(
     outcomes: list[Outcome] = []
     async with started(settings, "second-turn", (), progress) as stack:
         book = await answers_of(stack, dialogues, settings, progress)
-        for repeat in range(max(2, settings.repeats)):
-            progress(f"repeat {repeat + 1}")
-            for chat in book.dialogues:
-                outcomes += await in_turn(stack.door, chat, Extras(cache_salt=f"turn {repeat}"))
+        async with leak_checks(progress, stack) as left:
+            for repeat in range(max(2, settings.repeats)):
+                progress(f"repeat {repeat + 1}")
+                for chat in book.dialogues:
+                    outcomes += await in_turn(stack.door, chat, Extras(cache_salt=f"turn {repeat}"))
     times = {turn: _ttfts(outcomes, turn) for turn in ("/0", "/1")}
     first, second = (median(each) if each else None for each in times.values())
     ratio = second / first if first and second is not None else None
@@ -50,7 +59,8 @@ async def second_turn(
         f"median TTFT: first turn {_ms(first)}, second turn {_ms(second)}, of whose prompts "
         f"{cached} of {prompt} tokens were cached"
     )
-    return Findings("second-turn", (bar, fault_bar(outcomes)), details, (line,)), outcomes
+    bars = (bar, leak_bar(left), fault_bar(outcomes))
+    return Findings("second-turn", bars, details, (line,)), outcomes
 
 
 def _ttfts(outcomes: list[Outcome], turn: str) -> list[float]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
+import httpx
+
 from slipstream.bench.bars import Bar
 from slipstream.bench.configurations import Progress
+from slipstream.bench.leaks import leaked, levels
 from slipstream.bench.load.asks import Dialogue
 from slipstream.bench.load.book import Book, known_answers
 from slipstream.bench.load.outcomes import FAULTS, Outcome
@@ -106,6 +111,34 @@ def fault_bar(outcomes: Sequence[Outcome]) -> Bar:
     """No answer may be wrong, cut off or missing."""
     count = sum(each.verdict in FAULTS for each in outcomes)
     return Bar("wrong, truncated or missing answers", count, 0, at_least=False)
+
+
+@asynccontextmanager
+async def leak_checks(progress: Progress, *stacks: Stack) -> AsyncIterator[list[str]]:
+    """Around a load on stacks that have served some requests. When it ends, the list that it gives
+    is filled with what they still hold, or that they cannot be asked.
+
+    Memory is not judged: the KV pool's comes into use block by block. `overload` looks at it over
+    time, and so does `make soak`.
+    """
+    before = [await levels(stack.watched()) for stack in stacks]
+    left: list[str] = []
+    yield left
+    for stack, held in zip(stacks, before, strict=True):
+        try:
+            found = await leaked(stack.watched(), held, memory_slack_mib=math.inf)
+        except (OSError, httpx.HTTPError, grpc.aio.AioRpcError) as failure:
+            found = [f"no answer: {failure}"]
+        left += [f"{stack.model}: {line}" for line in found]
+    for line in left:
+        progress(f"left behind by {line}")
+
+
+def leak_bar(left: Sequence[str]) -> Bar:
+    """Nothing may be held when a load is over."""
+    return Bar(
+        "requests, blocks, leases, tasks or sockets left behind", len(left), 0, at_least=False
+    )
 
 
 def document(findings: Findings, settings: ServeSettings, outcomes: Sequence[Outcome]) -> Any:

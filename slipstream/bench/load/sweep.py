@@ -12,7 +12,14 @@ from slipstream.bench.load.arrivals import poisson, until
 from slipstream.bench.load.book import Entry
 from slipstream.bench.load.drive import closed_loop, open_loop
 from slipstream.bench.load.outcomes import Outcome
-from slipstream.bench.load.serve import ServeSettings, answers_of, fault_bar, started
+from slipstream.bench.load.serve import (
+    ServeSettings,
+    answers_of,
+    fault_bar,
+    leak_bar,
+    leak_checks,
+    started,
+)
 from slipstream.bench.load.stack import Stack
 from slipstream.bench.load.statistics import Figures, figures
 from slipstream.bench.load.workload import workload
@@ -72,15 +79,16 @@ async def sweep(
             ready = started(settings, mode.name, mode.options, progress, drafter=mode.drafter)
             stacks[mode.name] = await exits.enter_async_context(ready)
         book = await answers_of(stacks[OFF], dialogues, settings, progress)
-        seen, capacity = await _capacities(stacks, book.entries, progress)
-        rates = settings.rates or tuple(_round(share * capacity) for share in _SHARES)
-        taken = await _measure(stacks, book.entries, rates, settings, progress)
+        async with leak_checks(progress, *stacks.values()) as left:
+            seen, capacity = await _capacities(stacks, book.entries, progress)
+            rates = settings.rates or tuple(_round(share * capacity) for share in _SHARES)
+            taken = await _measure(stacks, book.entries, rates, settings, progress)
     points = [
         Point(rate, mode, figures(outcomes, settings.slo, seconds))
         for (rate, mode), (outcomes, seconds) in taken.items()
     ]
     everything = [*seen, *(each for outcomes, _ in taken.values() for each in outcomes)]
-    return points, (*bars(points), fault_bar(everything)), everything
+    return points, (*bars(points), leak_bar(left), fault_bar(everything)), everything
 
 
 async def _capacities(
