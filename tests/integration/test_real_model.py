@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,43 +26,79 @@ AT_ONCE = 4
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def _pair(
-    start: Start, model: Path, *options: str, drafter_options: tuple[str, ...] = ()
-) -> Iterator[Service]:
-    """A verifier whose drafter has the default layer plan; both end with the test module."""
-    common = (*COMMON, "--kv-cache-gib", "0.25")
-    address = free_address()
-    drafter = start("drafter", model, (*common, *drafter_options), address)
-    verifier = start("verifier", model, (*common, "--drafter", address, *options))
-    drafter.wait_ready()
-    verifier.wait_ready()
-    yield verifier
-    verifier.kill()
-    drafter.kill()
-
-
-@pytest.fixture(scope="module")
-def float32(start: Start, model_dir: Path) -> Iterator[Service]:
-    yield from _pair(start, model_dir, "--dtype", "float32")
-
-
-# Options of the verifier, and of the drafter.
+STRICT = "--dtype bfloat16 --exactness strict --prefill-chunk 32"
+# Options of the verifier, and of the drafter. With every setting of drafting, and with chunks so
+# small that the prompts have borders.
 SETTINGS = {
-    "defaults": ("", ""),
-    "int8": ("--precision int8", ""),
-    "own context": ("--draft-length 4 --ngram off", "--kv-context own --ngram off"),
-    "commit": ("--placement separate --ngram on", "--kv-context commit --ngram on --early-stop on"),
-    "in turn": ("--placement shared --window 12", "--kv-context prompt --early-stop off"),
-    "adaptive": ("", "--layer-plan adaptive"),
+    "float32": ("--dtype float32", ""),
+    "defaults": (STRICT, ""),
+    "int8": (f"{STRICT} --precision int8", ""),
+    "own context": (f"{STRICT} --draft-length 4 --ngram off", "--kv-context own --ngram off"),
+    "commit": (
+        f"{STRICT} --placement separate --ngram on",
+        "--kv-context commit --ngram on --early-stop on",
+    ),
+    "in turn": (
+        f"{STRICT} --placement shared --window 12",
+        "--kv-context prompt --early-stop off",
+    ),
+    "adaptive": (STRICT, "--layer-plan adaptive"),
 }
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
-def strict(request: pytest.FixtureRequest, start: Start, model_dir: Path) -> Iterator[Service]:
-    """With every setting of drafting, and with chunks so small that the prompts have borders."""
-    options = ("--dtype", "bfloat16", "--exactness", "strict", "--prefill-chunk", "32")
-    verifier, drafter = (words.split() for words in SETTINGS[request.param])
-    yield from _pair(start, model_dir, *options, *verifier, drafter_options=tuple(drafter))
+class Pairs:
+    """Verifiers, each with a drafter of its own. The next one starts while one is tested.
+
+    Args:
+        names: of the settings that will be asked for, in that order.
+    """
+
+    def __init__(self, start: Start, model: Path, names: Sequence[str]) -> None:
+        self._start, self._model = start, model
+        self._next = dict(pairwise(names))
+        self._begun: dict[str, tuple[Service, Service]] = {}
+
+    def begin(self, name: str) -> tuple[Service, Service]:
+        if name not in self._begun:
+            verifier, drafter = (words.split() for words in SETTINGS[name])
+            common, address = (*COMMON, "--kv-cache-gib", "0.25"), free_address()
+            self._begun[name] = (
+                self._start("verifier", self._model, (*common, "--drafter", address, *verifier)),
+                self._start("drafter", self._model, (*common, *drafter), address),
+            )
+        return self._begun[name]
+
+    @contextmanager
+    def ready(self, name: str) -> Iterator[Service]:
+        services = self.begin(name)
+        for service in services:
+            service.wait_ready()
+        if name in self._next:
+            self.begin(self._next[name])
+        yield services[0]
+        for service in services:
+            service.kill()
+
+
+@pytest.fixture(scope="module")
+def pairs(request: pytest.FixtureRequest, start: Start, model_dir: Path) -> Pairs:
+    items = [item for item in request.session.items if item.path == request.path]
+    names = dict.fromkeys(item.callspec.params["verifier"] for item in items)
+    return Pairs(start, model_dir, list(names))
+
+
+@pytest.fixture(scope="module")
+def verifier(request: pytest.FixtureRequest, pairs: Pairs) -> Iterator[Service]:
+    """Of a pair, which ends with the last test of its setting."""
+    with pairs.ready(request.param) as service:
+        yield service
+
+
+def of(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("verifier", names, indirect=True, scope="module")
+
+
+EVERY_STRICT = of(*(name for name in SETTINGS if name != "float32"))
 
 
 async def _generate(
@@ -73,14 +111,15 @@ async def _generate(
     return answers
 
 
-async def test_greedy_equals_transformers(float32, model_dir, reference) -> None:
+@of("float32")
+async def test_greedy_equals_transformers(verifier, model_dir, reference) -> None:
     """Greedy in float32, drafter on: all twenty prompts of up to 1,000 tokens, 128 new tokens
     each, are token for token what `transformers` generates."""
     asked = [
         request(prompt, max_tokens=NEW_TOKENS, ignore_eos=False) for prompt in prompts(model_dir)
     ]
     # Few at once: beside many others a sequence's share of rows leaves none for drafts.
-    answers = await _generate(float32, asked, AT_ONCE)
+    answers = await _generate(verifier, asked, AT_ONCE)
     assert tuple(tuple(a.tokens) for a in answers) == reference.tokens
     drafted = sum(a.stats.num_draft_tokens for a in answers)
     accepted = sum(a.stats.num_accepted_tokens for a in answers)
@@ -88,8 +127,9 @@ async def test_greedy_equals_transformers(float32, model_dir, reference) -> None
     assert accepted > 0.5 * drafted > 20
 
 
+@EVERY_STRICT
 @BOTH
-async def test_strict(strict, model_dir, params) -> None:
+async def test_strict(verifier, model_dir, params) -> None:
     """Strict, with every setting of drafting and with the target at 8 bits: bit for bit the same
     tokens with speculation and without, alone and among seven others whose prompts and drafts
     come in between."""
@@ -100,17 +140,17 @@ async def test_strict(strict, model_dir, params) -> None:
     ]
     plain = request(prompt, params, max_tokens=TOKENS, speculative=False)
     fast = request(prompt, params, max_tokens=TOKENS, speculative=True)
-    (expected,) = await _generate(strict, [plain])
+    (expected,) = await _generate(verifier, [plain])
     # On busy cores the drafter may need some time before it is ahead for the first time.
     for _ in range(10):
-        (alone,) = await _generate(strict, [fast])
+        (alone,) = await _generate(verifier, [fast])
         assert alone.tokens == expected.tokens
         if alone.stats.num_accepted_tokens:
             break
     else:
         raise AssertionError("no draft was ever accepted")
-    among = await _generate(strict, [*others[:3], fast, *others[3:]])
-    beside = await _generate(strict, [*others[:5], plain, *others[5:]])
+    among = await _generate(verifier, [*others[:3], fast, *others[3:]])
+    beside = await _generate(verifier, [*others[:5], plain, *others[5:]])
     assert len(expected.tokens) == TOKENS
     assert among[3].tokens == beside[5].tokens == expected.tokens
     # The others, too, are the same in either company.
@@ -118,9 +158,10 @@ async def test_strict(strict, model_dir, params) -> None:
     assert [a.tokens for a in among] == [b.tokens for b in beside]
 
 
-async def test_nothing_is_left(strict) -> None:
+@EVERY_STRICT
+async def test_nothing_is_left(verifier) -> None:
     """After all that neither process holds a sequence or a block."""
-    async with Client(strict.address) as client:
+    async with Client(verifier.address) as client:
         status = await client.status()
         assert (status.requests_running, status.kv_blocks_used) == (0, 0)
         assert status.accepted_tokens <= status.draft_tokens
