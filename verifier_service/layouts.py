@@ -36,6 +36,11 @@ class Layout:
     burst: bool = False
     drafts: bool = True
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether the verifier waits for drafts that are made on its cores."""
+        return self.burst and self.drafts
+
 
 def layouts(wanted: str, own: Drafter, drafter: Drafter | None) -> tuple[Layout, ...]:
     """The ways to compute that come into question, in the order in which to try them.
@@ -56,4 +61,4 @@ def layouts(wanted: str, own: Drafter, drafter: Drafter | None) -> tuple[Layout,
     apart = Layout("separate", common[:half], common[half:] or common)
     turns = Layout("shared", everything, tuple(sorted(drafter.cores)), burst=True)
     plain = replace(turns, name="plain", drafts=False)
-    return {"separate": (apart,), "shared": (turns,)}.get(wanted, (turns, apart, plain))
+    return {"separate": (apart,), "shared": (turns,)}.get(wanted, (apart, turns, plain))

@@ -65,7 +65,11 @@ class Lengths:
         if not self._measured.layout.drafts:
             self._none(sequences, drafting)
             return True
-        best = self._best(sequences, [g.acceptance.survival(self.longest) for g in drafting])
+        # Whoever has no drafts waits for those of the others, and that is part of their price.
+        survivals = [
+            [] if self._given_up(g) else g.acceptance.survival(self.longest) for g in drafting
+        ]
+        best = self._best(sequences, survivals)
         if regular:
             self._probe(best, sequences, drafting)
         lengths = [self._wanted(g, n) for g, n in zip(drafting, best.lengths, strict=True)]

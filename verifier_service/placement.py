@@ -18,7 +18,7 @@ class Cycle:
     """A step and the wait before it.
 
     Attributes:
-        sequences: that decoded; `prompts`, whether pieces of prompts were computed beside them.
+        sequences: that decoded; `prompts`, those whose prompts were computed beside them.
         tokens: that were decoded; `seconds`, since the step before.
         promised: tokens per second that the length policy expects of the current layout; `drafts`,
             whether it has a use for any.
@@ -28,7 +28,7 @@ class Cycle:
     tokens: int
     seconds: float
     promised: float = 0.0
-    prompts: bool = False
+    prompts: int = 0
     drafts: bool = True
 
 
@@ -69,20 +69,23 @@ class Placement:
             self._compute_on(layout.verifier_cores)
         self.layout = layout
 
+    def for_prompts(self) -> Layout:
+        """The layout for a step of prompts alone: they are as fast as there are cores. Their
+        drafters may hear of them."""
+        whole = [x for x in self._candidates if self._own.cores == set(x.verifier_cores)]
+        return next((layout for layout in whole if layout.drafts), self.layout)
+
     def cycled(self, cycle: Cycle) -> Layout:
         """A step is over. Returns the layout for the next."""
-        if len(self._candidates) < 2:
+        if len(self._candidates) < 2 or not cycle.sequences:
             return self.layout
-        if not cycle.sequences:
-            # A prompt alone has all cores, and its drafter hears of it.
-            return self._candidates[0]
-        self._prompts += _NEW * (cycle.prompts - self._prompts)
+        self._prompts += _NEW * ((cycle.prompts > 0) - self._prompts)
         self._busy = self._prompts > (_CALM if self._busy else _BUSY)
         plain = self._candidates[-1]
         if self._busy and not plain.drafts:
             # Prompts need all cores, and what a step can carry beside them is nearly free.
             return plain
-        contest = self._contest(cycle.sequences)
+        contest = self._contest(cycle.sequences + cycle.prompts)
         if contest.playing is self.layout and not cycle.prompts:
             contest.count(cycle.tokens, cycle.seconds, cycle.promised, drafts=cycle.drafts)
         return contest.playing
@@ -94,5 +97,7 @@ class Placement:
             # Drafts are worth the less, the more sequences share a step.
             over = [c.playing for n, c in self._contests.items() if n < size and c.over]
             plain = next((layout for layout in over if not layout.drafts), None)
-            self._contests[size] = Contest(self._candidates, plain)
+            # In turn several would all wait for the slowest, and so would those without drafts.
+            able = [each for each in self._candidates if size == 1 or not each.in_turn]
+            self._contests[size] = Contest(tuple(able or self._candidates), plain)
         return self._contests[size]

@@ -215,6 +215,8 @@ class Speculation:
 
     def patience(self, turn: Turn) -> float:
         """Seconds to wait for drafts before the next step; 0 to go ahead."""
+        if turn.prompts and not turn.decoding:
+            self._adopt(self.placement.for_prompts())
         drafting = [g for g in turn.decoding if g.opened]
         if not drafting or self._settings.length is not None:
             return 0.0
@@ -299,12 +301,11 @@ class Speculation:
         """A step is over that committed `tokens` tokens."""
         self._offer_again([item.generation for item in work])
         sequences = sum(item.decodes for item in work)
-        prompt_rows = sum(item.rows for item in work if not item.decodes)
-        rows = 0 if prompt_rows else sum(item.rows for item in work)
+        prompts = len(work) - sequences
+        rows = 0 if prompts else sum(item.rows for item in work)
         seconds = self._measured.end(rows)
-        cycle = Cycle(
-            sequences, tokens, seconds, self.target.rate, prompt_rows > 0, self.target.length > 0
-        )
+        rate, drafts = self.target.rate, self.target.length > 0
+        cycle = Cycle(sequences, tokens, seconds, rate, prompts, drafts)
         layout = self.placement.cycled(cycle)
         if layout is not self.placement.layout:
             self._adopt(layout)
