@@ -108,7 +108,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 async def _serve_drafter(
     settings: Settings, stop: asyncio.Event, exposition: Exposition, tracing: Tracing
 ) -> None:
-    place(settings.cpus, settings.threads, resolve_device(settings.device))
+    threads = place(settings.cpus, settings.threads, resolve_device(settings.device))
     server = Server(settings.listen, _services(settings))
     server.bind()
     thread = model_thread()
@@ -138,7 +138,7 @@ async def _serve_drafter(
         parts=[part for part in (context, sharded, adaptive, watch) if part is not None],
         assist=make_assist(settings.ngram),
         early_stop=make_early_stop(settings.early_stop),
-        compute_on=compute_on,
+        compute_on=partial(compute_on, threads=threads),
     )
     if sharded is not None:
         sharded.heard = context.heard

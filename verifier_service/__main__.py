@@ -7,6 +7,7 @@ import contextlib
 import logging
 import sys
 import uuid
+from functools import partial
 
 from slipstream.core.draft import Command
 from slipstream.core.layer_plan import LayerPlan
@@ -90,7 +91,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 async def _serve(
     settings: Settings, stop: asyncio.Event, exposition: Exposition, tracing: Tracing
 ) -> None:
-    place(settings.cpus, settings.threads, resolve_device(settings.device))
+    threads = place(settings.cpus, settings.threads, resolve_device(settings.device))
     server = Server(settings.listen, SERVICES)
     # The port first: a model takes seconds to load, a port in use is known at once.
     server.bind()
@@ -122,7 +123,7 @@ async def _serve(
     window = None if settings.window == "auto" else settings.window
     # A fixed length never waits, so there is nothing to take turns with.
     wanted = settings.placement if length is None else "separate"
-    placement = Placement(wanted, own, compute_on)
+    placement = Placement(wanted, own, partial(compute_on, threads=threads))
     speculation = Speculation(
         send,
         SpeculationSettings(window, length, settings.ngram, limits.decode_rows),

@@ -20,6 +20,7 @@ from slipstream.core.errors import ConfigurationError
 from slipstream.engine.batch import Segment
 from slipstream.engine.exact_rows import max_exact_rows
 from slipstream.engine.kv_pool import BlockTable, KvPool
+from slipstream.engine.placement import thread_counts
 from slipstream.engine.runner import ModelRunner
 
 # Strict steps may have so many rows that decode or verify, wherever there is strict at all.
@@ -110,7 +111,7 @@ class _Probe:
         """A placement may move the process to fewer cores while it serves."""
         threads = torch.get_num_threads()
         try:
-            for fewer in {1, (threads + 1) // 2} - {threads}:
+            for fewer in thread_counts(threads)[:-1]:
                 torch.set_num_threads(fewer)
                 if not torch.equal(self.alone((4, 4, 4)), reference):
                     return False

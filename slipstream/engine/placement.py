@@ -17,13 +17,16 @@ from slipstream.core.errors import ConfigurationError
 _SWITCH_SECONDS = 0.0005
 
 
-def place(cpus: str, threads: int, device: str) -> None:
+def place(cpus: str, threads: int, device: str) -> int:
     """Pins the process and sizes torch's thread pool. Call before any tensor work.
 
     Args:
         cpus: comma-separated core numbers, empty for no pinning.
         threads: torch threads; 0 means one for each core that the process may use.
         device: as `resolve_device` takes it; checked to be there.
+
+    Returns:
+        Torch threads.
 
     Raises:
         ConfigurationError: a core or the device does not exist.
@@ -44,20 +47,34 @@ def place(cpus: str, threads: int, device: str) -> None:
             raise ConfigurationError(f"cannot run on cores {cpus}: {failure}") from failure
     torch.set_num_threads(threads or len(_own_cores()) or os.cpu_count() or 1)
     sys.setswitchinterval(_SWITCH_SECONDS)
+    return torch.get_num_threads()
 
 
-def compute_on(cores: tuple[int, ...]) -> None:
-    """Moves the whole process to some cores, a torch thread for each. On the computing thread.
+def thread_counts(threads: int) -> tuple[int, ...]:
+    """All numbers of threads that a process placed with `threads` may compute with, least first.
+
+    That number, half of it and so on. The bits of a result may depend on how many threads share the
+    work, so strict shapes are probed with each of them (`exactness`), and no other is ever used.
+    """
+    return (threads,) if threads == 1 else (*thread_counts((threads + 1) // 2), threads)
+
+
+def compute_on(cores: tuple[int, ...], threads: int) -> None:
+    """Moves the whole process to some cores. On the computing thread.
 
     Every thread keeps the cores that it was started with, so each is moved by itself. A core that
     is not ours leaves things as they are: a worse place costs time only.
+
+    Args:
+        threads: that it was placed with; as many of them compute as have a core each and are one of
+            `thread_counts`.
     """
     if not hasattr(os, "sched_setaffinity"):
         return
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):
             os.sched_setaffinity(int(task.name), cores)
-    torch.set_num_threads(len(cores))
+    torch.set_num_threads(max(n for n in thread_counts(threads) if n <= max(1, len(cores))))
 
 
 def computing_cores(device: torch.device) -> frozenset[int]:

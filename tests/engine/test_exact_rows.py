@@ -12,7 +12,7 @@ import torch
 from slipstream.engine.batch import Segment
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.exact_rows import max_exact_rows
-from slipstream.engine.exactness import MAX_STRICT_ROWS, choose_shapes
+from slipstream.engine.exactness import MAX_STRICT_ROWS, Shapes, choose_shapes, strict_shapes
 from slipstream.engine.runner import ModelRunner
 
 FEW = MAX_STRICT_ROWS
@@ -22,15 +22,16 @@ class _Kernels(ModelRunner):
     """Exact but for steps of more than `most` rows, as if other kernels took those.
 
     What they round differently: logits, or the value of the first row that they put into the pool,
-    and only behind `behind` positions or more.
+    and only behind `behind` positions or more, and with `threads` threads where that is not 0.
     """
 
-    most, behind, what = 10**6, 0, "logits"
+    most, behind, what, threads = 10**6, 0, "logits", 0
 
     def forward(self, segments: Seq[Segment], hidden: torch.Tensor | None = None) -> torch.Tensor:
         made = super().forward(segments, hidden)
         deep = max(s.kv_length for s in segments) > self.behind
-        if deep and sum(len(s.tokens) for s in segments) > self.most:
+        meant = self.threads in {0, torch.get_num_threads()}
+        if deep and meant and sum(len(s.tokens) for s in segments) > self.most:
             if self.what == "logits":
                 return made + 2**-4
             last = segments[-1]
@@ -73,6 +74,23 @@ def test_long_contexts_are_looked_at(runner) -> None:
     """Few rows that differ from one only behind more keys than a tile has are no strict shape."""
     runner.most, runner.behind = 3, 512
     assert max_exact_rows(runner, FEW) == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_every_number_of_threads_is_looked_at(runner, monkeypatch, threads) -> None:
+    """Where any number of threads that a process of eight may come to have rounds differently, its
+    shapes are not exact."""
+    exact = max_exact_rows(runner, FEW, (64,))
+    if exact == FEW:
+        pytest.skip("large steps do not agree here")
+    now = [8]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now[-1])
+    monkeypatch.setattr(torch, "set_num_threads", now.append)
+    assert max_exact_rows(runner, FEW, (64,)) == exact
+    runner.most, runner.threads = 0, threads
+    assert max_exact_rows(runner, FEW, (64,)) == FEW
+    assert strict_shapes(runner, [Shapes(runner.min_rows, runner.query_multiple)]) is None
+    assert now[-1] == 8
 
 
 def test_a_pool_without_room_promises_nothing(tiny_model_dir: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from slipstream.core.errors import ConfigurationError
-from slipstream.engine.placement import resolve_device
+from slipstream.engine.placement import compute_on, resolve_device, thread_counts
 
 
 @pytest.mark.parametrize("device", ["", "nonsense", "cpu:3", "mps", "cuda:", "cuda:-1", "CPU"])
@@ -29,3 +31,20 @@ def test_devices_that_are_there(monkeypatch, there) -> None:
         else:
             with pytest.raises(ConfigurationError, match=f"{device}.* CUDA device"):
                 resolve_device(device)
+
+
+@pytest.mark.parametrize(
+    ("placed", "cores", "threads"),
+    [(1, 1, 1), (1, 2, 1), (2, 2, 2), (2, 1, 1), (3, 2, 2), (4, 3, 2), (4, 8, 4), (8, 6, 4)],
+)
+def test_moving_keeps_to_the_numbers_of_threads_that_were_probed(
+    monkeypatch, placed, cores, threads
+) -> None:
+    """However many cores a process is moved to, it computes with as many threads as it was placed
+    with, or a half of them and so on: results have the same bits with those only."""
+    chosen: list[int] = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda task, wanted: None, raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    compute_on(tuple(range(cores)), placed)
+    assert chosen == [threads]
+    assert threads in thread_counts(placed)
