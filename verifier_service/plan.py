@@ -60,7 +60,7 @@ class Limits:
         return min(self.step_rows, self.mixed_rows) if self.strict else self.step_rows
 
     def most_decoding(self, beside_prompts: bool) -> int:
-        """Sequences that may decode in one step."""
+        """Sequences that may decode in one step, or rows that they and their drafts may have."""
         if self.canonical:
             return self.decode_rows
         return max(1, self.most_rows - LEAST_PROMPT_ROWS * beside_prompts)
@@ -166,7 +166,8 @@ def plan_step(turn: Turn, limits: Limits, share: Share, budget: Budget) -> StepP
         share: says which drafts each decoding sequence gets.
         budget: says how many rows prompts may use.
     """
-    drafts = share(turn.decoding, limits.decode_rows, limits.max_drafts) if turn.decoding else ()
+    most = min(limits.decode_rows, limits.most_decoding(bool(turn.prompts)))
+    drafts = share(turn.decoding, most, limits.max_drafts) if turn.decoding else ()
     work = [_decode(g, each) for g, each in zip(turn.decoding, drafts, strict=True)]
     if limits.canonical:
         chunks = [_chunk(g, limits) for g in turn.prompts]

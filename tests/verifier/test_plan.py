@@ -127,6 +127,18 @@ def test_prompts_progress_however_many_decode() -> None:
     assert shape(work)[-1] == (99, 0, 16, 0)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_prompts_progress_however_many_drafts_there_are(strict) -> None:
+    """Drafts that would fill a step leave a prompt its rows; with no prompt they have all."""
+    decoding = [at(n, 20, 19, drafts=3) for n in range(64)]
+    limits = Limits.of(strict=strict, exact_rows=256, step_rows=256, prefill_chunk=256)
+    work = plan_step([*decoding, at(99, 500, 0)], limits)
+    assert shape(work)[-1][:2] == (99, 0)
+    assert shape(work)[-1][2] >= 16
+    assert sum(len(w.segment.tokens) for w in work) <= 256
+    assert sum(len(w.segment.tokens) for w in plan_step(decoding, limits)) == 256
+
+
 @pytest.mark.parametrize("prefill_next", [False, True])
 def test_strict_never_mixes(prefill_next) -> None:
     """Strict: a prompt has a step for itself, and takes turns with those that decode."""
