@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from gateway.continuation import Continuation, Piece
 from gateway.metrics import Metrics
+from gateway.prompts import Prompts
 from gateway.request import GenerationRequest, check, stop_conditions
 from gateway.stop_strings import StopStrings
 from gateway.tokenizer import Tokenizer
@@ -50,6 +51,7 @@ class GenerationService:
         self.name = name
         self.tokenizer = tokenizer
         self.link = link
+        self.prompts = Prompts(tokenizer, lambda: link.model().context_length)
         self.metrics = metrics
         self._isolate_caches = isolate_caches
         metrics.verifier_calls = lambda: link.calls

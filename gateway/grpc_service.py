@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from gateway.continuation import Piece
 from gateway.generation import GenerationService
 from gateway.keys import KeyRing
 from gateway.request import GenerationRequest
+from gateway.request_id import request_name
 from gateway.terms import MAX_DEADLINE_SECONDS, Terms, deadline
 from slipstream.core.errors import (
     BodyTooLarge,
@@ -100,8 +100,9 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         if request.model:
             self._service.check_model(request.model)
         return GenerationRequest(
-            request_id=request.request_id or f"grpc-{uuid.uuid4().hex}",
-            prompts=(await self._prompt(request),),
+            request_id=request_name(request.request_id),
+            operation="chat" if request.HasField("chat") else "text_completion",
+            prompts=(await self._prompt(request, terms),),
             sampling=sampling_from_proto(request.sampling),
             max_tokens=request.stop.max_tokens or None,
             stop_token_ids=frozenset(request.stop.stop_token_ids),
@@ -113,15 +114,17 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             terms=terms,
         )
 
-    async def _prompt(self, request: gateway_pb2.GatewayServiceGenerateRequest) -> tuple[int, ...]:
-        tokenizer = self._service.tokenizer
+    async def _prompt(
+        self, request: gateway_pb2.GatewayServiceGenerateRequest, terms: Terms
+    ) -> tuple[int, ...]:
+        prompts = self._service.prompts
         kind = request.WhichOneof("prompt")
         if kind == "text":
-            return await tokenizer.encode(request.text, add_special_tokens=True)
+            return await prompts.of_text(request.text, terms)
         if kind == "token_ids":
             return tuple(request.token_ids.ids)
         if kind == "chat" and request.chat.messages:
-            return await tokenizer.encode_chat(_turns(request.chat))
+            return await prompts.of_chat(_turns(request.chat), terms)
         raise InvalidParameter("give a prompt: text, chat messages or token_ids", param="prompt")
 
 

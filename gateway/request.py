@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from gateway.terms import Terms
 from gateway.verifier import ServedModel
@@ -21,6 +22,7 @@ class GenerationRequest:
 
     Attributes:
         request_id: names the request to the verifier and in the log.
+        operation: what traces call it (OpenTelemetry's `gen_ai.operation.name`).
         prompts: token ids; continuation i of prompt p has index p * n + i.
         sampling: continuation i of each prompt is drawn with seed + i.
         max_tokens: None for as many as the context window takes.
@@ -35,6 +37,7 @@ class GenerationRequest:
     request_id: str
     prompts: tuple[tuple[int, ...], ...]
     sampling: SamplingParams
+    operation: Literal["chat", "text_completion"] = "text_completion"
     max_tokens: int | None = None
     default_max_tokens: int | None = None
     stop_token_ids: frozenset[int] = frozenset()

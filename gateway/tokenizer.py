@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tokenizers import Tokenizer as HfTokenizer
 
 from gateway.chat_template import ChatTemplate, choose
 from gateway.detokenizer import Detokenizer, detokenizer_for
+from gateway.length_bound import length_bound
 from gateway.vocabulary import Vocabulary
 from slipstream.core.errors import CheckpointError, InvalidRequest
-
-# Longer texts are tokenized in a thread, so that other streams go on.
-_INLINE_CHARACTERS = 1024
-# At once; others wait. They compete with everything else on the machine for its cores.
-_THREADS = 2
-# What a turn costs a chat template, in characters.
-_TURN = 32
-_T = TypeVar("_T")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -53,6 +43,9 @@ class Tokenizer:
         folder: a model folder with `tokenizer.json`; `tokenizer_config.json` and
             `chat_template.jinja` are used where they are.
 
+    Attributes:
+        length_bound: how few tokens a text can have; None where that is not known.
+
     Raises:
         CheckpointError: a file is missing or broken; the message names it.
     """
@@ -78,26 +71,21 @@ class Tokenizer:
         )
         self._template = None if source is None else ChatTemplate(source, special)
         self._vocabulary = Vocabulary(self._tokenizer)
-        self._threads = ThreadPoolExecutor(_THREADS, "tokenizer")
+        self.length_bound = length_bound(self._tokenizer)
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        """Token ids of `text`, with the model's own begin tokens if `add_special_tokens`."""
-        if len(text) <= _INLINE_CHARACTERS:
-            return self._encode(text, add_special_tokens)
-        return await self._in_thread(partial(self._encode, text, add_special_tokens))
+    def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        """Token ids of `text`, with the model's own begin tokens if `add_special_tokens`.
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-
-    def _encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+        A second for each megabyte or so, in which other threads can run.
+        """
         # Of all its ways to encode, the library lets other threads run in those for batches only.
         [encoding] = self._tokenizer.encode_batch_fast(
             [text], add_special_tokens=add_special_tokens
         )
         return tuple(encoding.ids)
 
-    async def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-        """Token ids of a chat that waits for the assistant. Its template writes special tokens.
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A chat that waits for the assistant, as text with special tokens.
 
         Raises:
             InvalidRequest: the model has no chat template, or it refuses the messages.
@@ -106,10 +94,7 @@ class Tokenizer:
             raise InvalidRequest(
                 "this model has no chat template; use /v1/completions or a plain prompt"
             )
-        render = partial(self._template.render, messages)
-        long = sum(len(message["content"]) + _TURN for message in messages) > _INLINE_CHARACTERS
-        text = await self._in_thread(render) if long else render()
-        return await self.encode(text, add_special_tokens=False)
+        return self._template.render(messages)
 
     def detokenizer(self) -> Detokenizer:
         """A fresh one, for one continuation."""

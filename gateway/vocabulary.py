@@ -22,7 +22,7 @@ def _byte_level_alphabet() -> dict[str, int]:
     return alphabet
 
 
-_ALPHABET = _byte_level_alphabet()
+BYTE_ALPHABET = _byte_level_alphabet()
 
 
 class Vocabulary:
@@ -66,7 +66,7 @@ class Vocabulary:
         if token_id in self.special:
             return piece.encode()
         if self.byte_level:
-            byte_values = [_ALPHABET.get(character) for character in piece]
+            byte_values = [BYTE_ALPHABET.get(character) for character in piece]
             # An added token may hold characters outside the alphabet: it stands for itself.
             known = [value for value in byte_values if value is not None]
             return bytes(known) if len(known) == len(byte_values) else piece.encode()

@@ -44,8 +44,7 @@ class Watch:
 def watched(tracing: Tracing, request: GenerationRequest, model: str) -> Iterator[Watch]:
     """Around the service of a request: one span and one line, whatever becomes of it."""
     began, outcome = time.perf_counter(), "abandoned"
-    kind = "chat" if request.request_id.startswith("chat") else "text_completion"
-    span = tracing.span(f"{kind} {model}", "server", incoming.get())
+    span = tracing.span(f"{request.operation} {model}", "server", incoming.get())
     watch = Watch(span)
     logs.request_id.set(request.request_id)
     logs.trace_id.set(span.trace_id)
@@ -58,7 +57,7 @@ def watched(tracing: Tracing, request: GenerationRequest, model: str) -> Iterato
         raise
     finally:
         if span.recording:
-            _describe(span, request, watch, kind, model)
+            _describe(span, request, watch, model)
         span.end()
         seconds, tokens = time.perf_counter() - began, request.prompt_tokens
         log.info(
@@ -67,12 +66,12 @@ def watched(tracing: Tracing, request: GenerationRequest, model: str) -> Iterato
         )  # fmt: skip
 
 
-def _describe(span: Span, request: GenerationRequest, watch: Watch, kind: str, model: str) -> None:
+def _describe(span: Span, request: GenerationRequest, watch: Watch, model: str) -> None:
     """OpenTelemetry's names for generative AI, where it has some."""
     sampling = request.sampling
     span.set(
         {
-            "gen_ai.operation.name": kind,
+            "gen_ai.operation.name": request.operation,
             "gen_ai.provider.name": "slipstream",
             "gen_ai.request.model": model,
             "gen_ai.response.model": model,

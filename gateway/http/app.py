@@ -51,16 +51,14 @@ class Routes:
     async def chat(self, request: Request) -> Response:
         """Answer a chat."""
         body = await self._body(request, ChatRequest)
-        generation = await chat_generation(body, self._service.tokenizer, _terms(request, body))
+        generation = await chat_generation(body, self._service.prompts, _terms(request, body))
         shape = ChatShape(self._service.tokenizer.token_bytes, logprobs=bool(body.logprobs))
         return await self._answer(request, body, generation, shape)
 
     async def completion(self, request: Request) -> Response:
         """Continue a prompt."""
         body = await self._body(request, CompletionRequest)
-        generation = await completion_generation(
-            body, self._service.tokenizer, _terms(request, body)
-        )
+        generation = await completion_generation(body, self._service.prompts, _terms(request, body))
         with_logprobs = body.logprobs is not None
         shape = CompletionShape(self._service.tokenizer.token_bytes, logprobs=with_logprobs)
         return await self._answer(request, body, generation, shape)

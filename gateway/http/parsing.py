@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.http.schemas import ChatRequest, CompletionRequest
+from gateway.prompts import Prompts
 from gateway.request import GenerationRequest
 from gateway.terms import TIMEOUT_HEADER, Terms, deadline, seconds_of
-from gateway.tokenizer import Tokenizer
 from slipstream.core.errors import InvalidParameter
 from slipstream.core.params import MAX_LOGPROBS, SamplingParams
 from slipstream.wire.codec import random_seed
@@ -20,11 +20,11 @@ _COMPLETION_DEFAULT_TOKENS = 16
 
 
 async def chat_generation(
-    request: ChatRequest, tokenizer: Tokenizer, terms: Terms
+    request: ChatRequest, prompts: Prompts, terms: Terms
 ) -> GenerationRequest:
-    """Raises InvalidRequest."""
+    """Raises InvalidRequest, and what `Prompts` does."""
     messages = [message.for_template() for message in request.messages]
-    prompt = await tokenizer.encode_chat(messages)
+    prompt = await prompts.of_chat(messages, terms)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     if request.top_logprobs and not request.logprobs:
         raise InvalidParameter("top_logprobs needs logprobs to be true", param="top_logprobs")
@@ -41,6 +41,7 @@ async def chat_generation(
     max_tokens = most if most is not None else legacy
     return GenerationRequest(
         request_id=f"chatcmpl-{_name()}",
+        operation="chat",
         prompts=(prompt,),
         max_tokens=max_tokens,
         logprobs=logprobs,
@@ -50,13 +51,13 @@ async def chat_generation(
 
 
 async def completion_generation(
-    request: CompletionRequest, tokenizer: Tokenizer, terms: Terms
+    request: CompletionRequest, prompts: Prompts, terms: Terms
 ) -> GenerationRequest:
-    """Raises InvalidRequest."""
-    prompts = await _prompts(request.prompt, tokenizer)
+    """Raises InvalidRequest, and what `Prompts` does."""
+    token_ids = await _token_ids(request.prompt, prompts, terms)
     return GenerationRequest(
         request_id=f"cmpl-{_name()}",
-        prompts=prompts,
+        prompts=token_ids,
         max_tokens=request.max_tokens,
         default_max_tokens=_COMPLETION_DEFAULT_TOKENS,
         logprobs=request.logprobs,
@@ -70,8 +71,8 @@ def _name() -> str:
     return logs.request_id.get() or uuid.uuid4().hex
 
 
-async def _prompts(
-    prompt: str | list[str] | list[int] | list[list[int]], tokenizer: Tokenizer
+async def _token_ids(
+    prompt: str | list[str] | list[int] | list[list[int]], prompts: Prompts, terms: Terms
 ) -> tuple[tuple[int, ...], ...]:
     entries: list[Any] = [prompt] if isinstance(prompt, str) else list(prompt)
     if entries and isinstance(entries[0], int):
@@ -82,9 +83,7 @@ async def _prompts(
         )
     return tuple(
         [
-            await tokenizer.encode(entry, add_special_tokens=True)
-            if isinstance(entry, str)
-            else tuple(entry)
+            await prompts.of_text(entry, terms) if isinstance(entry, str) else tuple(entry)
             for entry in entries
         ]
     )

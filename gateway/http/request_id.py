@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import uuid
-
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.request_id import request_name
 from slipstream.wire.telemetry import logs, tracing
 
 HEADER = "X-Request-Id"
-# It stands in logs, in ids and in a header of the answer.
-_ACCEPTABLE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class RequestIds:
@@ -30,8 +26,7 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = headers.get(HEADER, "")
-        name = given if _ACCEPTABLE.fullmatch(given) else uuid.uuid4().hex
+        name = request_name(headers.get(HEADER, ""))
         logs.request_id.set(name)
         tracing.incoming.set(tracing.trace_headers(headers.items()))
 

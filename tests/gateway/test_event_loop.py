@@ -48,25 +48,6 @@ def test_long_lists_are_refused_at_once(kind, fields, words):
     assert time.process_time() - began < 3 * reading + 0.2
 
 
-async def test_a_long_prompt_is_tokenized_beside_the_loop(tokenizer):
-    """While a long text or chat is tokenized the event loop goes on turning."""
-    text = "The quick brown fox jumps over the lazy dog. " * 20_000
-    expected = tokenizer._encode(text, False)
-    for work in (
-        tokenizer.encode(text, add_special_tokens=False),
-        tokenizer.encode_chat([{"role": "user", "content": text}]),
-    ):
-        began, worst = time.perf_counter(), 0.0
-        task = asyncio.create_task(work)
-        while not task.done():
-            turn = time.perf_counter()
-            await asyncio.sleep(0.001)
-            worst = max(worst, time.perf_counter() - turn)
-        assert worst < (time.perf_counter() - began) / 3
-        assert len(task.result()) >= len(expected)
-    assert await tokenizer.encode(text, add_special_tokens=False) == expected
-
-
 async def test_watchdog(eventually):
     """It barks when one wait is too long, however many short ones and rests there were."""
     barks = []

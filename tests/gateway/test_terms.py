@@ -54,7 +54,9 @@ async def test_the_shortest_deadline_holds(rig):
     assert all(25 < got.deadline_seconds < 30.5 for got in rig.fake.requests)
 
 
-@pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf", "86401", ""])
+@pytest.mark.parametrize(
+    "value", ["soon", "0", "-1", "nan", "inf", "86401", "", "1_0", "0x10", "1 0"]
+)
 async def test_bad_header(rig, value):
     """A timeout header that is no number of seconds up to a day is refused by name."""
     body = {"model": "tiny-chat", "prompt": "x"}
