@@ -27,17 +27,20 @@ from locust.stats import CSV_STATS_INTERVAL_SEC
 from slipstream.bench.load.arrivals import poisson
 from slipstream.bench.load.asks import Extras
 from slipstream.bench.load.book import Book, Entry, read
-from slipstream.bench.load.doors import Leave, clock, stays
+from slipstream.bench.load.doors import clock
 from slipstream.bench.load.outcomes import outcome
-from slipstream.bench.load.reading import Reading
 from slipstream.bench.load.statistics import Slo
 from slipstream.core.errors import ConfigurationError
-from tests.load.clients import Client, GrpcClient, HttpClient
+from tests.load.clients import Client, GrpcClient, HttpClient, Stay
 from tests.load.tally import Tally
 
 # After Locust's import has patched the standard library, before the first channel.
 grpc_gevent.init_gevent()
 _MOST_CHUNKS_BEFORE_LEAVING = 12
+# Of those who leave, so many do in the queue or while their prompt is read: at once, or soon.
+_IMPATIENT_SHARE, _SOON_SECONDS = 0.5, 0.5
+# An answer that does not come must be given up, and counted, before Locust ends its user.
+_LIMIT_SHARE, _LONGEST_SECONDS = 0.8, 600.0
 
 
 @events.init_command_line_parser.add_listener
@@ -67,34 +70,32 @@ class World:
         self.entries = itertools.cycle(book.entries)
         self.extras = Extras(plain_openai=options.unchecked)
         self.draw = random.Random(options.load_seed)
+        self.limit = _LIMIT_SHARE * float(options.stop_timeout) or _LONGEST_SECONDS
         self.began = clock()
 
     def run(self, client: Client, entry: Entry, due: float) -> None:
         """One request, from its asking to its place in the tally."""
-        reading = client.ask(entry.ask, due, self.extras, self._leave())
+        self.tally.asked += 1
+        reading = client.ask(entry.ask, due, self.extras, self._stay())
         known = None if self.options.unchecked else entry.known
         ask = entry.ask
         self.tally.add(client.protocol, outcome(ask.name, ask.kind, reading, known, self.began))
 
-    def _leave(self) -> Leave:
-        """When this client goes away."""
-        if self.draw.random() >= self.options.leave_share:
-            return stays
-        chunks = self.draw.randint(1, _MOST_CHUNKS_BEFORE_LEAVING)
-
-        def enough(reading: Reading) -> bool:
-            # Whoever has all of it has not gone away.
-            return len(reading.arrivals) >= chunks and not reading.finish_reason
-
-        return enough
+    def _stay(self) -> Stay:
+        draw, share = self.draw, self.options.leave_share
+        if draw.random() >= share:
+            return Stay()
+        if draw.random() < _IMPATIENT_SHARE:
+            return Stay(seconds=draw.choice((0.0, draw.uniform(0.0, _SOON_SECONDS))))
+        return Stay(chunks=draw.randint(1, _MOST_CHUNKS_BEFORE_LEAVING))
 
     def http(self) -> Client:
-        return HttpClient(self.options.host, self.options.model)
+        return HttpClient(self.options.host, self.options.model, self.limit)
 
     def grpc(self) -> Client:
         if not self.options.grpc:
             raise ConfigurationError("users of gRPC need --grpc HOST:PORT")
-        return GrpcClient(self.options.grpc)
+        return GrpcClient(self.options.grpc, self.limit)
 
 
 @events.init.add_listener

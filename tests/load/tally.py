@@ -28,12 +28,16 @@ class Tally:
     Args:
         environment: Locust's.
         allow_refusals: whether being turned away for overload is part of the scenario.
+
+    Attributes:
+        asked: requests that were sent; `outcomes` of them are known.
     """
 
     def __init__(self, environment: Any, slo: Slo, *, allow_refusals: bool) -> None:
         self._environment = environment
         self._slo = slo
         self._allow_refusals = allow_refusals
+        self.asked = 0
         self.outcomes: list[Outcome] = []
 
     def add(self, protocol: str, outcome: Outcome) -> None:
@@ -41,6 +45,8 @@ class Tally:
         name, verdict = outcome.kind, outcome.verdict
         if verdict in (Verdict.CANCELLED, Verdict.REFUSED):
             self._row(str(verdict), name, outcome.e2e)
+        if verdict is Verdict.CANCELLED and outcome.ttft is None:
+            self._row("cancelled early", name, outcome.e2e)
         if verdict is Verdict.CANCELLED or (verdict is Verdict.REFUSED and self._allow_refusals):
             return
         bad = verdict in FAULTS or verdict is Verdict.REFUSED
@@ -70,12 +76,18 @@ class Tally:
         self._environment.stats.get(name, method).log(1000 * seconds, 0)
 
     @property
+    def unheard(self) -> int:
+        """Requests of which nothing is known: Locust ended their users."""
+        return max(0, self.asked - len(self.outcomes))
+
+    @property
     def exit_code(self) -> int:
-        """0 only if there were answers, and none of them is a fault."""
+        """0 only if there were answers, none is a fault, and none is still waited for."""
         found = figures(self.outcomes, self._slo)
         refused = found.verdicts.get(Verdict.REFUSED, 0)
         answered = found.requests - refused - found.verdicts.get(Verdict.CANCELLED, 0)
-        return int(found.faults > 0 or (refused > 0 and not self._allow_refusals) or answered == 0)
+        faults = found.faults + self.unheard
+        return int(faults > 0 or (refused > 0 and not self._allow_refusals) or answered == 0)
 
     def write(self, prefix: Path) -> None:
         """PREFIX_slo.csv with one line a kind and one for all; PREFIX_outcomes.json with it all."""
@@ -94,6 +106,7 @@ class Tally:
         content = {
             "slo": asdict(self._slo),
             "figures": asdict(whole),
+            "unheard": self.unheard,
             "by_kind": {kind: asdict(found) for kind, found in rows.items()},
             "faults": faults[:_SHOWN_FAULTS],
         }

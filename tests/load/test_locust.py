@@ -23,14 +23,20 @@ ROOT = Path(__file__).parents[2]
 
 
 async def locust(
-    served, folder: Path, *users: str, seconds: int = 3, more=(), name: str = "load"
+    served,
+    folder: Path,
+    *users: str,
+    seconds: int = 3,
+    stop: int = 20,
+    more=(),
+    name: str = "load",
 ) -> tuple[int, dict]:
     """Exit code and figures of a run, whose files in `folder` begin with `name`."""
     known = await known_answers(served.door, MODEL, DIALOGUES, folder, print)
     book = folder / f"known-{known.name}.json"
     command = [sys.executable, "-m", "locust", "-f", "tests/load/locustfile.py", *users]
     command += ["--headless", "-u", str(max(2, len(users))), "-r", "10", "-t", f"{seconds}s"]
-    command += ["--stop-timeout", "20", "--only-summary", "--csv", str(folder / name)]
+    command += ["--stop-timeout", str(stop), "--only-summary", "--csv", str(folder / name)]
     command += ["--html", str(folder / f"{name}.html"), "--figures", str(folder / name)]
     command += ["--host", served.url, "--grpc", served.grpc, "--model", "tiny"]
     command += ["--book", str(book), *more]
@@ -54,8 +60,10 @@ async def booked(served, tmp_path):
 
 
 async def test_a_right_load_passes_and_shows_its_figures(served, tmp_path):
-    """Closed and open loops over both doors, some clients leaving: exit 0; TTFT, TPOT, chunk gaps
-    and goodput are in Locust's own statistics, exact quantiles beside them."""
+    """Closed and open loops over both doors, clients leaving before anything has come and in
+    mid-stream: exit 0; TTFT, TPOT, chunk gaps and goodput are in Locust's own statistics, exact
+    quantiles beside them. Nothing runs on for who has left."""
+    served.fake.behaviour = replace(served.fake.behaviour, first_delay=0.1)
     users = ("HttpUser", "GrpcUser", "HttpArrivals", "GrpcArrivals")
     more = ("--rate", "10", "--leave-share", "1")
     code, found = await locust(served, tmp_path, *users, more=more)
@@ -67,6 +75,11 @@ async def test_a_right_load_passes_and_shows_its_figures(served, tmp_path):
         rows = list(csv.DictReader(file))
     kinds = {row["Type"] for row in rows}
     assert {"HTTP", "gRPC", "TTFT", "TPOT", "chunk gap", "goodput", "cancelled"} <= kinds
+    early = sum(int(row["Request Count"]) for row in rows if row["Type"] == "cancelled early")
+    assert 2 <= early < verdicts["cancelled"]
+    # Some were the verifier's already.
+    assert len(served.fake.cancelled) > 2
+    assert served.fake.running == 0
     total = next(int(row["Request Count"]) for row in rows if row["Name"] == "Aggregated")
     assert total == verdicts["right"]
     with (tmp_path / "load_slo.csv").open() as file:
@@ -135,3 +148,24 @@ def test_a_load_without_an_answer_never_passes():
     assert tally(right, refused, allow_refusals=False).exit_code == 1
     for fault in FAULTS:
         assert tally(*[right] * 50, fault).exit_code == 1
+
+
+async def test_an_answer_that_hangs_fails_the_load(booked, tmp_path):
+    """One that never ends is a missing one: closed loops and open ones give it up, and say so,
+    before Locust ends their users."""
+    booked.fake.behaviour = replace(booked.fake.behaviour, hang_after=2)
+    users = ("HttpUser", "GrpcUser", "HttpArrivals", "GrpcArrivals")
+    code, found = await locust(booked, tmp_path, *users, seconds=1, stop=3)
+    assert code == 1
+    assert set(found["figures"]["verdicts"]) == {"missing"}
+    assert found["unheard"] == 0
+    assert all("no end within" in fault["detail"] for fault in found["faults"])
+
+
+def test_requests_of_which_nothing_is_known_fail_the_load():
+    """Where Locust ended a user in the middle of its request."""
+    made = tally(Verdict.RIGHT, Verdict.RIGHT)
+    made.asked = 2
+    assert (made.unheard, made.exit_code) == (0, 0)
+    made.asked = 3
+    assert (made.unheard, made.exit_code) == (1, 1)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import grpc
 import pytest
 
+from slipstream.bench.load.doors import note_failure
 from slipstream.bench.load.outcomes import Known, Verdict, judge, outcome
 from slipstream.bench.load.reading import Reading
 from slipstream.wire.proto import gateway_pb2, types_pb2
@@ -127,6 +129,32 @@ def test_refusals_are_apart():
     assert outcome("n", "qa", reading, KNOWN).retry_after == 2.5
     reading = Reading(0.0, 0.0)
     reading.refuse(503, "no verifier", None)
+    assert judge(reading, KNOWN)[0] is Verdict.MISSING
+
+
+class Failed:
+    """What grpc raises: a status, its words, and what came with it."""
+
+    def code(self):
+        return grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def details(self):
+        return "given up"
+
+    def trailing_metadata(self):
+        return (("slipstream-error-code", "overloaded"), ("slipstream-retry-after-ms", "1500"))
+
+
+def test_a_grpc_call_that_had_begun_is_not_refused_but_missing():
+    """RESOURCE_EXHAUSTED before a token is a refusal; after one an answer that broke off."""
+    reading = Reading(0.0, 0.0)
+    note_failure(reading, Failed())
+    assert judge(reading, KNOWN)[0] is Verdict.REFUSED
+    assert reading.retry_after == 1.5
+    reading = Reading(0.0, 0.0)
+    token = types_pb2.Token(id=10)
+    reading.message(gateway_pb2.GatewayServiceGenerateResponse(tokens=[token]), 1.0)
+    note_failure(reading, Failed())
     assert judge(reading, KNOWN)[0] is Verdict.MISSING
 
 

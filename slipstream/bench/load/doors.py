@@ -43,7 +43,8 @@ class Door(Protocol):
 def note_failure(reading: Reading, failure: Any) -> None:
     """Takes down why a gRPC call failed; `failure` is what grpc, or grpc.aio, raised."""
     error = error_of(failure)
-    reading.refused = isinstance(error, Overloaded)
+    # Whoever has got tokens has been let in: what ends them is no refusal.
+    reading.refused = isinstance(error, Overloaded) and not reading.arrivals
     reading.retry_after = error.retry_after
     reading.failure = f"{failure.code().name}: {error.message}"
 
