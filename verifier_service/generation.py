@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from slipstream.core.draft import Commit, Open, Proposal
-from slipstream.core.errors import SlipstreamError
+from slipstream.core.errors import InvalidParameter, SlipstreamError
 from slipstream.core.ngram import NgramProposer
 from slipstream.core.params import SamplingParams, StopConditions
 from slipstream.core.prefix import PrefixChain
@@ -20,6 +20,9 @@ from verifier_service.offers import Offers
 from verifier_service.probes import Probes
 from verifier_service.times import Times
 
+# A gateway's names and salts fit, with what it adds to its clients'.
+_MOST_OF_A_NAME, _MOST_OF_A_SALT = 256, 512
+_MOST_SECONDS = 24 * 3600.0
 # Most drafts that wait; the widest window. A drafter that floods is not worth the memory.
 MOST_PENDING = 64
 
@@ -97,6 +100,9 @@ class GenerationRequest:
         cache_salt: keys and values are shared among requests of one salt only.
         priority: lower ones go first.
         deadline_seconds: from its arrival, within which it must have ended; None: never.
+
+    Raises:
+        InvalidParameter: names the field that is too long, too far away, or not fit for a log.
     """
 
     request_id: str
@@ -111,6 +117,28 @@ class GenerationRequest:
     priority: int = 0
     deadline_seconds: float | None = None
     times: Times = field(default_factory=Times)
+
+    def __post_init__(self) -> None:
+        for name, value, most in (
+            ("request_id", self.request_id, _MOST_OF_A_NAME),
+            ("tenant", self.tenant, _MOST_OF_A_NAME),
+            ("cache_salt", self.cache_salt, _MOST_OF_A_SALT),
+        ):
+            if len(value) > most:
+                raise InvalidParameter(
+                    f"{name} may have at most {most} characters, got {len(value)}", param=name
+                )
+        for name, value in (("request_id", self.request_id), ("tenant", self.tenant)):
+            if not value.isprintable():
+                raise InvalidParameter(
+                    f"{name} stands in logs, and {value[:40]!r} cannot", param=name
+                )
+        seconds = self.deadline_seconds
+        if seconds is not None and seconds > _MOST_SECONDS:
+            raise InvalidParameter(
+                f"a deadline may be at most {_MOST_SECONDS:g} seconds away, not {seconds:g}",
+                param="deadline_seconds",
+            )
 
 
 class Generation:

@@ -14,7 +14,7 @@ from slipstream.core.params import MAX_LOGPROBS
 from slipstream.wire.codec import sampling_from_proto, stop_from_proto
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import types_pb2, verifier_pb2, verifier_pb2_grpc
-from slipstream.wire.status import unary, writing
+from slipstream.wire.status import unary
 from slipstream.wire.telemetry.tracing import NO_TRACING, Tracing
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
@@ -74,7 +74,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         self._mailbox = mailbox
         self._tracing = tracing
 
-    @writing
+    @unary
     async def Generate(
         self, request: verifier_pb2.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> None:

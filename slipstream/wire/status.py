@@ -66,10 +66,6 @@ def unary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any
     return wrapped
 
 
-# A handler that writes its responses itself fails like a unary one.
-writing = unary
-
-
 def streaming(handler: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
     """The same for a handler that streams its responses."""
 

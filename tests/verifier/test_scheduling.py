@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 
 import pytest
@@ -12,12 +13,12 @@ from hypothesis import strategies as st
 
 from slipstream.core.draft import Close, Commit, Open, Proposal, Refusal
 from slipstream.core.errors import ContextTooLong, InternalError, InvalidParameter, Overloaded
-from slipstream.core.params import SamplingParams
+from slipstream.core.params import SamplingParams, StopConditions
 from tests.verifier.rig import CONTEXT, ELSEWHERE, GREEDY, VOCAB, Outcome, Rig, plain
 from tests.verifier.scripts import Draft, Proposer
 from tests.verifier.test_lossless import EVERYTHING, check_counts, some_script, truth_of
 from verifier_service.admission import Bounds
-from verifier_service.generation import Finish
+from verifier_service.generation import Finish, GenerationRequest
 from verifier_service.plan import Limits
 
 PROMPT = tuple(range(10, 30))
@@ -317,6 +318,29 @@ def test_requests_that_can_never_be_served(runner, prompt, params, max_tokens, k
     with pytest.raises(kind, match=words):
         rig.submit(prompt, params, max_tokens=max_tokens)
     rig.finish()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("request_id", "x" * 257),
+        ("request_id", "two\nlines"),
+        ("tenant", "x" * 257),
+        ("tenant", "nul\0"),
+        ("cache_salt", "x" * 513),
+        ("deadline_seconds", 1e308),
+        ("deadline_seconds", math.inf),
+        ("deadline_seconds", 86401.0),
+    ],
+)
+def test_fields_are_bounded_at_the_verifier_itself(name, value) -> None:
+    """A client that goes past the gateway is held to bounds, too, and told which field it is."""
+    fields = {"request_id": "x", "prompt": (1,), "params": GREEDY, "stop": StopConditions(5)}
+    rest = {"speculative": False, "logprobs": None, "listener": lambda _: None}
+    with pytest.raises(InvalidParameter) as raised:
+        GenerationRequest(**{**fields, **rest, name: value})
+    assert raised.value.param == name
+    assert len(raised.value.message) < 200
 
 
 def test_queue_is_bounded(runner) -> None:
