@@ -80,7 +80,7 @@ async def test_a_client_that_reads_late(pair) -> None:
         Client(pair.verifier.address) as client,
         Client(pair.verifier.address, unread_bytes=UNREAD_BYTES) as late,
     ):
-        asked = request(PROMPT, SAMPLED, max_tokens=700, logprobs=20)
+        asked = request(PROMPT, SAMPLED, max_tokens=600, logprobs=20)
         expected = (await client.generate(asked)).tokens
         call = late.stub.Generate(asked)
         first = await call.read()
