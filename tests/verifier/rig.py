@@ -206,6 +206,7 @@ class Rig:
             raise AssertionError(f"still busy after {most} steps")
         assert self.engine.num_running == self.engine.num_waiting == 0
         assert self.runner.pool.num_used == 0
+        assert not self.engine.admission._count, "requests that it takes for waiting"
 
     def propose(self, *proposals: Proposal, drafter: int = 1) -> None:
         self.engine.deliver(drafter, list(proposals), [])

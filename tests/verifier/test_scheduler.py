@@ -7,9 +7,9 @@ import pytest
 from slipstream.core.errors import Overloaded
 from tests.verifier.rig import VOCAB, Rig
 from verifier_service.admission import Bounds
-from verifier_service.fairness import service
+from verifier_service.fairness import Accounts, service
 from verifier_service.generation import Finish
-from verifier_service.plan import Limits
+from verifier_service.plan import Limits, StepPlan
 
 # Strict in small steps only: prompts have steps of their own.
 CANONICAL = Limits(prefill_chunk=16, strict=True)
@@ -34,6 +34,88 @@ def test_who_gave_way_is_next(runner) -> None:
         assert rig.step()
     rig.finish()
     assert later.finish is Finish.LENGTH
+
+
+def test_what_was_cached_is_told_of_the_first_start(runner) -> None:
+    """Computing a sequence again, or finding its own blocks then, changes nothing of its usage."""
+    runner.pool.forget()
+    rig = Rig(runner, limits=CANONICAL)
+    rig.submit(_text(1, 70), max_tokens=1)
+    rig.finish()
+    rig.submit(_text(1, 70), max_tokens=60, ignore_eos=True)
+    rig.step()
+    (generation,) = rig.engine.scheduler.running
+    assert generation.cached == 64
+    rooms = rig.engine._rooms
+    rooms.free(generation)
+    runner.pool.forget()
+    assert rooms.take(generation, spare=0)
+    assert (generation.sequence.computed, generation.cached) == (0, 64)
+    rig.finish()
+
+
+def test_more_sequences_than_rows_take_turns(runner) -> None:
+    """Six with rows for four: nobody is left out of two steps in a row."""
+    rig = Rig(runner, limits=Limits(decode_rows=4, strict=True))
+    outcomes = [rig.submit((kind,), max_tokens=30, ignore_eos=True) for kind in range(5, 11)]
+    for _ in range(12):
+        rig.step()
+    assert min(len(outcome.tokens) for outcome in outcomes) == 6
+    rig.finish()
+
+
+def test_tenants_in_turn_and_first_come_first_served(runner) -> None:
+    """Of tenants that were served alike the one that came first is next, and of one tenant the
+    first that came."""
+    rig, order = Rig(runner, max_running=1), []
+    for name in ("a1", "a2", "b1", "b2", "a3"):
+
+        def hear(progress, name=name) -> None:
+            if progress.finish:
+                order.append(name)
+
+        how = {"max_tokens": 3, "ignore_eos": True, "tenant": name[0]}
+        rig.submit(_text(1, 10), listener=hear, **how)
+    rig.finish()
+    assert order == ["a1", "b1", "a2", "b2", "a3"]
+
+
+def test_a_newcomer_is_lifted_to_the_least() -> None:
+    """Not to the most: it would wait for all that others were ever served."""
+    accounts = Accounts()
+    for tenant in ("much", "little"):
+        accounts.join(tenant)
+    accounts.charge("much", 1000.0)
+    accounts.charge("little", 200.0)
+    accounts.join("new")
+    assert accounts.served("much") > accounts.served("little") == accounts.served("new")
+
+
+class Recorder:
+    """A budget that gives every prompt 16 rows and writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int, float]] = []
+
+    def rows(self, decoding: int, left: int) -> int:
+        return min(16, left)
+
+    def observe(self, plan: StepPlan, seconds: float) -> None:
+        self.seen.append((plan.decode_rows, plan.prompt_rows, seconds))
+
+
+def test_the_engine_keeps_to_the_budget_and_tells_it_what_steps_took(runner) -> None:
+    """A prompt gets the rows that the budget says, beside what decodes, step after step."""
+    rig, budget = Rig(runner, limits=Limits()), Recorder()
+    rig.engine._budget = budget
+    rig.submit((5,), max_tokens=30, ignore_eos=True)
+    rig.step()
+    rig.submit(_text(3, 50), max_tokens=2, ignore_eos=True)
+    for _ in range(4):
+        rig.step()
+    assert [seen[:2] for seen in budget.seen] == [(1, 0), *[(1, 16)] * 3, (1, 2)]
+    assert all(seconds > 0.0 for _, _, seconds in budget.seen)
+    rig.finish()
 
 
 def test_a_prompt_is_charged_once_and_for_what_was_computed(runner) -> None:
