@@ -50,6 +50,9 @@ class EngineCounters:
     def started(self, generation: Generation) -> None:
         """A request got its place."""
         self.prompt_tokens += generation.sequence.num_prompt
+
+    def prefilled(self, generation: Generation) -> None:
+        """The prompt of a request is computed: its first token comes."""
         self.looked_up_prompt_tokens += generation.sequence.num_prompt
         self.cached_prompt_tokens += generation.cached
 

@@ -261,6 +261,8 @@ class VerifierEngine(EngineLoop):
         if item.segment.num_logits == 0:
             self._rooms.publish(generation)
             return
+        if not generation.num_output:
+            self.counters.prefilled(generation)
         pending = generation.num_pending
         verdict = decide(item, draws, row)
         self._rooms.publish(generation)

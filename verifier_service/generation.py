@@ -154,7 +154,8 @@ class Generation:
         deadline: when it must have ended.
         work: weighted tokens that were expected of it when it was taken.
         started: whether it ever had a place; one without a table then was preempted.
-        cached: tokens of the prompt whose keys and values were there when it first started.
+        cached: tokens of the prompt whose keys and values there when it first started, or
+            were computed for others before it came to them.
         opened: a drafter drafts for it, `window` tokens ahead.
         untold: committed tokens that it has not been told of.
         paused: that drafter will send no more before the next commit; `stalled`, whether it was so

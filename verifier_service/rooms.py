@@ -23,6 +23,8 @@ class Rooms:
         self._pool = pool
         self._kv = kv
         self._canonical = limits.canonical
+        # Of what others computed, a sequence takes whole multiples of so many tokens.
+        self._multiple = limits.prefill_chunk if limits.canonical else BLOCK_TOKENS
         self._chunk = limits.prefill_chunk
         self._drafts = limits.max_drafts
 
@@ -37,9 +39,7 @@ class Rooms:
         """
         sequence, pool = generation.sequence, self._pool
         # The last token is computed in any case: its logits are wanted.
-        prefix = pool.adopt(
-            sequence.chain, len(sequence) - 1, self._chunk if self._canonical else BLOCK_TOKENS
-        )
+        prefix = pool.adopt(sequence.chain, len(sequence) - 1, self._multiple)
         held = 0 if prefix is None else len(prefix.blocks)
         tokens = self._fitting(generation, held, spare)
         table = pool.allocate(tokens, prefix) if tokens else None
@@ -51,6 +51,17 @@ class Rooms:
         if not generation.started:
             generation.cached = sequence.computed
         return True
+
+    def share(self, generation: Generation) -> None:
+        """Before the next piece of a prompt: takes what others have computed of it meanwhile."""
+        sequence = generation.sequence
+        assert sequence.table is not None, "it has no place"
+        sequence.table, found = self._pool.exchange(
+            sequence.table, sequence.chain, sequence.computed, len(sequence) - 1, self._multiple
+        )
+        sequence.computed += found
+        if not generation.num_output:
+            generation.cached = min(generation.cached + found, sequence.num_prompt)
 
     def grow(self, generation: Generation) -> bool:
         """Makes sure that the next token of a sequence has room, and drafts where there is some.

@@ -78,6 +78,8 @@ class Scheduler:
             )
             # Whoever gave his room back may have been one of them.
             if all(self._grow(generation) for generation in turn.decoding):
+                for generation in turn.prompts:
+                    self._rooms.share(generation)
                 return turn
 
     def stepped(self, plan: StepPlan, step: int) -> None:

@@ -155,17 +155,49 @@ class KvPool:
                 computed, else there are no logits.
             multiple: of which the run's tokens are one; itself one of BLOCK_TOKENS.
         """
-        blocks: list[int] = []
-        for end in range(BLOCK_TOKENS, min(most, len(chain)) + 1, BLOCK_TOKENS):
-            block = self._by_name.get(chain.at(end).hash)
-            if block is None:
-                break
-            blocks.append(block)
-        del blocks[len(blocks) - len(blocks) % (multiple // BLOCK_TOKENS) :]
+        blocks = self._computed(chain, 0, most, multiple)
         if not blocks:
             return None
         self._hold(blocks)
         return self._table(blocks)
+
+    def exchange(
+        self,
+        table: BlockTable,
+        chain: PrefixChain,
+        start: int,
+        most: int,
+        multiple: int = BLOCK_TOKENS,
+    ) -> tuple[BlockTable, int]:
+        """Puts blocks that others computed in place of empty ones from position `start` on.
+
+        Args:
+            start: what is before it is computed, nothing behind it.
+            chain, most, multiple: as of `adopt`; `most` and `multiple` count from position 0.
+
+        Returns:
+            The table, which replaces `table`, and how many positions were found.
+        """
+        found = [] if start % BLOCK_TOKENS else self._computed(chain, start, most, multiple)
+        if not found:
+            return table, 0
+        first = start // BLOCK_TOKENS
+        last = first + len(found)
+        self._hold(found)
+        self.release(self._table(table.blocks[first:last]))
+        blocks = (*table.blocks[:first], *found, *table.blocks[last:])
+        return self._table(blocks), len(found) * BLOCK_TOKENS
+
+    def _computed(self, chain: PrefixChain, start: int, most: int, multiple: int) -> list[int]:
+        """The longest run of named blocks from position `start` on that ends at a `multiple`."""
+        blocks: list[int] = []
+        for end in range(start + BLOCK_TOKENS, min(most, len(chain)) + 1, BLOCK_TOKENS):
+            block = self._by_name.get(chain.at(end).hash)
+            if block is None:
+                break
+            blocks.append(block)
+        over = (start // BLOCK_TOKENS + len(blocks)) % (multiple // BLOCK_TOKENS)
+        return blocks[: max(0, len(blocks) - over)]
 
     def publish(self, table: BlockTable, chain: PrefixChain, computed: int) -> None:
         """Names the full blocks among the first `computed` positions, so that others adopt them.

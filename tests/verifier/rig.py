@@ -72,6 +72,7 @@ class Outcome:
 
     Attributes:
         steps: the tokens of each message, in order.
+        cached: tokens of the prompt that it did not compute.
     """
 
     prompt: tuple[int, ...]
@@ -79,6 +80,7 @@ class Outcome:
     finish: Finish | None = None
     error: SlipstreamError | None = None
     counts: SpeculationCounts | None = None
+    cached: int = 0
     cancel: Callable[[], None] = lambda: None
 
     @property
@@ -95,6 +97,7 @@ class Outcome:
             self.steps.append(progress.tokens)
         self.finish, self.error = progress.finish, progress.error
         self.counts = progress.counts
+        self.cached = progress.cached_prompt_tokens
 
 
 class Rig:

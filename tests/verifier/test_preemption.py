@@ -81,6 +81,42 @@ def test_sixteen_at_once(exact, kind, drafter) -> None:
     assert runner.pool.num_free == runner.pool.num_blocks
 
 
+@pytest.mark.parametrize("kind", ["canonical", "mixed"])
+def test_requests_that_arrive_together_compute_a_common_beginning_once(
+    exact, kind, monkeypatch
+) -> None:
+    """Four at once, with a beginning longer than a step: the first computes it, the others begin
+    with it, are told so, and have bit for bit what each has alone."""
+    runner, rows = exact
+    limits = limits_of(kind, rows)
+    how = {"max_tokens": 8, "ignore_eos": True, "logprobs": 1}
+    common = tuple((5 * i + i // 7) % VOCAB for i in range(100))
+    wanted = [(*common, *(i + j for j in range(10))) for i in range(4)]
+    alone = []
+    for prompt in wanted:
+        runner.pool.forget()
+        alone.append(plain(runner, prompt, GREEDY, limits=limits, **how))
+    runner.pool.forget()
+    computed: list[int] = []
+    forward = runner.forward
+
+    def counted(segments, hidden=None):
+        computed.extend(s.kv_length - s.position for s in segments if s.kv_length <= 110)
+        return forward(segments, hidden)
+
+    monkeypatch.setattr(runner, "forward", counted)
+    rig = Rig(runner, limits=limits)
+    outcomes = [rig.submit(prompt, GREEDY, **how) for prompt in wanted]
+    rig.finish()
+    assert [o.steps for o in outcomes] == [o.steps for o in alone]
+    # The second begins in the step that ends the first, where that leaves it some rows.
+    found = [0, 96 if kind == "canonical" else 64, 96, 96]
+    assert [o.cached for o in outcomes] == found
+    assert rig.engine.counters.cached_prompt_tokens == sum(found)
+    assert sum(computed) == 4 * 110 - sum(found)
+    runner.pool.forget()
+
+
 @pytest.mark.parametrize("state", ["preempted", "prefill"])
 def test_cancel_frees_what_is_half_done(runner, state) -> None:
     """A request that was preempted, or whose prompt is half computed, leaves nothing behind within
