@@ -52,14 +52,15 @@ async def levels(watched: Watched) -> dict[str, float]:
         OSError, httpx.HTTPError, grpc.aio.AioRpcError: a service or a process does not answer.
     """
     found: dict[str, float] = {}
+    # First, as a service may take a moment to close its end of the connections that are made below.
+    for name, pid in watched.pids.items():
+        found |= _process(name, pid)
     if watched.gateway is not None:
         found |= await _gateway(watched.gateway, watched.api_key)
     if watched.verifier is not None:
         found |= await _verifier(watched.verifier)
     if watched.drafter is not None:
         found |= await _drafter(watched.drafter)
-    for name, pid in watched.pids.items():
-        found |= _process(name, pid)
     return found
 
 

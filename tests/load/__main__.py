@@ -26,6 +26,8 @@ from tests.load.command import STOP_SECONDS, locust_command
 
 # A drafter that dies sooner after its start than this counts as one that cannot run at all.
 _RESTART_SECONDS = (35.0, 90.0)
+# Of a run, while drafters are killed.
+_SHAKY_SHARE = 0.6
 # From here on a run is long enough for its memory to be judged over time.
 _LONG_SECONDS = 300.0
 _SLACK_MIB = 64.0
@@ -78,22 +80,26 @@ def command(stack: Stack, book: Path, given: argparse.Namespace) -> list[str]:
     return locust_command(users, count, given.seconds, book, given.out, more)
 
 
-async def restarts(stack: Stack, seed: int, killed: list[float]) -> None:
-    """Kills the drafter at random times, for ever."""
+async def restarts(stack: Stack, seed: int, seconds: float, killed: list[float]) -> None:
+    """Kills the drafter at random times, for so many seconds: the last one lives long enough for
+    its memory to be judged."""
     draw = random.Random(seed)
-    while True:
+    clock = asyncio.get_running_loop().time
+    end = clock() + seconds
+    while clock() < end:
         await asyncio.sleep(draw.uniform(*_RESTART_SECONDS))
         if stack.kill_drafter():
-            killed.append(asyncio.get_running_loop().time())
+            killed.append(clock())
 
 
 async def load(stack: Stack, book: Path, given: argparse.Namespace) -> Run:
     """Runs Locust against a stack whose answers are known; looks for leaks afterwards."""
     before = await levels(stack.watched())
     killed: list[float] = []
-    killer = (
-        asyncio.create_task(restarts(stack, given.seed, killed)) if given.kill_drafter else None
-    )
+    killer = None
+    if given.kill_drafter:
+        shaky = _SHAKY_SHARE * given.seconds
+        killer = asyncio.create_task(restarts(stack, given.seed, shaky, killed))
     try:
         async with watching(stack) as watch:
             logs = given.out.parent / f"{given.out.name}-logs"

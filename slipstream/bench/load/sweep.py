@@ -80,8 +80,10 @@ async def sweep(
             ready = started(settings, mode.name, mode.options, progress, drafter=mode.drafter)
             stacks[mode.name] = await exits.enter_async_context(ready)
         book = await answers_of(stacks[OFF], dialogues, settings, progress)
+        seen, capacity = await _capacities(stacks, book.entries, progress)
+        for stack in stacks.values():
+            await stack.verifier.wait_until_idle()
         async with leak_checks(progress, *stacks.values()) as left:
-            seen, capacity = await _capacities(stacks, book.entries, progress)
             rates = settings.rates or tuple(_round(share * capacity) for share in _SHARES)
             taken = await _measure(stacks, book.entries, rates, settings, progress)
     points = [

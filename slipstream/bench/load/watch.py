@@ -16,7 +16,8 @@ from slipstream.bench.machine import memory
 _EVERY_SECONDS = 1.0
 # Of a run's samples: what is compared at its end, and the length of both stretches.
 _EARLY, _STRETCH = 0.4, 0.1
-_LEAST_SAMPLES = 20
+# Fewer are no judgement: a KV pool comes into use block by block, for a minute or two.
+_LEAST_SAMPLES = 90
 _MORE_BYTES = 32 * 1024 * 1024
 _MORE_SHARE = 0.05
 
@@ -33,8 +34,8 @@ class Watch:
                 self.samples[name, pid].append(held.private)
 
     def growth(self) -> list[str]:
-        """A line for each process that has grown since it was warm; one that lived for a few
-        samples only is not judged."""
+        """A line for each process that has grown since it was warm; one that did not live long
+        enough to be is not judged."""
         return [
             f"{name}: memory grew from {early >> 20} to {late >> 20} MiB"
             for (name, _), taken in self.samples.items()
