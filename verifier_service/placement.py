@@ -72,8 +72,9 @@ class Placement:
     def for_prompts(self) -> Layout:
         """The layout for a step of prompts alone: they are as fast as there are cores. Their
         drafters may hear of them."""
-        whole = [x for x in self._candidates if self._own.cores == set(x.verifier_cores)]
-        return next((layout for layout in whole if layout.drafts), self.layout)
+        cores = self._own.cores
+        able = (x for x in self._candidates if x.drafts and cores == set(x.verifier_cores))
+        return next(able, self.layout)
 
     def cycled(self, cycle: Cycle) -> Layout:
         """A step is over. Returns the layout for the next."""
@@ -98,6 +99,6 @@ class Placement:
             over = [c.playing for n, c in self._contests.items() if n < size and c.over]
             plain = next((layout for layout in over if not layout.drafts), None)
             # In turn several would all wait for the slowest, and so would those without drafts.
-            able = [each for each in self._candidates if size == 1 or not each.in_turn]
-            self._contests[size] = Contest(tuple(able or self._candidates), plain)
+            able = (each for each in self._candidates if size == 1 or not each.in_turn)
+            self._contests[size] = Contest(tuple(able), plain)
         return self._contests[size]
