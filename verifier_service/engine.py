@@ -194,7 +194,7 @@ class VerifierEngine(EngineLoop):
         """What the step `plan`, which committed so many tokens, says of the next."""
         self.telemetry.stepped(plan.work, started, ended)
         self.counters.stepped(plan.work, ended - started)
-        self.scheduler.stepped(plan, self.counters.steps)
+        self.scheduler.stepped(plan)
         self._budget.observe(plan, ended - started)
         self.admission.drain.stepped(plan.prompt_rows, tokens, full=not self.admission.places)
 

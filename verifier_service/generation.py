@@ -154,7 +154,7 @@ class Generation:
         deadline: when it must have ended.
         work: weighted tokens that were expected of it when it was taken.
         started: whether it ever had a place; one without a table then was preempted.
-        cached: tokens of the prompt whose keys and values there when it first started, or
+        cached: tokens of the prompt whose keys and values were there when it first started, or
             were computed for others before it came to them.
         opened: a drafter drafts for it, `window` tokens ahead.
         untold: committed tokens that it has not been told of.
@@ -173,6 +173,7 @@ class Generation:
         drafted: how many drafts of the step under way are the drafter's; the others are guesses.
         arrived_waiting, arrived_stepping, arrived_at: drafts that came since the last step began,
             while the engine waited and while it computed, and when the last of the former came.
+        turn: the lower, the longer it has had no rows; no two that had some have the same.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ class Generation:
         self.drafted = 0
         self.arrived_waiting = self.arrived_stepping = 0
         self.arrived_at = 0.0
-        self.last_step = 0
+        self.turn = 0
         self.stale_drafts = 0
         self._end_tokens = end_tokens
         self._salt = salt

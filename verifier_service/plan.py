@@ -153,10 +153,8 @@ def next_turn(
         prompts = prompts[:1]
         if prompts and decoding:
             decoding, prompts = ([], prompts) if prefill_next else (decoding, [])
-    most = limits.most_decoding(bool(prompts))
-    if len(decoding) > most:
-        decoding = sorted(decoding, key=lambda g: g.last_step)[:most]
-    return Turn(tuple(decoding), tuple(prompts))
+    decoding.sort(key=lambda g: g.turn)
+    return Turn(tuple(decoding[: limits.most_decoding(bool(prompts))]), tuple(prompts))
 
 
 def plan_step(turn: Turn, limits: Limits, share: Share, budget: Budget) -> StepPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 from verifier_service.fairness import Accounts, FairQueue, service
@@ -37,6 +38,7 @@ class Scheduler:
         self._preempted = preempted
         self._running: dict[int, Generation] = {}
         self._prefilled_last = False
+        self._turns = itertools.count(1)
 
     def __iter__(self) -> Iterator[Generation]:
         """All that run and wait."""
@@ -82,11 +84,13 @@ class Scheduler:
                     self._rooms.share(generation)
                 return turn
 
-    def stepped(self, plan: StepPlan, step: int) -> None:
-        """The step `plan`, number `step`, is over."""
+    def stepped(self, plan: StepPlan) -> None:
+        """The step `plan` is over."""
         self._prefilled_last = plan.prompt_rows > 0
+        # No two are alike: those who shared a step go on in the order in which they had rows, else
+        # the first of them would be first again, and have more turns than others.
         for item in plan.work:
-            item.generation.last_step = step
+            item.generation.turn = next(self._turns)
 
     def generated(self, generation: Generation, tokens: int) -> None:
         """Puts output on the account of a sequence that runs."""

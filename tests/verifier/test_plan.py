@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import cast
 
@@ -175,10 +176,11 @@ def test_strict_takes_turns_beyond_the_budget() -> None:
     running = [at(n, 20, 19) for n in range(50)]
     limits = Limits(decode_rows=32, strict=True)
     served: list[int] = []
-    for step in (1, 2, 3):
+    turns = itertools.count(1)
+    for _ in range(3):
         work = plan_step(running, limits, False)
         for item in work:
-            item.generation.last_step = step
+            item.generation.turn = next(turns)
         served += [w.generation.number for w in work]
     assert served[:50] == list(range(50))
     # Nobody is left out of two steps in a row.

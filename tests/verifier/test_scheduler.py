@@ -54,13 +54,22 @@ def test_what_was_cached_is_told_of_the_first_start(runner) -> None:
     rig.finish()
 
 
-def test_more_sequences_than_rows_take_turns(runner) -> None:
-    """Six with rows for four: nobody is left out of two steps in a row."""
-    rig = Rig(runner, limits=Limits(decode_rows=4, strict=True))
-    outcomes = [rig.submit((kind,), max_tokens=30, ignore_eos=True) for kind in range(5, 11)]
-    for _ in range(12):
+@pytest.mark.parametrize(("sequences", "rows"), [(6, 4), (5, 4), (7, 3), (5, 2)])
+def test_more_sequences_than_rows_take_turns(runner, sequences, rows) -> None:
+    """After every step nobody has had more than one turn more than another that came with it, also
+    where somebody comes, goes or has a prompt in between."""
+    rig = Rig(runner, limits=Limits(decode_rows=rows, prefill_chunk=16, strict=True))
+    how = {"max_tokens": 40, "ignore_eos": True}
+    outcomes = [rig.submit((5 + kind,), **how) for kind in range(sequences)]
+    for step in range(40):
         rig.step()
-    assert min(len(outcome.tokens) for outcome in outcomes) == 6
+        if step == 7:
+            outcomes.pop().cancel()
+        if step in {11, 18}:
+            rig.submit(_text(step, 40), max_tokens=9, ignore_eos=True)
+        turns = [len(outcome.tokens) for outcome in outcomes]
+        assert max(turns) - min(turns) <= 1
+    assert min(turns) > 10
     rig.finish()
 
 
