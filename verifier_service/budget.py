@@ -32,6 +32,8 @@ class PromptBudget:
         # How much longer steps with prompts took than their rows let expect: attention over a long
         # context, and kernels that like one shape better than the other.
         self._dearer = 1.0
+        # Seconds and rows of the steps that only decoded, in the average; none seen yet.
+        self._calm_seconds = self._calm_rows = 0.0
 
     def rows(self, decoding: int, left: int) -> int:
         """Rows for prompts beside `decoding` rows, where a step has `left` more.
@@ -41,7 +43,7 @@ class PromptBudget:
         if not decoding:
             return left
         waited = self._waited()
-        most = self._stretch * (waited + self._cost(decoding)) - waited
+        most = self._stretch * (waited + self._alone(decoding)) - waited
         low, high = min(left, LEAST_PROMPT_ROWS), left
         while low < high:
             middle = (low + high + 1) // 2
@@ -51,8 +53,21 @@ class PromptBudget:
                 high = middle - 1
         return low
 
+    def _alone(self, decoding: int) -> float:
+        """Seconds of the step without prompts: what it costs, if that is not more than what such
+        steps took when there were some. While prompts are in every step nothing corrects a cost."""
+        cost = self._cost(decoding)
+        if not self._calm_rows:
+            return cost
+        seen = self._calm_seconds * cost / self._cost(round(self._calm_rows))
+        return min(cost, seen)
+
     def observe(self, plan: StepPlan, seconds: float) -> None:
         """A step of `plan` took so long."""
+        if plan.decode_rows and not plan.prompt_rows:
+            new = _NEW if self._calm_rows else 1.0
+            self._calm_seconds += new * (seconds - self._calm_seconds)
+            self._calm_rows += new * (plan.decode_rows - self._calm_rows)
         if plan.prompt_rows and plan.decode_rows:
             ratio = seconds / self._cost(plan.rows)
             # One stalled step is not what prompts cost.

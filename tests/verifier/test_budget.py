@@ -42,6 +42,17 @@ def test_learns_only_where_both_are_in_a_step(decoding, prompts) -> None:
     assert budget.rows(8, 512) in {27, 28}
 
 
+def test_a_cost_that_is_taken_for_twice_what_it_is_stretches_no_step_further() -> None:
+    """What steps without prompts took bounds those with, whatever the cost model says of both."""
+    budget = PromptBudget(lambda rows: 2.0 * _cost(rows), lambda: 0.0, 2.0)
+    _step(budget, 8, 0, slower=1.0, times=40)
+    for _ in range(40):
+        prompts = budget.rows(8, 512)
+        _step(budget, 8, prompts, slower=1.0)
+    assert _cost(8 + budget.rows(8, 512)) <= 2.0 * _cost(8)
+    assert budget.rows(8, 512) in {27, 28}
+
+
 def test_a_stall_is_soon_forgotten() -> None:
     """One step that took a hundred times as long costs prompts their rows for a few steps only."""
     budget = PromptBudget(_cost, lambda: 0.0, 2.0)
