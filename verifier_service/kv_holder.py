@@ -130,8 +130,12 @@ class KvHolder:
         self.serve()
 
     def give_up(self) -> bool:
-        """Drops the oldest lease of a sequence that ended, for its room; False: there is none."""
-        lease = next((lease for lease in self._leases.values() if not lease.running), None)
+        """Drops a lease of a sequence that ended, for its room; False: there is none.
+
+        The oldest, of those that nobody pulls where there are any.
+        """
+        ended = (lease for lease in self._leases.values() if not lease.running)
+        lease = min(ended, key=lambda lease: lease.pulls > 0, default=None)
         if lease is not None:
             self._drop(lease)
         return lease is not None
@@ -268,11 +272,9 @@ class KvHolder:
             self._pool.release(lease.table)
 
     def _keep_to_share(self) -> None:
-        """Drops the oldest leases of ended sequences until the rest is within its share."""
-        for lease in [lease for lease in self._leases.values() if not lease.running]:
-            if self.num_kept <= self._most_kept:
-                return
-            self._drop(lease)
+        """Drops leases of ended sequences until the rest is within its share."""
+        while self.num_kept > self._most_kept and self.give_up():
+            pass
 
     def _answer(self, read: Read) -> int | None:
         """How many bytes were copied for a read; None where it has to wait on."""

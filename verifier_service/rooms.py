@@ -108,6 +108,9 @@ class Rooms:
         if pool.blocks_for(ahead) - held + spare <= pool.num_free:
             return ahead
         need = pool.blocks_for(length) - held + spare
+        # Leases are kept where they could not make enough room.
+        if need > pool.num_free + self._kv.num_kept:
+            return 0
         while need > pool.num_free:
             if not self._kv.give_up():
                 return 0

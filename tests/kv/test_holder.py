@@ -256,7 +256,8 @@ def test_bounds(runner) -> None:
 
 
 def test_a_waiting_request_goes_first(runner) -> None:
-    """Leases of ended sequences are given up where a request needs their room, and no others."""
+    """Leases of ended sequences are given up where a request needs their room, and no more of them
+    than it needs; none where even all would not be enough."""
     rig = HolderRig(runner, chunk=64, share=1.0)
     long = tuple(4 + i % 60 for i in range(300))
     kept = rig.submit(long, max_tokens=100, ignore_eos=True)  # 23 blocks
@@ -277,8 +278,27 @@ def test_a_waiting_request_goes_first(runner) -> None:
     late = rig.submit(tuple(9 + i % 60 for i in range(110)), max_tokens=60)
     rig.steps(1)
     assert rig.engine.num_waiting == 1
-    assert [lease.gone for lease in leases] == [False, True, True]
+    assert [lease.gone for lease in leases] == [False, True, False]
     for outcome in (kept, last, late):
         outcome.cancel()
     rig.steps(2)
     rig.engine.close()
+
+
+def test_a_lease_that_is_being_read_gives_way_last(runner) -> None:
+    """Of leases whose sequences ended, those that nobody pulls are given up first, the oldest of
+    them before the others."""
+    rig = HolderRig(runner, chunk=64, share=1.0)
+    prompts = [tuple(range(i, i + 60)) for i in (5, 6, 7)]
+    outcomes = [rig.submit(prompt, max_tokens=60, ignore_eos=True) for prompt in prompts]
+    rig.steps(6)
+    pulled, older, newer = (rig.lease(tokens) for tokens in prompts)
+    rig.read(pulled, 0, 10)
+    for outcome in outcomes:
+        outcome.cancel()
+    rig.steps(1)
+    gone = []
+    while rig.kv.give_up():
+        gone.append([lease.gone for lease in (pulled, older, newer)])
+    assert gone == [[False, True, False], [False, True, True], [True, True, True]]
+    assert runner.pool.num_used == rig.kv.num_kept == 0
