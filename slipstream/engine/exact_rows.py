@@ -149,12 +149,12 @@ def _largest(text: _Text, few: int, sizes: Sequence[int]) -> int:
         pieces = [(8, rows - 8), (half - 24, 0), (11, 29), (half + 5, 0)]
         # The last piece is a whole one: it has the most keys.
         rest = reversed(_run(text.length - rows, rows))
-        early = min(100, text.length - rows)
         if (
             known.same([*pieces, *rest])
             and known.same_at_the_end_on_fewer_threads(rows)
-            # Odd numbers are the first to be rounded differently. They clear what is behind them.
-            and all(known.same([(rows - less, 0)], early) for less in (1, 3, 5))
+            # Odd numbers are the first to be rounded differently. At the end, where logits are
+            # looked at, too.
+            and all(known.same([(n, 0)], text.length - n) for n in (rows - 1, rows - 3, rows - 5))
         ):
             return rows
     return few

@@ -19,19 +19,19 @@ FEW = MAX_STRICT_ROWS
 
 
 class _Kernels(ModelRunner):
-    """Exact but for steps of more than `most` rows, as if other kernels took those.
+    """Exact but for steps of more than `most` rows, up to `last`, as if other kernels took those.
 
     What they round differently: logits, or the value of the first row that they put into the pool,
     and only behind `behind` positions or more, and with `threads` threads where that is not 0.
     """
 
-    most, behind, what, threads = 10**6, 0, "logits", 0
+    most, last, behind, what, threads = 10**6, 10**6, 0, "logits", 0
 
     def forward(self, segments: Seq[Segment], hidden: torch.Tensor | None = None) -> torch.Tensor:
         made = super().forward(segments, hidden)
         deep = max(s.kv_length for s in segments) > self.behind
         meant = self.threads in {0, torch.get_num_threads()}
-        if deep and meant and sum(len(s.tokens) for s in segments) > self.most:
+        if deep and meant and self.most < sum(len(s.tokens) for s in segments) <= self.last:
             if self.what == "logits":
                 return made + 2**-4
             last = segments[-1]
@@ -68,6 +68,19 @@ def test_no_more_rows_than_agree(runner, most, sizes, expected, what) -> None:
     runner.most, runner.what = most, what
     found = max_exact_rows(runner, FEW, sizes)
     assert found == (exact if expected is None else min(exact, expected))
+
+
+@pytest.mark.parametrize("what", ["logits", "values"])
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [(9, 11, 0), (2, 2, 0), (19, 19, 0), (FEW - 1, FEW - 1, 0), (123, 123, 64), (127, 127, 64)],
+)
+def test_some_numbers_of_rows_alone_may_differ(runner, first, last, expected, what) -> None:
+    """A kernel that rounds differently for a few numbers of rows, and like the others below and
+    above them: looked at is every number of few rows, and odd ones near the most."""
+    exact = max_exact_rows(runner, FEW, (64, 128))
+    runner.most, runner.last, runner.what = first - 1, last, what
+    assert max_exact_rows(runner, FEW, (64, 128)) == min(exact, expected)
 
 
 def test_long_contexts_are_looked_at(runner) -> None:
