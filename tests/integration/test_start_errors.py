@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,13 +30,24 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@contextmanager
+def _logging() -> Iterator[None]:
+    """Services send what is logged to stderr, here a file that is closed after the test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
 @pytest.fixture
 def refused(capfd):
     """Runs a service in this process; returns its one line."""
 
     def run(role: str, *arguments: str) -> str:
         main = importlib.import_module(f"{role}_service.__main__")
-        code = run_service(role, main.Settings, main.serve, arguments)
+        with _logging():
+            code = run_service(role, main.Settings, main.serve, arguments)
         assert code == 2
         line, *more = capfd.readouterr().err.splitlines()
         assert more == []
