@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from slipstream.wire.starting import starting
+
+if __name__ == "__main__":
+    # Before the imports that take seconds.
+    starting()
+
 import asyncio
 import logging
 import sys
@@ -25,6 +31,7 @@ from drafter_service.shard_status import FirstShard
 from drafter_service.shards import ShardedStage
 from drafter_service.slow_stage import SlowStage
 from drafter_service.stage import LocalStage, Stage
+from slipstream.core import stages
 from slipstream.core.layer_plan import LayerPlan, Skips
 from slipstream.engine.automatic_plan import automatic_plan
 from slipstream.engine.checkpoint import load_model
@@ -38,6 +45,7 @@ from slipstream.models.head_basis import head_basis
 from slipstream.models.plans import shipped_plan
 from slipstream.wire.process import run_service, until_stopped
 from slipstream.wire.proto import drafter_pb2_grpc, shard_pb2_grpc
+from slipstream.wire.starting import orderly_stop
 from slipstream.wire.telemetry.metrics import Exposition, exposed
 from slipstream.wire.telemetry.tracing import Tracing, tracing_to
 from slipstream.wire.transport import Server
@@ -73,6 +81,7 @@ def _make_adaptive(
 
 def _make_runner(settings: Settings) -> tuple[ModelRunner, Skips]:
     """The model, ready to run, and what the plan leaves out to begin with."""
+    stages.tell("loading the model")
     folder = ModelFolder(settings.model)
     plan = _layer_plan(settings, folder)
     skips = plan.skips
@@ -97,17 +106,15 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, Skips]:
     return runner, skips
 
 
-async def serve(settings: Settings, stop: asyncio.Event) -> None:
-    """Binds, loads, serves until `stop`, ends cleanly."""
+async def serve(settings: Settings) -> None:
+    """Binds, loads, serves until it is told to stop, ends cleanly."""
     exposition = Exposition("drafter", settings.model.resolve().name)
     tracing = tracing_to("drafter", settings.otlp_endpoint)
     with exposed(exposition, settings.metrics), tracing as spans:
-        await _serve_drafter(settings, stop, exposition, spans)
+        await _serve_drafter(settings, exposition, spans)
 
 
-async def _serve_drafter(
-    settings: Settings, stop: asyncio.Event, exposition: Exposition, tracing: Tracing
-) -> None:
+async def _serve_drafter(settings: Settings, exposition: Exposition, tracing: Tracing) -> None:
     threads = place(settings.cpus, settings.threads, resolve_device(settings.device))
     server = Server(settings.listen, _services(settings))
     server.bind()
@@ -115,7 +122,7 @@ async def _serve_drafter(
     loop = asyncio.get_running_loop()
     runner, skips = await loop.run_in_executor(thread, _make_runner, settings)
     if settings.shard_index:
-        await _serve_shard(settings, stop, server, runner, thread, exposition)
+        await _serve_shard(settings, server, runner, thread, exposition)
         return
     sharded = ShardedStage(runner) if settings.shard_count > 1 else None
     context = KvContext(
@@ -153,6 +160,7 @@ async def _serve_drafter(
     )
     running = asyncio.wrap_future(engine.start(thread))
     drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, server.grpc)
+    stop = orderly_stop()
     linking: asyncio.Task[None] | None = None
     if sharded is None:
         await _serve(server, serving=True)
@@ -191,7 +199,6 @@ async def _serve(server: Server, *, serving: bool) -> None:
 
 async def _serve_shard(
     settings: Settings,
-    stop: asyncio.Event,
     server: Server,
     runner: ModelRunner,
     thread: ThreadPoolExecutor,
@@ -204,6 +211,7 @@ async def _serve_shard(
     servicer = ShardServicer(engine, settings.next, settings.shard_timeout)
     running = asyncio.wrap_future(engine.start(thread))
     shard_pb2_grpc.add_ShardServiceServicer_to_server(servicer, server.grpc)
+    stop = orderly_stop()
     await _serve(server, serving=True)
     log.info("shard %d serving on %s", settings.shard_index, settings.listen)
     await until_stopped(stop, running)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from slipstream.wire.starting import starting
+
+if __name__ == "__main__":
+    # Before the imports that take seconds.
+    starting()
+
 import asyncio
 import sys
 from collections.abc import Sequence
@@ -9,6 +15,7 @@ from collections.abc import Sequence
 from gateway.server import run
 from gateway.settings import load
 from slipstream.core.errors import ConfigurationError
+from slipstream.wire.starting import ending_at_once
 from slipstream.wire.telemetry.logs import configure, fatal
 
 
@@ -16,7 +23,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings = load(arguments)
         configure("gateway", settings.log_level, settings.log_format)
-        asyncio.run(run(settings))
+        with ending_at_once():
+            asyncio.run(run(settings))
     except ConfigurationError as failure:
         fatal("gateway", failure.message)
         return 2

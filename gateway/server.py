@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ from gateway.tokenizer import Tokenizer
 from gateway.verifier import VerifierLink
 from slipstream.core.errors import ConfigurationError
 from slipstream.wire.proto import gateway_pb2_grpc
+from slipstream.wire.starting import orderly_stop
 from slipstream.wire.telemetry.tracing import tracing_to
 from slipstream.wire.transport import Server
 
@@ -114,12 +114,13 @@ async def _stop(
 
 
 async def run(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT. Raises ConfigurationError as `serving` does."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    """Serves until SIGTERM or SIGINT, which end the process at once until then.
+
+    Raises:
+        ConfigurationError: as `serving` does.
+    """
     async with serving(settings) as running:
+        stop = orderly_stop()
         log.info(
             "serving %s: HTTP on port %d, gRPC on port %d",
             settings.model_name,

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from slipstream.wire.starting import starting
+
+if __name__ == "__main__":
+    # Before the imports that take seconds.
+    starting()
+
 import asyncio
 import contextlib
 import logging
@@ -9,6 +15,7 @@ import sys
 import uuid
 from functools import partial
 
+from slipstream.core import stages
 from slipstream.core.draft import Command
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.checkpoint import load_model
@@ -20,6 +27,7 @@ from slipstream.wire.host import host_id
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.process import run_service, until_stopped
 from slipstream.wire.proto import drafter_pb2, kv_pb2_grpc, verifier_pb2_grpc
+from slipstream.wire.starting import orderly_stop
 from slipstream.wire.telemetry.metrics import Exposition, exposed
 from slipstream.wire.telemetry.tracing import Tracing, tracing_to
 from slipstream.wire.transport import Server
@@ -51,6 +59,7 @@ PROBED_ROWS = (1, 2, 4, 6, 8, 12, 16, 32, 64, 128, 256)
 
 def _make_runner(settings: Settings) -> tuple[ModelRunner, Limits, dict[int, float]]:
     """The model, ready to run, the bounds of its steps, and the seconds of a step by rows."""
+    stages.tell("loading the model")
     loaded = load_model(
         settings.model,
         dtype=settings.dtype,
@@ -58,6 +67,7 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, Limits, dict[int, flo
         plan=_PLANS[settings.precision],
     )
     runner = ModelRunner(loaded, int(settings.kv_cache_gib * 2**30))
+    stages.tell("checking up to how many rows it computes exactly, and how fast")
     exactness, shapes = choose_shapes(runner, settings.exactness)
     log.info(
         "%s, %s %s on %s, %.0f MB of weights, %d KV blocks, exactness %s with %s",
@@ -79,18 +89,16 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, Limits, dict[int, flo
     return runner, limits, seconds
 
 
-async def serve(settings: Settings, stop: asyncio.Event) -> None:
-    """Binds, loads, serves until `stop`, ends cleanly."""
+async def serve(settings: Settings) -> None:
+    """Binds, loads, serves until it is told to stop, ends cleanly."""
     name = settings.served_model_name or settings.model.resolve().name
     exposition = Exposition("verifier", name)
     tracing = tracing_to("verifier", settings.otlp_endpoint)
     with exposed(exposition, settings.metrics), tracing as spans:
-        await _serve(settings, stop, exposition, spans)
+        await _serve(settings, exposition, spans)
 
 
-async def _serve(
-    settings: Settings, stop: asyncio.Event, exposition: Exposition, tracing: Tracing
-) -> None:
+async def _serve(settings: Settings, exposition: Exposition, tracing: Tracing) -> None:
     threads = place(settings.cpus, settings.threads, resolve_device(settings.device))
     server = Server(settings.listen, SERVICES)
     # The port first: a model takes seconds to load, a port in use is known at once.
@@ -148,6 +156,7 @@ async def _serve(
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
     kv_servicer = KvServicer(engine, address, incarnation)
     kv_pb2_grpc.add_KvServiceServicer_to_server(kv_servicer, server.grpc)
+    stop = orderly_stop()
     await server.start()
     linking = None if link is None else asyncio.create_task(link.run(engine))
     await server.set_serving(True)

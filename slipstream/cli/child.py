@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from slipstream.core.child_processes import dies_with_us
 from slipstream.core.errors import ConfigurationError
 
 Say = Callable[[str], None]
-_PR_SET_PDEATHSIG = 1
 _TAIL_LINES = 20
 _CHUNK = 65536
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _die_with(parent: int) -> None:
-    """Runs in the child before its program: it gets SIGKILL when the parent dies (Linux only)."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # The parent may have died before the line above.
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 class Child:
@@ -48,18 +36,24 @@ class Child:
         self._pump = asyncio.create_task(self._lines())
 
     @classmethod
-    async def start(cls, name: str, command: Sequence[str], say: Say) -> Child:
-        """Raises ConfigurationError where the program cannot be run at all."""
-        parent = os.getpid()
+    async def start(
+        cls, name: str, command: Sequence[str], say: Say, variables: Mapping[str, str] | None = None
+    ) -> Child:
+        """Starts `command` with our environment and some variables more.
+
+        Raises:
+            ConfigurationError: the program cannot be run at all.
+        """
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
+                env={**os.environ, **(variables or {})},
                 # Ctrl-C at the terminal reaches us alone: we end the children in order.
                 start_new_session=True,
-                preexec_fn=lambda: _die_with(parent),
+                preexec_fn=dies_with_us(),
             )
         except OSError as failure:
             raise ConfigurationError(f"cannot start the {name}: {failure}") from failure

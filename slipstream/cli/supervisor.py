@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from slipstream.cli.child import Child, Say
+from slipstream.cli.stages import heard
 from slipstream.core.errors import ConfigurationError, DeadlineExceeded, InternalError
 
 
@@ -63,6 +64,8 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._sockets: dict[str, str] = {}
+        self._ready = False
 
     def stop(self) -> None:
         """Asks for an orderly stop; asked a second time, it kills what is left at once."""
@@ -80,6 +83,11 @@ class Supervisor:
             DeadlineExceeded: they were not all ready in time.
             InternalError: a vital service died again and again.
         """
+        names = [service.name for service in self._services]
+        async with heard(names, self._told) as self._sockets:
+            await self._run(on_ready)
+
+    async def _run(self, on_ready: Callable[[], None]) -> None:
         tasks: list[asyncio.Task[None]] = []
         try:
             for service in self._services:
@@ -90,6 +98,7 @@ class Supervisor:
             await _first(tasks)
             if self._stop.is_set():
                 return
+            self._ready = True
             on_ready()
             tasks = [stopping, *(asyncio.create_task(self._keep(s)) for s in self._services)]
             await _first(tasks)
@@ -102,8 +111,15 @@ class Supervisor:
     async def _wait_for_stop(self) -> None:
         await self._stop.wait()
 
+    def _told(self, name: str, stage: str) -> None:
+        """A start is what somebody waits for; a restart is told of in other words."""
+        if not self._ready and not self._stop.is_set():
+            self._say(f"[{name}] {stage}")
+
     async def _start(self, service: Service) -> Child:
-        child = await Child.start(service.name, service.command, self._say)
+        # Empty is none: the socket of whoever started us is not for our services.
+        variables = {"NOTIFY_SOCKET": self._sockets.get(service.name, "")}
+        child = await Child.start(service.name, service.command, self._say, variables)
         self._children[service.name] = child
         return child
 
@@ -156,10 +172,18 @@ class Supervisor:
             await asyncio.sleep(self._policy.max_backoff)
 
     async def _stop_all(self) -> None:
-        for service in reversed(self._services):
-            child = self._children.get(service.name)
-            if child is not None and not await child.stop(self._policy.grace, self._hurry):
-                self._say(f"the {service.name} did not stop in time and was killed")
+        ends = [self._end(service) for service in reversed(self._services)]
+        if self._ready:
+            for end in ends:
+                await end
+        else:
+            # Nobody has been served yet, so there is no order to keep.
+            await asyncio.gather(*ends)
+
+    async def _end(self, service: Service) -> None:
+        child = self._children.get(service.name)
+        if child is not None and not await child.stop(self._policy.grace, self._hurry):
+            self._say(f"the {service.name} did not stop in time and was killed")
 
 
 async def _first(tasks: Sequence[asyncio.Task[None]]) -> None:

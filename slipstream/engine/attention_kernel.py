@@ -8,9 +8,7 @@ row's result has the same bits whatever the number of rows, the company and the 
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
-import zlib
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,6 @@ import torch
 from llvmlite import binding
 from numba import carray, cfunc, njit
 
-from slipstream.engine import attention_tiles
 from slipstream.engine.attention_tiles import (
     FLOAT_BYTES,
     LANES,
@@ -34,6 +31,7 @@ from slipstream.engine.attention_tiles import (
     softmax,
 )
 from slipstream.engine.batch import Batch
+from slipstream.engine.kernel_cache import CACHED
 from slipstream.engine.kernels import OPTIONS, as_f32, as_i64, as_u16, load_bf16, round_bf16
 from slipstream.engine.team import entry, keep, next_piece, run
 
@@ -222,13 +220,10 @@ def _scores(
 
 def _make_worker(dot: bool) -> Any:
     query_bytes = PAIR_BYTES if dot else FLOAT_BYTES
-    # Part of what is compiled, so that the cache on disk forgets the code of other tiles.
-    tiles_code = zlib.crc32(inspect.getsource(attention_tiles).encode())
 
     # No fast mathematics: the order of the sums is the tiles', and exp rounds by adding a constant.
-    @cfunc("void(int64)", cache=True, error_model="numpy")
+    @cfunc("void(int64)", cache=CACHED, error_model="numpy")
     def worker(at: int) -> None:
-        _ = tiles_code
         job = carray(as_i64(at), (_JOB,))
         segments, queries, keys, values, out = job[2], job[3], job[4], job[5], job[6]
         heads, kv_heads, dim, window, most = job[7], job[8], job[9], job[10], job[11]

@@ -26,13 +26,11 @@ from slipstream.engine.integer_tiles import (
     SCALE_BYTES,
     TILE,
     group_bytes,
-    make_tile,
+    tile,
 )
 from slipstream.engine.kernels import OPTIONS, as_f32, as_i8, as_i64, as_u16, load_bf16
 from slipstream.engine.team import entry, keep, next_piece, run
 
-# Rows that share one pass over the weights; more go in several.
-_ROWS = (1, 2, 4, 8)
 # Up to this many rows the second byte of the activations costs nothing.
 _PRECISE_ROWS = 4
 
@@ -88,10 +86,9 @@ _TEAM_BYTES = 1 << 16
 @functools.cache
 def _worker(bits: int, parts: int) -> Any:
     """A worker (see `team`) whose pieces are runs of tiles, for all rows."""
-    tile1, tile2, tile4, tile8 = (make_tile(rows, bits, parts) for rows in _ROWS)
     tile_bytes = group_bytes(bits)
 
-    @cfunc("void(int64)", **{**OPTIONS, "cache": False, "nogil": False})
+    @cfunc("void(int64)", **{**OPTIONS, "nogil": False})
     def worker(at: int) -> None:
         job = carray(as_i64(at), (_JOB,))
         pieces, rows, tiles, groups = job[1], job[2], job[3], job[4]
@@ -110,16 +107,16 @@ def _worker(bits: int, parts: int) -> Any:
                     into = out + 2 * (r * outputs + t * TILE)
                     left = rows - r
                     if left >= 8:
-                        tile8(w, s, x_at, scales_at, into, groups, outputs)
+                        tile(8, bits, parts, w, s, x_at, scales_at, into, groups, outputs)
                         r += 8
                     elif left >= 4:
-                        tile4(w, s, x_at, scales_at, into, groups, outputs)
+                        tile(4, bits, parts, w, s, x_at, scales_at, into, groups, outputs)
                         r += 4
                     elif left >= 2:
-                        tile2(w, s, x_at, scales_at, into, groups, outputs)
+                        tile(2, bits, parts, w, s, x_at, scales_at, into, groups, outputs)
                         r += 2
                     else:
-                        tile1(w, s, x_at, scales_at, into, groups, outputs)
+                        tile(1, bits, parts, w, s, x_at, scales_at, into, groups, outputs)
                         r += 1
 
     return worker

@@ -78,10 +78,10 @@ def _load_quads(builder: Any, base: Any, bits: int) -> list[Any]:
 
 
 def _generate_tile(rows: int, bits: int, parts: int) -> Any:
-    """Code for 16 outputs of `rows` rows; see `make_tile`."""
+    """Code for 16 outputs of `rows` rows; see `tile`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        weights, scales, x, x_scales, out, groups, out_stride = arguments
+        weights, scales, x, x_scales, out, groups, out_stride = arguments[3:]
         module = builder.module
         dot = _declare(module, "llvm.x86.avx512.vpdpbusd.512", _INTS)
         fma = _declare(module, "llvm.fma.v16f32", _FLOATS)
@@ -140,20 +140,19 @@ def _generate_tile(rows: int, bits: int, parts: int) -> Any:
     return generate
 
 
-def make_tile(rows: int, bits: int, parts: int) -> Any:
-    """A function that computes 16 outputs of `rows` rows.
+@intrinsic(prefer_literal=True)
+def tile(
+    typing: Any, rows: Any, bits: Any, parts: Any, weights: Any, scales: Any, x: Any, x_scales: Any,
+    out: Any, groups: Any, out_stride: Any,
+) -> Any:  # fmt: skip
+    """Computes 16 outputs of some rows.
 
-    Its arguments, addresses and counts: the tile's weights and scales (see `integer_kernel.pack`),
-    x (int8, high bytes of a row and, with two parts, then its low bytes), scales of x (per row and
-    group: scale, and scale times the sum of the group), out (bfloat16), number of groups, outputs
-    of a whole row.
+    Numbers that the compiler must know: rows that share a pass over the weights, bits of the
+    weights, parts of the activations. Then addresses and counts: the tile's weights and scales (see
+    `integer_kernel.pack`), x (int8, high bytes of a row and, with two parts, then its low bytes),
+    scales of x (per row and group: scale, and scale times the sum of the group), out (bfloat16),
+    number of groups, outputs of a whole row.
     """
-
-    @intrinsic
-    def tile(
-        typing: Any, weights: Any, scales: Any, x: Any, x_scales: Any, out: Any, groups: Any,
-        out_stride: Any,
-    ) -> Any:  # fmt: skip
-        return types.void(*[types.int64] * 7), _generate_tile(rows, bits, parts)
-
-    return tile
+    numbers = (rows, bits, parts)
+    generate = _generate_tile(*(number.literal_value for number in numbers))
+    return types.void(*numbers, *[types.int64] * 7), generate

@@ -5,9 +5,9 @@ products. Each function here does one such stretch in one call, over few rows. E
 computed by itself, in an order that depends on nothing else in the batch, so the results are
 bitwise the same whatever comes along.
 
-Compiled by numba at first use and cached on disk. Arguments are addresses (`Tensor.data_ptr`)
-and sizes: an array would cost more to unpack than some of the work takes. Callers own the checks;
-`available` says whether the functions can be used at all.
+Compiled by numba at first use and kept (`kernel_cache`). Arguments are addresses
+(`Tensor.data_ptr`) and sizes: an array would cost more to unpack than some of the work takes.
+Callers own the checks; `fused.compiled` says whether the functions can be used at all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
+
+from slipstream.engine.kernel_cache import CACHED
 
 _LOG2E = np.float32(1.4426950408889634)
 
@@ -113,7 +115,7 @@ def _exp(x: Any) -> Any:
 
 
 OPTIONS: dict[str, Any] = {
-    "cache": True,
+    "cache": CACHED,
     "nogil": True,
     "error_model": "numpy",
     # Sums may be taken in vector order; NaN and infinity keep their meaning.

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from slipstream.core import stages
+from slipstream.core.child_processes import dies_with_us
 from slipstream.core.errors import CheckpointError, SlipstreamError
+from slipstream.core.settings import cache_folder
 from slipstream.models.cache import build_once
-from slipstream.models.settings import cache_folder
 
 log = logging.getLogger(__name__)
 # Part of the name of a cache entry: raised when the calibration gives another basis than before.
@@ -37,7 +39,7 @@ def head_basis(
     calibrate = run_calibration if calibrate is None else calibrate
 
     def build(into: Path) -> None:
-        log.info("calibrating the screened head of %s, once for this model", folder.name)
+        stages.tell(f"calibrating the drafter's head for {folder.name}, once for this model")
         calibrate(folder, into)
 
     entry = cache / "heads" / f"{fingerprint}-v{CALIBRATION}"
@@ -69,6 +71,8 @@ def run_calibration(folder: Path, into: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
             timeout=CALIBRATE_SECONDS,
+            # A service that is told to stop while it starts does not wait for anything.
+            preexec_fn=dies_with_us(),
         )
     except subprocess.TimeoutExpired as failure:
         raise CheckpointError(

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 from slipstream.core.errors import CheckpointError
+from slipstream.core.settings import cache_folder
 from slipstream.models import default, manifest
 from slipstream.models.checkpoint import check_folder
 from slipstream.models.gguf import resolve_gguf
 from slipstream.models.hub import resolve_hub
 from slipstream.models.progress import Progress, Quiet
-from slipstream.models.settings import cache_folder
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +13,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from slipstream.core.errors import ConfigurationError, InternalError, SlipstreamError
+from slipstream.wire.starting import ending_at_once
 from slipstream.wire.telemetry.logs import LogFormat, LogLevel, configure, fatal
 
 S = TypeVar("S", bound=BaseSettings)
@@ -87,13 +87,13 @@ def read_settings(kind: type[S], arguments: Sequence[str]) -> S:
 def run_service(
     role: str,
     kind: type[T],
-    serve: Callable[[T, asyncio.Event], Awaitable[None]],
+    serve: Callable[[T], Coroutine[Any, Any, None]],
     arguments: Sequence[str],
 ) -> int:
-    """Runs a service until SIGTERM or SIGINT.
+    """Runs a service until SIGTERM or SIGINT, which end it at once until it serves.
 
     Args:
-        serve: takes the settings and an event; serves until it is set, then stops cleanly.
+        serve: takes the settings; serves until `orderly_stop` says so, then stops cleanly.
 
     Returns:
         The exit code: 0 after a clean stop, 2 after one clear line on stderr where a setting, a
@@ -102,7 +102,8 @@ def run_service(
     try:
         settings = read_settings(kind, arguments)
         configure(role, settings.log_level, settings.log_format)
-        asyncio.run(_until_signalled(settings, serve))
+        with ending_at_once():
+            asyncio.run(serve(settings))
     except InternalError:
         logging.getLogger(role).exception("ended by an internal error")
         return 1
@@ -124,12 +125,3 @@ async def until_stopped(stop: asyncio.Event, running: asyncio.Future[None]) -> N
     asked.cancel()
     if running.done():
         raise InternalError("the engine stopped by itself") from running.exception()
-
-
-async def _until_signalled(
-    settings: S, serve: Callable[[S, asyncio.Event], Awaitable[None]]
-) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await serve(settings, stop)

@@ -12,7 +12,7 @@ from slipstream.cli.supervisor import Service
 
 # Notes its start in a file (which makes it ready), then does what the argument says.
 _PROGRAM = """
-import os, pathlib, signal, sys, time
+import os, pathlib, signal, socket, sys, time
 name, folder, behaviour = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
 def note(what):
     with open(folder / "events", "a") as file:
@@ -25,6 +25,9 @@ note(f"started {os.getpid()}")
 print(f"hello from {name}", flush=True)
 if "fail" in behaviour:
     sys.exit(f"configuration of {name} is wrong")
+if "talks" in behaviour:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
+        to.sendto(f"STATUS=loading {name}".encode(), os.environ["NOTIFY_SOCKET"])
 if "slow" not in behaviour:
     (folder / f"{name}.ready").touch()
 for _ in range(600):

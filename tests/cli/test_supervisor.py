@@ -43,6 +43,17 @@ async def test_start_ready_and_stop_in_order(stage, alive) -> None:
     assert "[verifier] hello from verifier" in said
 
 
+async def test_stages_of_the_start_are_told(stage) -> None:
+    """What services say of their start is told while all wait, and not after that."""
+    said: list[str] = []
+    services = [stage.service("drafter", "talks"), stage.service("verifier", "talks")]
+    supervisor = Supervisor(services, said.append, QUICK)
+    run = asyncio.create_task(supervisor.run(supervisor.stop))
+    await asyncio.wait_for(run, 30)
+    told = sorted(line for line in said if "hello" not in line)
+    assert told == ["[drafter] loading drafter", "[verifier] loading verifier"]
+
+
 async def test_early_end_shows_the_last_lines(stage, alive) -> None:
     """A service that ends before it is ready ends the start at once, with its own words."""
     services = [stage.service("drafter", "slow"), stage.service("verifier", "fail")]
@@ -174,15 +185,19 @@ async def test_second_stop_does_not_wait(stage, alive) -> None:
 
 
 async def test_stop_before_ready(stage, alive) -> None:
-    """Ctrl-C while services are still loading stops them; nothing is announced."""
-    supervisor = Supervisor([stage.service("verifier", "slow")], lambda _: None, QUICK)
+    """Ctrl-C while services are still loading stops them, all at once; nothing is announced."""
+    names = ["drafter", "verifier"]
+    services = [stage.service(name, "slow deaf") for name in names]
+    supervisor = Supervisor(services, lambda _: None, Policy(ready=20, poll=0.02, grace=1.5))
     ready: list[bool] = []
     run = asyncio.create_task(supervisor.run(lambda: ready.append(True)))
-    await until(lambda: bool(stage.pids("verifier")))
+    await until(lambda: all(stage.pids(name) for name in names))
     supervisor.stop()
+    asked = time.monotonic()
     await asyncio.wait_for(run, 20)
+    assert time.monotonic() - asked < 2 * 1.5
     assert ready == []
-    assert not alive(stage.pids("verifier")[0])
+    assert not any(alive(stage.pids(name)[0]) for name in names)
 
 
 async def test_long_and_broken_lines() -> None:

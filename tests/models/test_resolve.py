@@ -12,9 +12,9 @@ import pytest
 from huggingface_hub import errors
 
 from slipstream.core.errors import CheckpointError, ConfigurationError
+from slipstream.core.settings import cache_folder
 from slipstream.models import default, gguf, manifest, resolve, served_name
 from slipstream.models.progress import Bar, Lines, progress_on
-from slipstream.models.settings import cache_folder
 
 Make = Callable[..., Path]
 

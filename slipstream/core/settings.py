@@ -1,4 +1,4 @@
-"""Where prepared models are kept."""
+"""Where is kept what was prepared once: models, compiled kernels."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ class CacheSettings(BaseSettings):
 
 
 def cache_folder() -> Path:
-    """The folder of prepared models; it may not exist yet."""
+    """The folder of what is prepared once; it may not exist yet."""
     return CacheSettings().cache.expanduser().absolute()

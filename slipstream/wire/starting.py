@@ -1,0 +1,73 @@
+"""The time from a service's start until it serves: how it ends then, and what it says.
+
+Until a service serves there is nothing to lose, so SIGTERM and SIGINT end it where it stands, in
+the middle of a compilation or of reading weights. From `orderly_stop` on they ask it to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from slipstream.core import stages
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def starting() -> None:
+    """For the first lines of a service's own process, before imports that take seconds.
+
+    A process that is the first of its container has no default action for signals: without this a
+    stop would be lost to it.
+    """
+    _end_at_once()
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        stages.listen(_Notify(address))
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """SIGTERM and SIGINT end the process until `orderly_stop`; afterwards they are as before."""
+    before = _end_at_once()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def orderly_stop() -> asyncio.Event:
+    """From here on SIGTERM and SIGINT set the event that this returns, and do nothing else."""
+    stop = asyncio.Event()
+    for number in _SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def _end_at_once() -> dict[signal.Signals, Any]:
+    return {number: signal.signal(number, _leave) for number in _SIGNALS}
+
+
+def _leave(number: int, frame: Any) -> NoReturn:  # noqa: ARG001 the signature of a signal handler
+    # Not by an exception: the interpreter would wait for the thread that loads the model.
+    os._exit(0)
+
+
+class _Notify:
+    """Sends stages to a service manager, in systemd's way (sd_notify): STATUS=loading the model."""
+
+    def __init__(self, address: str) -> None:
+        self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+
+    def __call__(self, stage: str) -> None:
+        # Nobody who listens, or too slowly, holds up a start.
+        with contextlib.suppress(OSError):
+            self._socket.sendto(f"STATUS={stage}".encode(), self._address)
