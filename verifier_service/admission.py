@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -17,6 +17,7 @@ from slipstream.core.errors import (
 )
 from slipstream.core.prefix import salted
 from slipstream.engine.checkpoint import LoadedModel
+from verifier_service.backlog import Backlog, Unfinished, key_of
 from verifier_service.drain import Drain
 from verifier_service.generation import Generation, GenerationRequest
 
@@ -27,6 +28,15 @@ _SHARE = 3
 # Seconds after which to try again: before anything was measured, and the most and least that are
 # ever said.
 _UNKNOWN_RETRY, _LEAST_RETRY, _MOST_RETRY = 1.0, 0.5, 600.0
+# Over so many seconds those who are refused are spread, beyond the time when there should be room.
+_SPREAD_SECONDS = 10.0
+# All priorities together may have so many times as many waiting as are allowed before one: whoever
+# matters more finds room, and the queue is bounded whatever numbers clients make up.
+_IN_ALL = 2
+# A queue that has not been empty for as long as one may wait is no burst but lasting overload: what
+# waits in it serves nobody, and all wait as long. So it is kept as short as this part (Maurer,
+# "Fail at scale", ACM Queue 13(8), 2015). The engine needs no more to have enough to do.
+_STANDING = 0.4
 # What a request may be refused for: too many wait, too long, or longer than its deadline.
 BOUNDS = ("queue", "wait", "deadline")
 
@@ -37,26 +47,28 @@ class Bounds:
 
     Attributes:
         requests: most that wait for a place.
-        seconds: longest expected wait with which a request is taken; a request that has waited
-            longer all the same is given up.
+        seconds: longest expected wait for a first token with which a request is taken; a request
+            that has waited much longer for its place all the same is given up.
     """
 
     requests: int = 1024
-    seconds: float = 60.0
+    seconds: float = 10.0
 
 
 class Admission:
     """Takes or refuses requests, on any thread, and keeps account of those that have not started.
 
-    A refusal looks at numbers alone, never at tokens, and waits for no step.
+    A refusal looks at numbers alone, never at tokens, and waits for no step. `planned`, `stepped`
+    and `idle` are for the engine's thread.
 
     Args:
         room: most tokens of a sequence.
+        places: how many requests could start at once.
         clock: seconds; the engine's.
 
     Attributes:
         drain: tells how fast what waits is worked off.
-        places: how many requests could start at once. Set by the engine's thread.
+        backlog: what waits.
         refused: requests, by the bound that they met.
     """
 
@@ -69,16 +81,17 @@ class Admission:
         clock: Callable[[], float],
     ) -> None:
         self.drain = Drain(clock)
-        self.places = places
+        self.backlog = Backlog(self.drain, places)
         self.refused: Counter[str] = Counter(dict.fromkeys(BOUNDS, 0))
         self._loaded = loaded
         self._room = room
         self._bounds = bounds
         self._clock = clock
         self._lock = threading.Lock()
-        # Of those that were taken and have not started, by priority and tenant.
-        self._count: Counter[tuple[int, str]] = Counter()
-        self._work: defaultdict[tuple[int, str], float] = defaultdict(float)
+        # Since when more has been there than a step takes.
+        self._behind_since = math.inf
+        # Up to when those of a tenant that were refused are promised that they will be taken.
+        self._promised: dict[str, float] = {}
 
     def admit(self, number: int, request: GenerationRequest) -> Generation:
         """The generation of a request, which from now on counts as waiting.
@@ -89,29 +102,53 @@ class Admission:
             Overloaded: too much waits already; `retry_after` says when to come back.
         """
         self._check_length(request)
+        prompt = self.drain.new(len(request.prompt))
         work = self.drain.work(len(request.prompt), request.stop.max_tokens)
         key = (request.priority, request.tenant)
         with self._lock:
-            self._check_load(request)
-            self._count[key] += 1
-            self._work[key] += work
+            self._check_load(request, self.backlog.takes(prompt, work))
+            self.backlog.add(key, prompt, work)
         try:
             generation = self._make(number, request)
         except Exception:
-            self._forget(key, work)
+            with self._lock:
+                self.backlog.remove(key, prompt, work)
             raise
-        generation.work = work
+        generation.new_prompt, generation.work = prompt, work
         return generation
 
     def left(self, generation: Generation) -> None:
         """It has its first place, or ended without."""
-        request = generation.request
-        self._forget((request.priority, request.tenant), generation.work)
+        with self._lock:
+            self.backlog.remove(key_of(generation), generation.new_prompt, generation.work)
 
     def expected_wait(self, tenant: str = "", priority: int = 0) -> float:
-        """Seconds until a request that came now would start; 0 where that is not known."""
+        """Seconds until the prompt of a request that came now would be begun; 0 where that is not
+        known."""
         with self._lock:
-            return self._expected_wait(tenant, priority)
+            return self.backlog.seconds(tenant, priority)
+
+    def planned(self, places: int, prompts: Iterable[Generation]) -> None:
+        """A step begins; prompts that are not computed yet, in their order."""
+        self.backlog.begun = Unfinished.of(prompts)
+        self.backlog.places = places
+
+    def stepped(self, prompt: int, output: int) -> None:
+        """It is over, and so many tokens of prompts and answers were served."""
+        backlog = self.backlog
+        behind = backlog.begun.tokens > prompt
+        self.drain.stepped(prompt, output, full=not backlog.places, behind=behind)
+        with self._lock:
+            waiting = backlog.waiting()
+        if not behind and not waiting:
+            self._behind_since = math.inf
+        elif self._behind_since == math.inf:
+            self._behind_since = self._clock()
+
+    def idle(self) -> None:
+        """Nothing runs or waits."""
+        self._behind_since = math.inf
+        self.drain.idle()
 
     # ---- inside ----------------------------------------------------------------------------
 
@@ -132,61 +169,45 @@ class Admission:
         if seconds is not None and seconds <= 0.0:
             raise DeadlineExceeded("the deadline had passed when the request arrived")
 
-    def _check_load(self, request: GenerationRequest) -> None:
-        waiting = self._waiting(self._count.total())
-        own = self._waiting(
-            sum(n for (_, tenant), n in self._count.items() if tenant == request.tenant)
+    def _check_load(self, request: GenerationRequest, takes: float) -> None:
+        """`takes`: seconds that it would keep others waiting."""
+        backlog, bounds = self.backlog, self._bounds
+        expected = backlog.seconds(request.tenant, request.priority)
+        before, own = (
+            backlog.waiting(request.priority, tenant) for tenant in (None, request.tenant)
         )
-        expected = self._expected_wait(request.tenant, request.priority)
-        room = self._bounds.requests - waiting
-        if room <= 0 or own >= _SHARE * room:
-            self._refuse(
-                "queue", f"{waiting} requests wait already, {own} of this tenant", expected
-            )
-        if expected > self._bounds.seconds:
-            self._refuse(
-                "wait",
-                f"a request would wait for about {expected:.1f} s, and at most "
-                f"{self._bounds.seconds:g} s are allowed",
-                expected - self._bounds.seconds,
-            )
+        room = bounds.requests - before
+        if room <= 0 or own >= _SHARE * room or backlog.waiting() >= _IN_ALL * bounds.requests:
+            why = f"{before} requests wait already, {own} of this tenant"
+            self._refuse("queue", why, expected, request.tenant, takes)
+        most = self._longest_wait()
+        late = expected - backlog.residual(request.priority) - most
+        if late > 0.0:
+            why = f"a request would wait for about {expected:.1f} s, and {most:g} s are allowed"
+            self._refuse("wait", why, late, request.tenant, takes)
         seconds = request.deadline_seconds
         if seconds is not None and expected > seconds:
-            self._refuse(
-                "deadline",
-                f"the request would wait for about {expected:.1f} s, and its deadline is in "
-                f"{seconds:g} s",
-                expected - seconds,
+            why = (
+                f"the request would wait for about {expected:.1f} s, its deadline is in {seconds:g}"
             )
+            self._refuse("deadline", why, expected - seconds, request.tenant, takes)
 
-    def _refuse(self, bound: str, why: str, seconds: float) -> NoReturn:
+    def _longest_wait(self) -> float:
+        """Seconds: of a queue that does not end a part only, or all would wait as long for ever."""
+        lasted = self._clock() - self._behind_since
+        return self._bounds.seconds * (_STANDING if lasted > self._bounds.seconds else 1.0)
+
+    def _refuse(self, bound: str, why: str, seconds: float, tenant: str, takes: float) -> NoReturn:
+        """`seconds` from now there should be room, but for one only: each that is refused is told
+        to come when those of its tenant before it have been let in, and from the beginning where
+        they are so many that nobody can tell."""
         self.refused[bound] += 1
-        raise Overloaded(f"{why}; try again later", retry_after=retry_after(seconds))
-
-    def _waiting(self, count: int) -> int:
-        """Of `count` that have not started, those that will not do so in the next step."""
-        return max(0, count - self.places)
-
-    def _expected_wait(self, tenant: str, priority: int) -> float:
-        """Of what waits before a newcomer; its own work is no wait, however much it is."""
-        rate = self.drain.rate
-        if not rate or not self._waiting(self._count.total() + 1):
-            return 0.0
-        before = sum(w for (p, _), w in self._work.items() if p < priority)
-        own = self._work.get((priority, tenant), 0.0)
-        for (p, other), work in self._work.items():
-            if p == priority and other != tenant:
-                # Tenants are served in turn: until its turn has come, each of the others gets as
-                # much as this one has waiting, and one request more.
-                before += min(work, own + work / self._count[p, other])
-        return (before + own) / rate
-
-    def _forget(self, key: tuple[int, str], work: float) -> None:
-        with self._lock:
-            self._count[key] -= 1
-            self._work[key] -= work
-            if not self._count[key]:
-                del self._count[key], self._work[key]
+        now = self._clock()
+        self._promised = {name: at for name, at in self._promised.items() if at > now}
+        soonest = now + retry_after(seconds)
+        at = max(soonest, self._promised.get(tenant, -math.inf) + takes)
+        self._promised[tenant] = at if at <= soonest + _SPREAD_SECONDS else soonest
+        raise Overloaded(f"{why}; try again later", retry_after=self._promised[tenant] - now)
 
     def _make(self, number: int, request: GenerationRequest) -> Generation:
         vocab = self._loaded.config.vocab_size

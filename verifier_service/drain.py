@@ -1,4 +1,4 @@
-"""How fast the engine works off what waits, and how long that leaves a newcomer to wait."""
+"""How fast the engine works off what waits: for a place, and for its prompt to be computed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,30 @@ _STALL_SECONDS, _STALL_STEPS = 1.0, 4.0
 _FIRST_OUTPUT = 128.0
 
 
+class _Meter:
+    """Tokens per second, by an exponential average over the time with enough to do."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+
+    def passed(self, tokens: float, seconds: float, *, busy: bool) -> None:
+        """So many seconds have passed; what was done in them counts where there was more to do."""
+        kept = math.exp(-seconds / (_FADES_SECONDS if busy else _FORGOTTEN_SECONDS))
+        self._tokens = kept * self._tokens + tokens * busy
+        self._seconds = kept * self._seconds + seconds * busy
+
+    def rate(self, idle: float) -> float:
+        """After so many idle seconds; 0 where too little was measured, or too long ago."""
+        left = self._seconds * math.exp(-idle / _FORGOTTEN_SECONDS)
+        return self._tokens / self._seconds if left >= _LEAST_SECONDS else 0.0
+
+
 class Drain:
-    """Weighted tokens per second, and tokens to compute per request, by exponential averages.
+    """Two rates, and what requests come to on average.
+
+    An engine that could take more does not show how fast it is, and one that lets nobody wait would
+    never be measured again. So what counts is whether it lacks places, or time for prompts, not
+    whether anybody waits at the door.
 
     Written by the engine's thread, read by anyone.
 
@@ -35,36 +57,33 @@ class Drain:
         self._clock = clock
         self._since = clock()
         self._idle = True
-        self._tokens = self._seconds = self._step_seconds = 0.0
+        self._service, self._prompts = _Meter(), _Meter()
+        self._step_seconds = 0.0
         self._prompt = self._new = 0.0
 
     @property
     def rate(self) -> float:
-        """Weighted tokens per second; 0 where places were never, or long ago, taken long enough
-        to tell."""
-        tokens, seconds = self._tokens, self._seconds
-        left = seconds
-        if self._idle:
-            left *= math.exp((self._since - self._clock()) / _FORGOTTEN_SECONDS)
-        return tokens / seconds if left >= _LEAST_SECONDS else 0.0
+        """Weighted tokens per second while no place is free; 0: not known."""
+        return self._service.rate(self._idle_seconds)
 
-    def stepped(self, prompt: int, output: int, full: bool) -> None:
-        """Since the last call so many tokens were served.
+    @property
+    def prompt_rate(self) -> float:
+        """Tokens of prompts per second while more of them have places than a step takes; 0: not
+        known."""
+        return self._prompts.rate(self._idle_seconds)
 
-        Counts while no place is free, whether or not anybody waits: an engine that could take more
-        does not show how fast it is, and one that lets nobody wait would never be measured again.
-        """
+    def stepped(self, prompt: int, output: int, *, full: bool, behind: bool) -> None:
+        """Since the last call so many tokens were served; `full`: no place was free, `behind`: the
+        step left tokens of prompts over."""
         now = self._clock()
         seconds, self._since = now - self._since, now
-        if not full or self._idle:
-            self._idle = False
-            self._fade(seconds / _FORGOTTEN_SECONDS)
-            return
-        seconds = min(seconds, max(_STALL_SECONDS, _STALL_STEPS * self._step_seconds))
-        self._step_seconds = faded(self._step_seconds, seconds)
-        self._fade(seconds / _FADES_SECONDS)
-        self._tokens += service(prompt, output)
-        self._seconds += seconds
+        if self._idle:
+            self._idle = full = behind = False
+        if full or behind:
+            seconds = min(seconds, max(_STALL_SECONDS, _STALL_STEPS * self._step_seconds))
+            self._step_seconds = faded(self._step_seconds, seconds)
+        self._service.passed(service(prompt, output), seconds, busy=full)
+        self._prompts.passed(prompt, seconds, busy=behind)
 
     def idle(self) -> None:
         """Nothing is running: the time until the next step is over says nothing."""
@@ -81,17 +100,19 @@ class Drain:
         """A request ended with so many tokens."""
         self.output = faded(self.output, float(output))
 
+    def new(self, prompt: int) -> float:
+        """Tokens to expect of a prompt that are not in the cache.
+
+        Which they are only the engine's thread could say. So it is the part that recent prompts
+        lacked there, and a guess for any single one.
+        """
+        return prompt * self._new / self._prompt if self._prompt else float(prompt)
+
     def work(self, prompt: int, max_tokens: int) -> float:
         """Weighted tokens to expect of a request: most end before their `max_tokens`, and find a
-        part of their prompt in the cache.
+        part of their prompt in the cache."""
+        return service(self.new(prompt), min(float(max_tokens), self.output or _FIRST_OUTPUT))
 
-        What the cache has of this prompt only the engine's thread could say. So it is the part
-        that recent prompts found there, and a guess for any single one.
-        """
-        new = self._new / self._prompt if self._prompt else 1.0
-        return service(new * prompt, min(float(max_tokens), self.output or _FIRST_OUTPUT))
-
-    def _fade(self, share: float) -> None:
-        kept = math.exp(-share)
-        self._tokens *= kept
-        self._seconds *= kept
+    @property
+    def _idle_seconds(self) -> float:
+        return self._clock() - self._since if self._idle else 0.0

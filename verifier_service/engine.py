@@ -99,7 +99,7 @@ class VerifierEngine(EngineLoop):
 
     @property
     def expected_wait_seconds(self) -> float:
-        """That a request which came now would wait for its place."""
+        """That a request which came now would wait until its prompt is begun."""
         return self.admission.expected_wait()
 
     def submit(self, request: GenerationRequest) -> Callable[[], None]:
@@ -156,7 +156,7 @@ class VerifierEngine(EngineLoop):
         more = self.kv.serve()
         self._end_late(started)
         turn = self.scheduler.next_turn()
-        self.admission.places = self.scheduler.places
+        self.admission.planned(self.scheduler.places, self.scheduler.unfinished)
         self.patience = self.speculation.patience(turn)
         if self.patience or not (turn.decoding or turn.prompts):
             self._rest(started)
@@ -184,7 +184,7 @@ class VerifierEngine(EngineLoop):
         """There is nothing to compute, until a draft is late or a deadline over."""
         self.speculation.flush()
         if not self.num_running + self.num_waiting:
-            self.admission.drain.idle()
+            self.admission.idle()
             self._next_deadline = math.inf
         if self._next_deadline < math.inf:
             left = max(0.001, self._next_deadline - now)
@@ -196,7 +196,7 @@ class VerifierEngine(EngineLoop):
         self.counters.stepped(plan.work, ended - started)
         self.scheduler.stepped(plan)
         self._budget.observe(plan, ended - started)
-        self.admission.drain.stepped(plan.prompt_rows, tokens, full=not self.admission.places)
+        self.admission.stepped(plan.prompt_rows, tokens)
 
     def _queue(self, generation: Generation) -> None:
         self.scheduler.add(generation)

@@ -152,7 +152,8 @@ class Generation:
 
     Attributes:
         deadline: when it must have ended.
-        work: weighted tokens that were expected of it when it was taken.
+        new_prompt, work: tokens of its prompt to compute, and weighted tokens in all, that were
+            expected of it when it was taken.
         started: whether it ever had a place; one without a table then was preempted.
         cached: tokens of the prompt whose keys and values were there when it first started, or
             were computed for others before it came to them.
@@ -191,7 +192,7 @@ class Generation:
         self.deadline = arrived + (
             math.inf if request.deadline_seconds is None else request.deadline_seconds
         )
-        self.work = 0.0
+        self.new_prompt = self.work = 0.0
         self.started = False
         self.cached = 0
         self.sequence = Sequence(request.prompt, len(request.prompt), request.params, salt)

@@ -58,6 +58,13 @@ class Scheduler:
         """Requests that could start at once."""
         return 0 if len(self.waiting) else self._max_running - len(self._running)
 
+    @property
+    def unfinished(self) -> list[Generation]:
+        """Those that have had a place and lack tokens of their prompt, or of what they must compute
+        again, in the order of their turns."""
+        begun = [g for g in self if g.started and g.sequence.todo > 1]
+        return sorted(begun, key=self._prompt_order)
+
     def add(self, generation: Generation) -> None:
         """Queues a new one."""
         self.accounts.join(generation.request.tenant)

@@ -33,7 +33,10 @@ class Settings(ModelServiceSettings):
     )
     max_queue: int = Field(1024, ge=1, description="most requests that wait for a place")
     max_wait: float = Field(
-        10.0, gt=0, description="seconds that a request may be expected to wait for a place"
+        10.0,
+        gt=0,
+        description="seconds that a request may be expected to wait until its prompt is begun; in"
+        " lasting overload two fifths of that",
     )
     send_timeout: float = Field(
         300.0,

@@ -121,6 +121,7 @@ class Rig:
         ngram: str = "off",
         clock: Callable[[], float] = time.perf_counter,
         kv: KvHolder | None = None,
+        probe: dict[int, float] | None = None,
     ) -> None:
         assert runner.pool.num_used == 0, "an earlier test left blocks behind"
         self.runner = runner
@@ -128,8 +129,9 @@ class Rig:
         speculation = Speculation(
             lambda connection, batch: self.commands.extend((connection, c) for c in batch),
             SpeculationSettings(window=window, length=length, ngram=ngram),
-            {1: 0.001, 32: 0.002},
+            probe or {1: 0.001, 32: 0.002},
             Placement(placement, HERE, lambda cores: None),
+            clock=clock,
         )
         self.engine = VerifierEngine(
             runner,
@@ -209,7 +211,7 @@ class Rig:
             raise AssertionError(f"still busy after {most} steps")
         assert self.engine.num_running == self.engine.num_waiting == 0
         assert self.runner.pool.num_used == 0
-        assert not self.engine.admission._count, "requests that it takes for waiting"
+        assert not self.engine.admission.backlog, "requests that it takes for waiting"
 
     def propose(self, *proposals: Proposal, drafter: int = 1) -> None:
         self.engine.deliver(drafter, list(proposals), [])

@@ -29,8 +29,8 @@ def _admission(**bounds) -> Admission:
         config=config, context_length=256, fingerprint="model", eos_token_ids=frozenset()
     )
     admission = Admission(cast("LoadedModel", model), 256, Bounds(**bounds), 0, lambda: 0.0)
-    drain = SimpleNamespace(rate=RATE, work=service)
-    admission.drain = cast("Drain", drain)
+    drain = SimpleNamespace(rate=RATE, prompt_rate=RATE, work=service, new=float)
+    admission.drain = admission.backlog._drain = cast("Drain", drain)
     return admission
 
 
@@ -67,6 +67,36 @@ def _with_two() -> Admission:
     for _ in range(2):
         _ask(admission)
     return admission
+
+
+def test_those_who_are_refused_are_told_to_come_one_by_one() -> None:
+    """Each when the one before it has been let in, over ten seconds, and then from the beginning;
+    those of another tenant do not come behind them."""
+    admission = _admission(seconds=1.5 * SECONDS)
+    for tenant in "aab":
+        _ask(admission, tenant=tenant)
+    hints = []
+    for tenant in "aabaa":
+        with pytest.raises(Overloaded) as refusal:
+            _ask(admission, tenant=tenant)
+        hints.append(refusal.value.retry_after)
+    room = admission.expected_wait("a") - 1.5 * SECONDS
+    assert room == admission.expected_wait("b") - 1.5 * SECONDS
+    assert hints == pytest.approx([room, room + SECONDS, room, room + 2 * SECONDS, room])
+
+
+def test_a_full_queue_has_room_for_who_matters_more() -> None:
+    """However many wait with higher numbers; but whatever numbers clients make up, no more than
+    twice as many wait as are allowed."""
+    admission = _admission(requests=4, seconds=1e6)
+    for tenant in "abcd":
+        _ask(admission, tenant=tenant, priority=5)
+    with pytest.raises(Overloaded):
+        _ask(admission, tenant="e", priority=5)
+    for number in range(4):
+        _ask(admission, tenant="e", priority=-number)
+    with pytest.raises(Overloaded):
+        _ask(admission, tenant="f", priority=-9)
 
 
 def test_the_hint_is_bounded() -> None:

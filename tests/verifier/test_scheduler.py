@@ -192,7 +192,7 @@ def test_places_are_not_free_while_somebody_waits_for_room(runner) -> None:
     rig.submit(_text(3, 200), max_tokens=50, ignore_eos=True)
     rig.step()
     assert (rig.engine.num_running, rig.engine.num_waiting) == (2, 1)
-    assert rig.engine.admission.places == 0
+    assert rig.engine.admission.backlog.places == 0
     for kind in range(3):
         rig.submit(_text(kind, 200), max_tokens=50, ignore_eos=True, tenant=str(kind))
     with pytest.raises(Overloaded):
