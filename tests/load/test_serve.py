@@ -185,6 +185,7 @@ async def test_overload_counts_refusals_apart(staged, served, monkeypatch):
     """Whoever is refused is refused fast, the others are right; calm stretches refuse nobody."""
     monkeypatch.setattr(overload, "_OVERLOAD_SECONDS", 1.5)
     monkeypatch.setattr(overload, "_BACK_SECONDS", 0.5)
+    monkeypatch.setattr(overload, "_ALONE_SECONDS", 0.2)
     monkeypatch.setattr(overload, "_TIMES_CAPACITY", 8.0)
     fake = served.fake
 

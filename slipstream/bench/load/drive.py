@@ -9,10 +9,12 @@ from collections.abc import Iterable, Sequence
 from slipstream.bench.load.asks import Extras
 from slipstream.bench.load.book import Entry
 from slipstream.bench.load.doors import Door, clock, sleep_until
-from slipstream.bench.load.outcomes import Outcome, outcome
+from slipstream.bench.load.outcomes import Outcome, Verdict, outcome
 
 _PLAIN = Extras()
 _LEAD_SECONDS = 0.05
+# Before a refused user asks again, where it was not told when to.
+_RETRY_SECONDS = 1.0
 
 
 async def open_loop(
@@ -38,8 +40,8 @@ async def open_loop(
 async def closed_loop(
     door: Door, entries: Sequence[Entry], users: int, seconds: float, salt: str = ""
 ) -> list[Outcome]:
-    """So many users that ask again as soon as they are answered, until the time is over; what is
-    running then is waited for. Salts as in `open_loop`."""
+    """So many users that ask again as soon as they are answered, or when a refusal told them to,
+    until the time is over; what is running then is waited for. Salts as in `open_loop`."""
     start = clock()
     asked = itertools.count()
 
@@ -49,6 +51,9 @@ async def closed_loop(
             turn, place = divmod(next(asked), len(entries))
             extras = Extras(cache_salt=f"{salt}-{turn}")
             taken.append(await _one(door, entries[place], clock(), start, extras))
+            if taken[-1].verdict is Verdict.REFUSED:
+                again = clock() + (taken[-1].retry_after or _RETRY_SECONDS)
+                await sleep_until(min(again, start + seconds))
         return taken
 
     taken = await asyncio.gather(*(user() for _ in range(users)))

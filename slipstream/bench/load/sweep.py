@@ -11,7 +11,7 @@ from slipstream.bench.configurations import Progress
 from slipstream.bench.load.arrivals import poisson, until
 from slipstream.bench.load.book import Entry
 from slipstream.bench.load.drive import closed_loop, open_loop
-from slipstream.bench.load.outcomes import Outcome
+from slipstream.bench.load.outcomes import Outcome, Verdict
 from slipstream.bench.load.serve import (
     ServeSettings,
     answers_of,
@@ -107,9 +107,10 @@ async def _capacities(
             )
             # All that was asked, over the time in which it was: the last ones end when they end.
             lasted = max(each.due + each.e2e for each in outcomes)
-            progress(f"{name}: {len(outcomes) / lasted:.2f} requests/s with {users} users")
+            answered = sum(each.verdict is not Verdict.REFUSED for each in outcomes)
+            progress(f"{name}: {answered / lasted:.2f} requests/s with {users} users")
             seen += outcomes
-        best = max(best, len(outcomes) / lasted)
+        best = max(best, answered / lasted)
     return seen, best
 
 
