@@ -46,8 +46,7 @@ class ShardContext:
         number, sequence = message.sequence_id, draft.sequence
         if not 0 < message.end < len(sequence):
             raise InvalidRequest(f"{message.end} positions cannot be fetched of {len(sequence)}")
-        if not self._room.reserve(draft, message.end):
-            raise InternalError("the KV pool of this shard is full, and shard 0's is not")
+        self._reserve(draft, message.end)
         self.stop(number)
         shard = self._runner.loaded.shard.index
 
@@ -66,12 +65,24 @@ class ShardContext:
         )
         fetch.start()
 
-    def take(self, message: shard_pb2.TakeContext) -> None:
-        """Raises InvalidRequest where nothing is fetched."""
-        fetch = self._fetches.get(message.sequence_id)
+    def take(self, message: shard_pb2.TakeContext, draft: Draft) -> None:
+        """Puts in place what came for committed positions, which no pass may have been at yet.
+
+        Raises:
+            InvalidRequest: nothing is fetched, or the sequence has no such positions.
+            InternalError: there is no room.
+        """
+        fetch, length = self._fetches.get(message.sequence_id), len(draft.sequence)
         if fetch is None:
             raise InvalidRequest(f"no context comes for sequence {message.sequence_id}")
+        if message.end > length:
+            raise InvalidRequest(f"{message.end} positions cannot be taken of {length}")
+        self._reserve(draft, message.end)
         fetch.take(message.computed, message.end)
+
+    def _reserve(self, draft: Draft, end: int) -> None:
+        if not self._room.reserve(draft, end):
+            raise InternalError("the KV pool of this shard is full, and shard 0's is not")
 
     def stop(self, number: int) -> None:
         """Also where nothing is fetched."""

@@ -147,7 +147,7 @@ class ShardEngine(EngineLoop):
             draft, take = self._draft(request.take.sequence_id), request.take
             if take.token_ids:
                 follow(draft.sequence, take.computed, take.token_ids, final=False)
-            context.take(take)
+            context.take(take, draft)
         else:
             context.stop(request.stop.sequence_id)
 

@@ -223,6 +223,7 @@ class KvPool:
         its weight of zero with whatever is there: a previous owner's infinity would make a NaN.
         Cleared only now, because most sequences never use all the room that they reserve.
         """
+        assert end <= table.capacity, "what lies beyond a table is somebody else's"
         assert not any(
             block in self._names
             for block in table.blocks[start // BLOCK_TOKENS : self.blocks_for(end)]
