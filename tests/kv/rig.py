@@ -10,7 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
+from drafter_service.adaptive import Adaptive, AdaptiveStage
+from drafter_service.confidence import Stopping, make_early_stop
+from drafter_service.draft import Part
 from drafter_service.engine import DrafterEngine
+from drafter_service.guesses import Assistance, make_assist
 from drafter_service.kv_context import KvContext, KvMode
 from drafter_service.servicer import DrafterServicer
 from drafter_service.shard_context import ShardContext
@@ -18,7 +22,10 @@ from drafter_service.shard_engine import ShardEngine
 from drafter_service.shard_link import Door, ShardLink
 from drafter_service.shard_servicer import ShardServicer
 from drafter_service.shards import ShardedStage
+from slipstream.core.layer_plan import Skips
 from slipstream.engine.runner import ModelRunner
+from slipstream.engine.step_cost import StepCost
+from slipstream.wire.host import host_id
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import (
     drafter_pb2,
@@ -29,17 +36,23 @@ from slipstream.wire.proto import (
 )
 from slipstream.wire.transport import Server
 from tests.integration.processes import until
-from tests.verifier.rig import HERE
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
 from verifier_service.kv_holder import KvHolder
 from verifier_service.kv_servicer import KvServicer
+from verifier_service.layouts import Drafter as DrafterPlace
 from verifier_service.placement import Placement
 from verifier_service.plan import Limits
 from verifier_service.rounds import Rounds
 from verifier_service.servicer import Identity, VerifierServicer
 from verifier_service.speculation import Speculation, SpeculationSettings
 from verifier_service.telemetry import Telemetry
+
+# Where both are, as both say.
+CORES = (0, 1)
+# What an adaptive drafter begins with.
+SKIPS = Skips(mlp=frozenset({1}))
+FIXED = SpeculationSettings(window=8, length=8)
 
 
 @dataclass(slots=True)
@@ -76,11 +89,28 @@ class Verifier:
 
 @asynccontextmanager
 async def drafter(
-    runner: ModelRunner, mode: KvMode = "prompt", **options: object
+    runner: ModelRunner,
+    mode: KvMode = "prompt",
+    *,
+    ngram: Assistance = "off",
+    early_stop: Stopping = "off",
+    adaptive: bool = False,
+    **options: object,
 ) -> AsyncIterator[Drafter]:
     context = KvContext(runner, mode, **options)  # type: ignore[arg-type]
-    servicer = DrafterServicer(context)
-    engine = DrafterEngine(runner, servicer.send, parts=[context])
+    servicer = DrafterServicer(context, CORES)
+    parts: list[Part] = [context]
+    if adaptive:
+        cost = StepCost(0.001, 0.001, 0.001, runner.loaded.skips.num_layers)
+        parts.append(Adaptive(runner, cost, start=SKIPS, taken=context.taken))
+    engine = DrafterEngine(
+        runner,
+        servicer.send,
+        stage=AdaptiveStage(runner) if adaptive else None,
+        parts=parts,
+        assist=make_assist(ngram),
+        early_stop=make_early_stop(early_stop),
+    )
     context.attach(engine.call, lambda: engine.counters.prefill_position_seconds)
     servicer.attach(engine)
     server = Server("127.0.0.1:0", ["slipstream.v1.DrafterService"])
@@ -92,12 +122,19 @@ async def drafter(
     finally:
         await server.stop(0)
         await asyncio.to_thread(engine.stop)
+        if adaptive:
+            runner.loaded.skips.use(Skips())
         assert runner.pool.num_used == 0
 
 
 @asynccontextmanager
 async def row(
-    runners: Sequence[ModelRunner], mode: KvMode = "prompt", **options: object
+    runners: Sequence[ModelRunner],
+    mode: KvMode = "prompt",
+    *,
+    ngram: Assistance = "off",
+    early_stop: Stopping = "off",
+    **options: object,
 ) -> AsyncIterator[Drafter]:
     """A drafter in two shards, each with a server and an engine's thread of its own."""
     first, second = runners
@@ -110,7 +147,14 @@ async def row(
     stage = ShardedStage(first)
     context = KvContext(first, mode, others=stage, **options)  # type: ignore[arg-type]
     servicer = DrafterServicer(context)
-    engine = DrafterEngine(first, servicer.send, stage=stage, parts=[context, stage])
+    engine = DrafterEngine(
+        first,
+        servicer.send,
+        stage=stage,
+        parts=[context, stage],
+        assist=make_assist(ngram),
+        early_stop=make_early_stop(early_stop),
+    )
     stage.heard = context.heard
     context.attach(engine.call, lambda: engine.counters.prefill_position_seconds)
     servicer.attach(engine)
@@ -141,6 +185,8 @@ async def verifier(
     kv_address: str | None = None,
     holder: KvHolder | None = None,
     pause: float = 0.008,
+    drafting: SpeculationSettings = FIXED,
+    placement: str = "separate",
 ) -> AsyncIterator[Verifier]:
     """Its drafter is connected when it is handed out.
 
@@ -172,9 +218,9 @@ async def verifier(
     )
     speculation = Speculation(
         link.send,
-        SpeculationSettings(window=8, length=8),
+        drafting,
         {1: 0.001, 32: 0.002},
-        Placement("separate", HERE, lambda cores: None),
+        Placement(placement, DrafterPlace(host_id(), frozenset(CORES)), lambda cores: None),
     )
     engine = VerifierEngine(runner, speculation, limits=Limits(strict=True), kv=holder)
     identity = Identity("tiny", "native", "strict", True)
