@@ -20,6 +20,8 @@ from slipstream.engine.sequence import Sequence
 
 # Bytes that are copied between two steps: a few milliseconds at the speed of memory.
 _STEP_BYTES = 16 * 2**20
+# Pulls of one lease at a time: a puller needs one, and each holds chunks that may never be read.
+_MOST_PULLS = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -211,7 +213,7 @@ class KvHolder:
             key: names the pull.
 
         Raises:
-            KvExpired, InvalidRequest.
+            KvExpired, InvalidRequest. Overloaded: the lease is pulled several times already.
         """
         lease = self._get(lease_id)
         if not layers or not set(layers) <= self._places.keys():
@@ -224,6 +226,8 @@ class KvHolder:
             raise InvalidRequest(
                 f"positions {start} to {end} are not within the lease's {lease.prefix.length}"
             )
+        if lease.pulls >= _MOST_PULLS:
+            raise Overloaded(f"{lease.pulls} pulls of this KV lease are under way already")
         lease.pulls += 1
         places = torch.tensor([self._places[layer] for layer in layers])
         places = places.to(self._pool.keys[0].device)

@@ -255,6 +255,34 @@ def test_bounds(runner) -> None:
     rig.engine.close()
 
 
+def test_pulls_of_a_lease_are_bounded(runner) -> None:
+    """Each keeps chunks for its puller, so there are four at a time, and room again when one ends;
+    one that was refused takes no place and leaves the lease to expire."""
+    rig = HolderRig(runner, chunk=64)
+    outcome = rig.submit(PROMPT, max_tokens=99, ignore_eos=True)
+    rig.steps(2)
+    lease = rig.lease()
+
+    def begin(key: str) -> None:
+        rig.kv.begin_pull(key, lease.id, (0,), 0, 1)
+
+    for key in "abcd":
+        begin(key)
+    with pytest.raises(Overloaded, match="4 pulls"):
+        begin("e")
+    rig.kv.end_pull("e")
+    rig.kv.end_pull("b")
+    begin("f")
+    for key in "acdf":
+        rig.kv.end_pull(key)
+    rig.clock.now += 11
+    rig.steps(1)
+    assert lease.gone
+    outcome.cancel()
+    rig.steps(1)
+    rig.engine.close()
+
+
 def test_a_waiting_request_goes_first(runner) -> None:
     """Leases of ended sequences are given up where a request needs their room, and no more of them
     than it needs; none where even all would not be enough."""
