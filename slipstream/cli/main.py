@@ -11,7 +11,12 @@ import typer
 from slipstream.cli.chat import chat
 from slipstream.cli.fetch import fetch
 from slipstream.cli.up import up
-from slipstream.core.errors import ConfigurationError, InvalidRequest, SlipstreamError
+from slipstream.core.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    ModelMismatch,
+    SlipstreamError,
+)
 
 app = typer.Typer(
     name="slipstream",
@@ -83,7 +88,7 @@ def run() -> NoReturn:
     """
     try:
         app()
-    except (ConfigurationError, InvalidRequest) as failure:
+    except (ConfigurationError, InvalidRequest, ModelMismatch) as failure:
         _fail(failure, 2)
     except SlipstreamError as failure:
         _fail(failure, 1)

@@ -32,6 +32,7 @@ from slipstream.cli.choices import (
 from slipstream.cli.services import Plan, services, split_cores, usable_cores
 from slipstream.cli.supervisor import Policy, Supervisor
 from slipstream.core.errors import ConfigurationError
+from slipstream.core.fingerprint import fingerprint
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
@@ -168,7 +169,7 @@ def up(
     if (drafter_shards or 1) > 1:
         _check_shards(layer_plan, placement)
         placement = Placement.separate
-    _check_plan(layer_plan)
+    given = _given_plan(layer_plan)
     _check_lengths(draft_length, window, placement)
     shards = [f"--drafter-shards ({index})" for index in range(1, drafter_shards or 1)]
     wanted |= dict.fromkeys(shards, "127.0.0.1:0")
@@ -180,6 +181,8 @@ def up(
         _check_keys(api_keys)
     addresses = claim(wanted)
     folder = resolve(model, progress=progress_on(), verify=verify)
+    if given is not None and given.model_fingerprint:
+        given.check_model(fingerprint(folder))
     apart = placement is Placement.separate
     first, second = split_cores(usable_cores(), drafter is Switch.on, apart=apart)
     plan = Plan(
@@ -368,14 +371,11 @@ def _check_shards(layer_plan: str | None, placement: Placement) -> None:
         )
 
 
-def _check_plan(layer_plan: str | None) -> None:
-    """Whether it is for this model the drafter finds out, which reads the model's tensors.
-
-    Raises:
-        ConfigurationError: the file is missing or is no layer plan.
-    """
-    if layer_plan not in (None, "auto", "adaptive"):
-        LayerPlan.load(Path(layer_plan))
+def _given_plan(layer_plan: str | None) -> LayerPlan | None:
+    """Raises ConfigurationError where the file is missing or is no layer plan."""
+    if layer_plan in (None, "auto", "adaptive"):
+        return None
+    return LayerPlan.load(Path(layer_plan))
 
 
 def _value(choice: StrEnum | None) -> object | None:

@@ -58,13 +58,17 @@ class LayerPlan:
                     f"layer plan: {name} must be one of {', '.join(allowed)}, got {value!r}"
                 )
 
-    def check(self, fingerprint: str, num_layers: int) -> None:
-        """Raises ModelMismatch or ConfigurationError where the plan cannot serve this model."""
+    def check_model(self, fingerprint: str) -> None:
+        """Raises ModelMismatch where the plan was made for another model."""
         if self.model_fingerprint and self.model_fingerprint != fingerprint:
             raise ModelMismatch(
                 f"the layer plan was made for model {self.model_fingerprint[:12]}, "
                 f"this one is {fingerprint[:12]}; make a plan for it or use --layer-plan auto"
             )
+
+    def check(self, fingerprint: str, num_layers: int) -> None:
+        """Raises ModelMismatch or ConfigurationError where the plan cannot serve this model."""
+        self.check_model(fingerprint)
         beyond = [i for i in self.skip_attention | self.skip_mlp if not 0 <= i < num_layers]
         if beyond:
             raise ConfigurationError(

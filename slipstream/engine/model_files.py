@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,14 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from slipstream.core.errors import CheckpointError
+from slipstream.core.fingerprint import config_file, fingerprint, weight_files
 from slipstream.engine.modeling import AutoConfig
 
 # Rotary embeddings of these kinds depend on the longest sequence in the batch once it passes the
 # original window, so a token would depend on its neighbours. The window ends there.
 _BATCH_DEPENDENT_ROPE = {"longrope", "dynamic"}
-_SAMPLED_BYTES = 1 << 16
-# What a config says of a file's history rather than of the model.
-_VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ class WeightFiles:
         self._folder = folder
         self._stack = ExitStack()
         try:
-            files = [self._stack.enter_context(safe_open(p, "pt")) for p in _weight_files(folder)]
+            files = [self._stack.enter_context(safe_open(p, "pt")) for p in weight_files(folder)]
             self._place = {name: file for file in files for name in file.keys()}
         except (SafetensorError, OSError) as failure:
             self._stack.close()
@@ -99,16 +95,9 @@ class WeightFiles:
         return CheckpointError(f"cannot read the weights in {self._folder}: {failure}")
 
 
-def _config_file(folder: Path) -> Path:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no config.json; it is not a model folder")
-    return path
-
-
 def read_config(folder: Path) -> Any:
     """The text model's config. Raises CheckpointError."""
-    path = _config_file(folder)
+    path = config_file(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as failure:
@@ -118,59 +107,6 @@ def read_config(folder: Path) -> Any:
             f"models of type {config.model_type!r} are not supported: it is no text decoder"
         )
     return config
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder} has no .safetensors files")
-    return files
-
-
-def _digest_tensors(path: Path, digest: blake2b) -> None:
-    with path.open("rb") as file:
-        size = struct.unpack("<Q", file.read(8))[0]
-        raw = file.read(size)
-        header = json.loads(raw)
-        digest.update(raw)
-        for name in sorted(header):
-            if name != "__metadata__":
-                start, end = header[name]["data_offsets"]
-                file.seek(8 + size + start)
-                digest.update(file.read(min(end - start, _SAMPLED_BYTES)))
-
-
-def fingerprint(folder: Path) -> str:
-    """Names the model in `folder` by content: 32 hex digits.
-
-    Covers the config, the name, type and place of every tensor, and the first 64 KiB of each
-    tensor's data; a full hash of a large model would cost minutes at every start.
-
-    Raises:
-        CheckpointError: a file is missing or broken.
-    """
-    digest = blake2b(digest_size=16)
-    path = _config_file(folder)
-    try:
-        config = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as failure:
-        raise CheckpointError(f"cannot read {path}: {failure}") from failure
-    kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
-    digest.update(json.dumps(kept, sort_keys=True).encode())
-    for path in _weight_files(folder):
-        try:
-            _digest_tensors(path, digest)
-        # A header of other bytes may say anything, such as a length beyond all memory.
-        except (
-            struct.error,
-            ValueError,
-            TypeError,
-            KeyError,
-            OverflowError,
-            MemoryError,
-        ) as failure:
-            raise CheckpointError(f"{path} is truncated or not safetensors") from failure
-    return digest.hexdigest()
 
 
 def context_length(config: Any) -> int:

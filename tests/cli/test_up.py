@@ -17,6 +17,8 @@ from slipstream.cli.addresses import claim, reachable
 from slipstream.cli.choices import Placement
 from slipstream.cli.services import Plan, services, shard_cores, split_cores, usable_cores
 from slipstream.core.errors import ConfigurationError
+from slipstream.core.fingerprint import fingerprint
+from slipstream.core.layer_plan import LayerPlan
 
 
 def plan(**changes) -> Plan:
@@ -369,3 +371,17 @@ def test_metrics_take_ports_in_a_row() -> None:
         "drafter shard 1": "127.0.0.1:9402",
         "gateway": None,
     }
+
+
+def test_a_plan_for_another_model(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """`up` refuses it in a line that names both models, before it starts anything."""
+    file = tmp_path / "plan.json"
+    LayerPlan(model_fingerprint="0123456789abcdef").save(file)
+    ports = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+    ports += ["--verifier-listen", "127.0.0.1:0", "--drafter-listen", "127.0.0.1:0"]
+    model = str(tiny_model_dir)
+    ended = slipstream("up", "--model", model, *ports, "--layer-plan", str(file))
+    assert ended.returncode == 2
+    assert "made for model 0123456789ab, this one is " in ended.stderr
+    assert fingerprint(tiny_model_dir)[:12] in ended.stderr
+    assert "Starting" not in ended.stderr

@@ -110,12 +110,12 @@ def test_service_that_refuses_its_settings_ends_the_start(
 ) -> None:
     """The reason a service gives is what the user reads, with exit code 2 and nothing left."""
     layers = tmp_path / "plan.json"
-    LayerPlan(model_fingerprint="0123456789abcdef").save(layers)
+    LayerPlan(skip_mlp=frozenset({99})).save(layers)
     with up(tmp_path, tiny_model_dir, "--layer-plan", str(layers)) as running:
         assert running.process.wait(90) == 2
         said = running.err.read_text()
         assert "the drafter ended with exit code 2" in said
-        assert "made for model 0123456789ab" in said
+        assert "layers [99] do not exist" in said
         assert "Traceback" not in said
 
 

@@ -13,13 +13,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from slipstream.core.errors import CheckpointError, ConfigurationError, ModelMismatch
+from slipstream.core.fingerprint import fingerprint
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.automatic_plan import automatic_plan
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.model_files import (
     ModelFolder,
     eos_token_ids,
-    fingerprint,
     read_config,
 )
 from slipstream.engine.runner import ModelRunner

@@ -20,9 +20,9 @@ from slipstream.core.errors import (
     SlipstreamError,
     Unavailable,
 )
+from slipstream.core.fingerprint import fingerprint
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.core.params import SamplingParams
-from slipstream.engine.model_files import fingerprint
 from slipstream.wire.process import read_settings
 from slipstream.wire.proto import shard_pb2, shard_pb2_grpc
 from slipstream.wire.transport import channel, is_serving

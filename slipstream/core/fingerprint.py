@@ -1,0 +1,76 @@
+"""A model's identity: what its folder holds, as 32 hex digits."""
+
+from __future__ import annotations
+
+import json
+import struct
+from hashlib import blake2b
+from pathlib import Path
+
+from slipstream.core.errors import CheckpointError
+
+_SAMPLED_BYTES = 1 << 16
+# What a config says of a file's history rather than of the model.
+_VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+
+
+def config_file(folder: Path) -> Path:
+    """Raises CheckpointError where there is none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no config.json; it is not a model folder")
+    return path
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """At least one, sorted by name. Raises CheckpointError."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder} has no .safetensors files")
+    return files
+
+
+def fingerprint(folder: Path) -> str:
+    """Names the model in `folder` by content: 32 hex digits.
+
+    Covers the config, the name, type and place of every tensor, and the first 64 KiB of each
+    tensor's data; a full hash of a large model would cost minutes at every start.
+
+    Raises:
+        CheckpointError: a file is missing or broken.
+    """
+    digest = blake2b(digest_size=16)
+    path = config_file(folder)
+    try:
+        config = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as failure:
+        raise CheckpointError(f"cannot read {path}: {failure}") from failure
+    kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
+    digest.update(json.dumps(kept, sort_keys=True).encode())
+    for path in weight_files(folder):
+        try:
+            _digest_tensors(path, digest)
+        # A header of other bytes may say anything, such as a length beyond all memory.
+        except (
+            struct.error,
+            ValueError,
+            TypeError,
+            KeyError,
+            OverflowError,
+            MemoryError,
+        ) as failure:
+            raise CheckpointError(f"{path} is truncated or not safetensors") from failure
+    return digest.hexdigest()
+
+
+def _digest_tensors(path: Path, digest: blake2b) -> None:
+    with path.open("rb") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        raw = file.read(size)
+        header = json.loads(raw)
+        digest.update(raw)
+        for name in sorted(header):
+            if name != "__metadata__":
+                start, end = header[name]["data_offsets"]
+                file.seek(8 + size + start)
+                digest.update(file.read(min(end - start, _SAMPLED_BYTES)))
