@@ -44,16 +44,19 @@ class Place:
     Attributes:
         cpus: the cores that may be used, in order.
         exactness: asked of verifiers.
+        dtype, device: as the services take them.
     """
 
     model: Path
     logs: Path
     cpus: tuple[int, ...]
     exactness: str = "auto"
+    dtype: str = "bfloat16"
+    device: str = "cpu"
 
     @property
     def common(self) -> list[str]:
-        return ["--model", str(self.model), "--dtype", "bfloat16", "--device", "cpu"]
+        return ["--model", str(self.model), "--dtype", self.dtype, "--device", self.device]
 
     def drafter_cpus(self, setup: Setup) -> tuple[int, ...]:
         return self.cpus if setup.all_cores else self.cpus[1:2] or self.cpus[:1]

@@ -39,6 +39,12 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 ThreadsOption = Annotated[
     int, typer.Option(min=0, help="Threads that a model computes on; 0: its share.")
 ]
+SlowdownOption = Annotated[
+    float,
+    typer.Option(
+        min=1, help="The drafter's device takes so many times as long for a step as this one."
+    ),
+]
 RepeatsOption = Annotated[int, typer.Option(min=0, help="Runs in the real pipeline of each plan.")]
 
 
@@ -107,6 +113,7 @@ def tune(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the search there.")] = False,
     kv_context: ContextOption = "prompt",
     placement: PlacementOption = "separate",
+    drafter_slowdown: SlowdownOption = 1.0,
     max_tokens: TokensOption = 64,
     finalists: Annotated[
         int, typer.Option(min=0, help="Plans that run in the real pipeline; 0: none.")
@@ -144,6 +151,7 @@ def tune(
         dtype=dtype,
         device=device,
         threads=threads,
+        drafter_slowdown=drafter_slowdown,
     )
     settings = _resolved(settings, model)
     with _bar(Console(stderr=True)) as bar:
@@ -165,6 +173,7 @@ def compare(
     limit: LimitOption = None,
     kv_context: ContextOption = "prompt",
     placement: PlacementOption = "separate",
+    drafter_slowdown: SlowdownOption = 1.0,
     max_tokens: TokensOption = 64,
     repeats: RepeatsOption = 3,
     dtype: DtypeOption = "auto",
@@ -178,7 +187,7 @@ def compare(
     """
     check_installed()
     from slipstream.bench.questions import DEFAULT_QUESTIONS
-    from slipstream.engine.model_files import fingerprint
+    from slipstream.core.fingerprint import fingerprint
     from slipstream.models.plans import shipped_plan
     from slipstream.tune import report as reports
     from slipstream.tune.run import compare as run_compare
@@ -196,6 +205,7 @@ def compare(
         dtype=dtype,
         device=device,
         threads=threads,
+        drafter_slowdown=drafter_slowdown,
     )
     settings = _resolved(settings, model)
     shipped = None if plans else shipped_plan(fingerprint(settings.model))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 
 from slipstream.bench.records import Prompt, Speculation
@@ -47,12 +46,11 @@ class _Runs:
 async def confirm(
     plans: Mapping[str, LayerPlan],
     prompts: Sequence[Prompt],
+    place: Place,
     *,
-    model: Path,
-    work: Path,
-    cpus: Sequence[int],
     placement: Placement,
     kv_context: KvContext,
+    slowdown: float,
     max_tokens: int,
     repeats: int,
     say: Callable[[str], None],
@@ -60,8 +58,9 @@ async def confirm(
     """Greedy generations under each plan, one pair of services after the other, and without any.
 
     Args:
-        work: folder for plan files and logs; it exists.
+        place: its folder for logs exists, and takes plan files, too.
         placement: shared gives both services all cores, separate one of their own to each.
+        slowdown: of the drafter's passes.
         repeats: the order of the plans is turned with each.
 
     Raises:
@@ -70,22 +69,24 @@ async def confirm(
     runs = {name: _Runs() for name in [PLAIN, *plans]}
     names = list(plans)
     for repeat in range(repeats):
-        for place, name in enumerate(_turned(names, repeat)):
-            file = work / "candidate.json"
+        for turn, name in enumerate(_turned(names, repeat)):
+            file = place.logs / "candidate.json"
             plans[name].save(file)
             setup = Setup(
                 "tune",
                 "own",
                 all_cores=placement == "shared",
                 placement=placement,
-                drafter_options=("--layer-plan", str(file), "--kv-context", kv_context),
-            )
+                drafter_options=(
+                    "--layer-plan", str(file), "--kv-context", kv_context,
+                    "--slowdown", str(slowdown),
+                ),
+            )  # fmt: skip
             async with AsyncExitStack() as stack:
-                where = Place(model, work, tuple(cpus))
-                verifier = (await start_setup(stack, setup, where, drafter=True)).verifier
+                verifier = (await start_setup(stack, setup, place, drafter=True)).verifier
                 await verifier.generate(prompts[0].token_ids, _WARM_UP_TOKENS, speculative=True)
                 await _take(verifier, runs[name], prompts, max_tokens, speculative=True)
-                if place == 0:
+                if turn == 0:
                     await _take(verifier, runs[PLAIN], prompts, max_tokens, speculative=False)
             say(f"{name}: {runs[name].rates[-1]:.1f} tokens/s")
     return {name: _confirmed(found, runs[PLAIN].tokens) for name, found in runs.items()}

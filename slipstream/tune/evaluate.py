@@ -53,6 +53,7 @@ class Evaluator:
     Args:
         costs: fitted costs of draft steps by "precision/head precision", as dicts; those that are
             missing are measured and put in. A search keeps them, so that it can be repeated.
+        slowdown: how many times as long a draft step takes where the drafter will run.
     """
 
     def __init__(
@@ -65,12 +66,14 @@ class Evaluator:
         *,
         kv_context: KvContext,
         placement: Placement,
+        slowdown: float = 1.0,
     ) -> None:
         self.verify = verify
         self.costs = costs
         self._full, self._answers, self._copies = full, answers, copies
         self._kv_context = kv_context
         self._placement = placement
+        self._slowdown = slowdown
 
     def draft_cost(self, plan: LayerPlan) -> StepCost:
         name = f"{plan.precision}/{plan.head_precision}"
@@ -85,7 +88,7 @@ class Evaluator:
         Raises:
             ConfigurationError: there is no prompt.
         """
-        seconds = self.draft_cost(plan)(plan.skips)
+        seconds = self._slowdown * self.draft_cost(plan)(plan.skips)
         copy = self._copies.get(plan.precision, plan.head_precision)
         drafting = Drafting(copy, self._full, self._kv_context)
         tally = RunTally()

@@ -25,6 +25,7 @@ def document(settings: TuneSettings, wanted: SearchSettings, tuned: Tuned) -> di
         "model_fingerprint": tuned.plan.model_fingerprint,
         "kv_context": settings.kv_context,
         "placement": settings.placement,
+        "drafter_slowdown": settings.drafter_slowdown,
         "prompts": settings.prompts.name,
         "max_tokens": settings.max_tokens,
         "seed": wanted.seed,
@@ -70,6 +71,7 @@ def write_comparison(
         "model": settings.model_name,
         "kv_context": settings.kv_context,
         "placement": settings.placement,
+        "drafter_slowdown": settings.drafter_slowdown,
         "prompts": settings.prompts.name,
         "max_tokens": settings.max_tokens,
         "machine": describe_machine(len(cores())),
@@ -96,7 +98,8 @@ def markdown(settings: TuneSettings, wanted: SearchSettings, tuned: Tuned) -> st
         "",
         (
             f"Model {tuned.plan.model_fingerprint}, KV context `{settings.kv_context}`, placement "
-            f"`{settings.placement}`, seed {wanted.seed}. {len(tuned.tried)} plans tried, "
+            f"`{settings.placement}`, drafter's device {settings.drafter_slowdown:g} times as slow "
+            f"as this one, seed {wanted.seed}. {len(tuned.tried)} plans tried, "
             f"{complete} of them on all prompts of {settings.prompts.name}. A verify step takes, "
             f"in ms (rows): {steps}."
         ),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from slipstream.bench.machine import cores
+from slipstream.bench.setups import Place
 from slipstream.core.errors import ConfigurationError
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.model_files import ModelFolder
@@ -174,16 +175,21 @@ def confirmed_rows(
     bench: Workbench, rows: Sequence[Row], work: Path, repeats: int, watcher: Watcher
 ) -> tuple[tuple[Row, ...], Confirmed]:
     """Runs the rows in the real pipeline; the fastest first. And plain decoding beside them."""
-    settings, folder = bench.settings, _folder(work / "pipeline")
+    settings = bench.settings
     found = asyncio.run(
         confirm(
             {row.name: bench.of_model(row.plan) for row in rows},
             bench.prompts,
-            model=settings.model,
-            work=folder,
-            cpus=cores(),
+            Place(
+                settings.model,
+                _folder(work / "pipeline"),
+                tuple(cores()),
+                dtype=settings.dtype,
+                device=settings.device,
+            ),
             placement=settings.placement,
             kv_context=settings.kv_context,
+            slowdown=settings.drafter_slowdown,
             max_tokens=settings.max_tokens,
             repeats=repeats,
             say=watcher.say,

@@ -32,6 +32,8 @@ class TuneSettings:
     max_tokens: of an answer.
     kv_context, placement: what the drafter will have in production.
     copies_gib: weights of copies at several precisions that are kept loaded at once.
+    drafter_slowdown: how many times as long a draft step takes on the drafter's device as on this
+        machine.
     threads: that a model computes on; 0: half of the cores, or all where the two share them.
     """
 
@@ -45,6 +47,7 @@ class TuneSettings:
     dtype: str = "auto"
     device: str = "auto"
     threads: int = 0
+    drafter_slowdown: float = 1.0
     kv_cache_gib: float = 1.0
     copies_gib: float = 4.0
 
@@ -58,3 +61,8 @@ class TuneSettings:
                 raise ConfigurationError(f"--{name} is one of {', '.join(known)}, got {value!r}")
         if min(self.max_tokens, 1 if self.limit is None else self.limit) < 1 or self.threads < 0:
             raise ConfigurationError("limit, max-tokens and threads cannot be below 1, 1 and 0")
+        if not 1.0 <= self.drafter_slowdown < float("inf"):
+            raise ConfigurationError(
+                f"--drafter-slowdown cannot be below 1, got {self.drafter_slowdown:g}: no plan can"
+                " be tried on a drafter that is faster than this machine"
+            )

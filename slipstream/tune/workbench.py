@@ -58,6 +58,7 @@ class Workbench:
             "max_tokens": settings.max_tokens,
             "kv_context": settings.kv_context,
             "placement": settings.placement,
+            "drafter_slowdown": settings.drafter_slowdown,
             "dtype": settings.dtype,
             "heads": list(self.heads),
         }
@@ -76,6 +77,7 @@ class Workbench:
             costs,
             kv_context=self.settings.kv_context,
             placement=self.settings.placement,
+            slowdown=self.settings.drafter_slowdown,
         )
 
     def of_model(self, plan: LayerPlan) -> LayerPlan:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
-from slipstream.core.layer_plan import Skips
+from slipstream.core.layer_plan import LayerPlan, Skips
 from slipstream.core.throughput import RunTally
 from slipstream.engine.batch import Segment
 from slipstream.engine.draws import Draws
 from slipstream.engine.sequence import Sequence
+from slipstream.engine.step_cost import StepCost
+from slipstream.tune.costs import VerifyCost
 from slipstream.tune.drafting import MAX_RUN, Drafting
+from slipstream.tune.evaluate import Estimate, Evaluator
 from tests.tune.conftest import PROMPTS
 
 SKIPS = Skips(attention=frozenset({1}), mlp=frozenset({2}))
@@ -99,3 +104,24 @@ def test_answers_are_plain_decoding(full, answers) -> None:
         theirs = _rows(full.pool, answer.table, 0, len(answer.tokens) - 1)
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
         full.pool.release(table)
+
+
+def test_a_slower_device_for_the_drafter(copy, full, answers) -> None:
+    """Steps that take three times as long elsewhere: the same drafts, judged by that."""
+
+    class One:
+        def get(self, *_: object):
+            return copy
+
+    verify = VerifyCost((1, 17), (0.010, 0.011))
+    costs = {"native/native": asdict(StepCost(0.001, 0.0, 0.0, 4))}
+
+    def estimated(slowdown: float) -> Estimate:
+        how = {"kv_context": "own", "placement": "separate", "slowdown": slowdown}
+        return [*Evaluator(full, answers, One(), verify, costs, **how).evaluate(LayerPlan())][-1]
+
+    here, there = estimated(1.0), estimated(3.0)
+    assert (here.draft_seconds, there.draft_seconds) == (0.001, 0.003)
+    assert here.by_position == there.by_position
+    assert here.window > there.window
+    assert here.tokens_per_second > 1.5 * there.tokens_per_second

@@ -12,14 +12,16 @@ from typer.testing import CliRunner
 
 from slipstream.bench.machine import cores
 from slipstream.bench.questions import choose, encode, load_questions
+from slipstream.bench.setups import Place
 from slipstream.cli import tune as command
 from slipstream.cli.plan_files import load_plans
 from slipstream.core.errors import ConfigurationError, ModelMismatch
+from slipstream.core.fingerprint import fingerprint
 from slipstream.core.layer_plan import LayerPlan, Skips
 from slipstream.engine.checkpoint import load_model
-from slipstream.engine.model_files import fingerprint
 from slipstream.engine.step_cost import StepCost
 from slipstream.tune import report as reports
+from slipstream.tune import run
 from slipstream.tune.confirm import PLAIN, Confirmed, confirm
 from slipstream.tune.costs import VerifyCost
 from slipstream.tune.evaluate import Estimate
@@ -153,11 +155,10 @@ async def test_a_plan_in_the_real_pipeline(settings, tmp_path) -> None:
     found = await confirm(
         {"mine": LayerPlan("int8", "int8", skip_mlp=frozenset({2}))},
         prompts,
-        model=settings.model,
-        work=tmp_path,
-        cpus=cores(),
+        Place(settings.model, tmp_path, tuple(cores()), dtype="float32"),
         placement="separate",
         kv_context="prompt",
+        slowdown=1.5,
         max_tokens=12,
         repeats=1,
         say=lambda _: None,
@@ -166,6 +167,22 @@ async def test_a_plan_in_the_real_pipeline(settings, tmp_path) -> None:
     acceptance = found["mine"].acceptance
     assert acceptance is None or 0.0 <= acceptance <= 1.0
     assert all(c.tokens_per_second > 0 and c.differing == 0 for c in found.values())
+
+
+def test_finalists_run_as_they_were_searched(settings, tmp_path, monkeypatch) -> None:
+    """The services of the pipeline get the search's type, device and slowness of the drafter."""
+    seen = {}
+
+    async def recorded(plans, prompts, place, **how):
+        seen.update(how, place=place)
+        return {name: Confirmed(1.0, (1.0,), None, 0) for name in (PLAIN, *plans)}
+
+    monkeypatch.setattr(run, "confirm", recorded)
+    asked = replace(settings, limit=1, dtype="float32", device="cpu", drafter_slowdown=3.0)
+    compare(asked, {}, work=tmp_path, repeats=2, watcher=Quiet())
+    assert (seen["place"].dtype, seen["place"].device) == ("float32", "cpu")
+    assert (seen["slowdown"], seen["repeats"]) == (3.0, 2)
+    assert seen["place"].common[2:] == ["--dtype", "float32", "--device", "cpu"]
 
 
 def estimate(cost: float, acceptance: float) -> Estimate:
@@ -222,7 +239,14 @@ def test_no_durations(text) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kv_context": "all"}, {"placement": "x"}, {"limit": 0}, {"max_tokens": 0}]
+    "wrong",
+    [
+        {"kv_context": "all"},
+        {"placement": "x"},
+        {"limit": 0},
+        {"max_tokens": 0},
+        {"drafter_slowdown": 0.5},
+    ],
 )
 def test_settings_that_cannot_be(settings, wrong) -> None:
     """Unknown choices and numbers below one are refused before anything is loaded."""
