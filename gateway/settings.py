@@ -23,6 +23,7 @@ class Settings(TelemetrySettings):
         cli_kebab_case=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
+        cli_exit_on_error=False,
         frozen=True,
         extra="forbid",
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +14,11 @@ import httpx
 
 from slipstream.cli.addresses import reachable
 from slipstream.cli.supervisor import Service
+from slipstream.core.errors import ConfigurationError
 from slipstream.wire.transport import is_serving
 
+# What `up` makes sure of whether it is asked for or not: nothing without keys is open to others.
+_CHECKED = ("listen", "metrics", "http", "grpc", "api-keys")
 # Options of a service's command line; None means that the service's own default holds.
 Options = dict[str, object | None]
 Ask = Callable[[], Awaitable[bool]]
@@ -35,6 +38,8 @@ class Plan:
         verifier_cpus, drafter_cpus: cores to compute on, empty to leave that to the system.
         common: options of both model services, by name without dashes.
         verifier_options, drafter_options, gateway_options: options of one service.
+        more: words that are put behind the options of the verifier, the drafter and its shards, and
+            the gateway, by these names.
     """
 
     model: Path
@@ -51,6 +56,7 @@ class Plan:
     gateway_options: Options
     shards: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
+    more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def split_cores(
@@ -90,7 +96,11 @@ def usable_cores() -> tuple[int, ...]:
 
 
 def services(plan: Plan) -> list[Service]:
-    """In starting order; they are stopped in reverse: gateway, verifier, drafter."""
+    """In starting order; they are stopped in reverse: gateway, verifier, drafter.
+
+    Raises:
+        ConfigurationError: `more` has an option that is settled already.
+    """
     found = [] if plan.drafter is None else _drafter(plan, plan.drafter)
     options = {
         "model": plan.model,
@@ -108,6 +118,7 @@ def services(plan: Plan) -> list[Service]:
             options,
             plan.common,
             plan.verifier_options,
+            more=plan.more.get("verifier", ()),
         )
     )
     options = {
@@ -117,7 +128,8 @@ def services(plan: Plan) -> list[Service]:
         "grpc": plan.grpc,
         "served-model-name": plan.name,
     }
-    gateway = _service("gateway", "gateway", plan.grpc, options, plan.gateway_options)
+    more = plan.more.get("gateway", ())
+    gateway = _service("gateway", "gateway", plan.grpc, options, plan.gateway_options, more=more)
     # Its health says that it runs; whether it has found its verifier is what /ready tells.
     ready = partial(
         _both, gateway.is_ready, partial(_answers, f"http://{reachable(plan.http)}/ready")
@@ -140,7 +152,8 @@ def _drafter(plan: Plan, first: str) -> list[Service]:
             options["metrics"] = plan.metrics[1 + index]
         name = f"drafter shard {index}" if index else "drafter"
         groups = (options, plan.common, plan.drafter_options)
-        service = _service(name, "drafter_service", addresses[index], *groups)
+        more = plan.more.get("drafter", ())
+        service = _service(name, "drafter_service", addresses[index], *groups, more=more)
         # Without it the same tokens come, only later.
         found.append(replace(service, vital=False))
     return found[::-1]
@@ -167,10 +180,27 @@ def _compute(cpus: tuple[int, ...]) -> Options:
     return {"cpus": ",".join(map(str, cpus)), "threads": len(cpus)}
 
 
-def _service(name: str, module: str, address: str, *options: Options) -> Service:
+def _service(
+    name: str, module: str, address: str, *options: Options, more: Sequence[str] = ()
+) -> Service:
+    given = {
+        option: str(value)
+        for group in options
+        for option, value in group.items()
+        if value is not None
+    }
     command = [sys.executable, "-m", module]
-    for group in options:
-        for option, value in group.items():
-            if value is not None:
-                command += [f"--{option}", str(value)]
-    return Service(name, tuple(command), partial(is_serving, reachable(address)))
+    for option, value in given.items():
+        command += [f"--{option}", value]
+    for word in more:
+        _check_free(word, name, {*given, *_CHECKED})
+    return Service(name, (*command, *more), partial(is_serving, reachable(address)))
+
+
+def _check_free(word: str, name: str, taken: Collection[str]) -> None:
+    """Raises ConfigurationError for an option that is settled already, or the beginning of one."""
+    option = word.removeprefix("--").partition("=")[0].replace("_", "-")
+    if word.startswith("--") and any(other.startswith(option) for other in taken):
+        raise ConfigurationError(
+            f"{word} of the {name} is settled by `slipstream up`: use its own option for it"
+        )

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
-import re
 import signal
-import subprocess
 import sys
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -17,6 +13,18 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from slipstream.cli.addresses import claim, reachable
+from slipstream.cli.checks import (
+    MOST_AHEAD,
+    check_keys,
+    check_lengths,
+    check_shards,
+    cores,
+    given_plan,
+    inner_on_loopback,
+    metrics_addresses,
+    unused_without_drafter,
+    words,
+)
 from slipstream.cli.choices import (
     Automatic,
     Device,
@@ -31,15 +39,9 @@ from slipstream.cli.choices import (
 )
 from slipstream.cli.services import Plan, services, split_cores, usable_cores
 from slipstream.cli.supervisor import Policy, Supervisor
-from slipstream.core.errors import ConfigurationError
 from slipstream.core.fingerprint import fingerprint
-from slipstream.core.layer_plan import LayerPlan
 from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
-from slipstream.wire.address import join, split
-
-_CHECK_SECONDS = 30.0
-_MOST_AHEAD = 64
 
 
 def up(
@@ -83,7 +85,7 @@ def up(
     ] = None,
     window: Annotated[
         int | None,
-        typer.Option(min=1, max=_MOST_AHEAD, help="Most drafts ahead of the last commit."),
+        typer.Option(min=1, max=MOST_AHEAD, help="Most drafts ahead of the last commit."),
     ] = None,
     kv_leases: Annotated[
         int | None,
@@ -145,6 +147,19 @@ def up(
             min=0, max=1, help="Share of rounds with the drafter that traced requests show."
         ),
     ] = None,
+    verifier_args: Annotated[
+        str | None,
+        typer.Option(
+            help="Further options of the verifier, in quotes, as `--max-wait 5 --step-rows 256`:"
+            " `python -m verifier_service --help` lists them."
+        ),
+    ] = None,
+    drafter_args: Annotated[
+        str | None, typer.Option(help="The same for the drafter: `python -m drafter_service`.")
+    ] = None,
+    gateway_args: Annotated[
+        str | None, typer.Option(help="The same for the gateway: `python -m gateway`.")
+    ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="Of all processes.")] = LogLevel.warning,
     log_format: Annotated[LogFormat, typer.Option(help="Of all processes.")] = LogFormat.text,
 ) -> None:
@@ -155,7 +170,7 @@ def up(
     if drafter is Switch.on:
         wanted["--drafter-listen"] = drafter_listen
     else:
-        _unused_without_drafter(
+        unused_without_drafter(
             {
                 "--layer-plan": layer_plan,
                 "--kv-context": kv_context,
@@ -163,22 +178,23 @@ def up(
                 "--window": window,
                 "--kv-leases": kv_leases,
                 "--drafter-cpus": drafter_cpus,
+                "--drafter-args": drafter_args,
                 "--drafter-shards": drafter_shards,
             }
         )
     if (drafter_shards or 1) > 1:
-        _check_shards(layer_plan, placement)
+        check_shards(layer_plan, placement)
         placement = Placement.separate
-    given = _given_plan(layer_plan)
-    _check_lengths(draft_length, window, placement)
+    given = given_plan(layer_plan)
+    check_lengths(draft_length, window, placement)
     shards = [f"--drafter-shards ({index})" for index in range(1, drafter_shards or 1)]
     wanted |= dict.fromkeys(shards, "127.0.0.1:0")
     processes = 1 + (drafter is Switch.on) + len(shards)
-    watched = _metrics_addresses(metrics, processes)
+    watched = metrics_addresses(metrics, processes)
     wanted |= watched
-    _inner_on_loopback(wanted)
+    inner_on_loopback(wanted)
     if api_keys is not None:
-        _check_keys(api_keys)
+        check_keys(api_keys)
     addresses = claim(wanted)
     folder = resolve(model, progress=progress_on(), verify=verify)
     if given is not None and given.model_fingerprint:
@@ -194,8 +210,8 @@ def up(
         drafter=addresses.get("--drafter-listen"),
         shards=tuple(addresses[shard] for shard in shards),
         metrics=tuple(addresses[option] for option in watched),
-        verifier_cpus=_cores("--verifier-cpus", verifier_cpus, first),
-        drafter_cpus=_cores("--drafter-cpus", drafter_cpus, second),
+        verifier_cpus=cores("--verifier-cpus", verifier_cpus, first),
+        drafter_cpus=cores("--drafter-cpus", drafter_cpus, second),
         common={
             "device": _value(device),
             "kv-cache-gib": kv_cache_gib,
@@ -227,6 +243,11 @@ def up(
             "log-level": log_level.value,
             "log-format": log_format.value,
         },
+        more={
+            "verifier": words("--verifier-args", verifier_args),
+            "drafter": words("--drafter-args", drafter_args),
+            "gateway": words("--gateway-args", gateway_args),
+        },
     )
     _say(f"Starting {plan.name}" + ("" if api_keys else " (no --api-keys: for this machine only)"))
     asyncio.run(serve(plan, Policy(ready=start_timeout), keys=api_keys is not None))
@@ -255,127 +276,6 @@ def ready_line(plan: Plan, *, keys: bool) -> str:
         f"curl http://{reachable(plan.http)}/v1/chat/completions{key} "
         f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
     )
-
-
-def _unused_without_drafter(given: Mapping[str, object | None]) -> None:
-    for option, value in given.items():
-        if value is not None:
-            raise ConfigurationError(
-                f"{option} is for the drafter, and --drafter is off: leave one of them out"
-            )
-
-
-def _metrics_addresses(first: str | None, processes: int) -> dict[str, str]:
-    """Addresses by the words that name them in an error: one for each process, in a row.
-
-    Raises:
-        ConfigurationError: there are not so many ports behind the first.
-    """
-    if first is None:
-        return {}
-    host, port = split(first, "--metrics")
-    if port and port + processes > 2**16:
-        raise ConfigurationError(f"--metrics {first}: {processes} ports in a row are needed")
-    ports = [port and port + index for index in range(processes)]
-    names = ("--metrics", *(f"--metrics ({index})" for index in range(1, processes)))
-    return {name: join(host, port) for name, port in zip(names, ports, strict=True)}
-
-
-def _inner_on_loopback(addresses: Mapping[str, str]) -> None:
-    """Verifier and drafter know no keys: whoever reaches them can use them.
-
-    Raises:
-        ConfigurationError: another machine could.
-    """
-    for option in ("--verifier-listen", "--drafter-listen", "--metrics"):
-        if option in addresses and not _is_loopback(split(addresses[option], option)[0]):
-            raise ConfigurationError(
-                f"{option} {addresses[option]} is open to other machines, and what listens there"
-                " asks for no keys: use 127.0.0.1; on a cluster start the services by themselves,"
-                " behind network policies"
-            )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_keys(file: Path) -> None:
-    """Asks the gateway's own check, so that the error comes once and before anything starts.
-
-    Raises:
-        ConfigurationError: what is wrong with the file.
-    """
-    command = [sys.executable, "-m", "gateway.keys", "check", str(file)]
-    try:
-        ended = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=_CHECK_SECONDS
-        )
-    except subprocess.TimeoutExpired as failure:
-        raise ConfigurationError(
-            f"--api-keys: {file} could not be read in {_CHECK_SECONDS:g} s"
-        ) from failure
-    if ended.returncode:
-        lines = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
-        raise ConfigurationError(f"--api-keys: {lines[-1].removeprefix('error: ')}")
-
-
-def _cores(option: str, given: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
-    if given is None:
-        return default
-    try:
-        cores = tuple(int(core) for core in given.split(","))
-    except ValueError:
-        raise ConfigurationError(f"{option} must be core numbers as 0,1, got {given!r}") from None
-    missing = sorted(set(cores) - set(usable_cores()))
-    if missing:
-        raise ConfigurationError(f"{option}: there is no core {missing[0]} for this process")
-    return cores
-
-
-def _check_lengths(draft_length: str | None, window: int | None, placement: Placement) -> None:
-    """Where no window is given the verifier knows its own.
-
-    Raises:
-        ConfigurationError: no number of drafts, more than there can be, or not in that placement.
-    """
-    if draft_length in (None, "auto"):
-        return
-    most = _MOST_AHEAD if window is None else window
-    if re.fullmatch("[0-9]{1,4}", draft_length) is None or not 1 <= int(draft_length) <= most:
-        limit = f"{most}" if window is None else f"{most}, which is --window"
-        raise ConfigurationError(
-            f"--draft-length must be auto or a number from 1 to {limit}, got {draft_length!r}"
-        )
-    if placement is Placement.shared:
-        raise ConfigurationError(
-            "--draft-length N takes what is there without waiting, and --placement shared lets the"
-            " verifier wait: leave one of the two at auto"
-        )
-
-
-def _check_shards(layer_plan: str | None, placement: Placement) -> None:
-    """Raises ConfigurationError where a drafter in shards cannot do what was asked for."""
-    if layer_plan == "adaptive":
-        raise ConfigurationError(
-            "--layer-plan adaptive needs a drafter in one piece: leave out --drafter-shards, or "
-            "take a file or auto"
-        )
-    if placement is Placement.shared:
-        raise ConfigurationError(
-            "--placement shared needs a drafter in one piece, as shards are processes with cores of"
-            " their own: leave out --drafter-shards, or take separate or auto"
-        )
-
-
-def _given_plan(layer_plan: str | None) -> LayerPlan | None:
-    """Raises ConfigurationError where the file is missing or is no layer plan."""
-    if layer_plan in (None, "auto", "adaptive"):
-        return None
-    return LayerPlan.load(Path(layer_plan))
 
 
 def _value(choice: StrEnum | None) -> object | None:

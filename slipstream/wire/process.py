@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from slipstream.core.errors import ConfigurationError, InternalError, SlipstreamError
 from slipstream.wire.starting import ending_at_once
@@ -28,6 +28,7 @@ def settings_config(role: str) -> SettingsConfigDict:
         cli_kebab_case=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
+        cli_exit_on_error=False,
         frozen=True,
         extra="forbid",
         protected_namespaces=(),
@@ -76,6 +77,10 @@ def read_settings(kind: type[S], arguments: Sequence[str]) -> S:
     """
     try:
         return kind(_cli_parse_args=list(arguments))
+    except SettingsError as failure:
+        # The first line says what is wrong; it is of argparse, which would add pages of usage.
+        reason = str(failure).splitlines()[0].removeprefix("error parsing CLI: ")
+        raise ConfigurationError(f"{reason}; --help lists the options") from failure
     except ValidationError as failure:
         first = failure.errors()[0]
         message = first["msg"].removeprefix("Value error, ")

@@ -12,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from slipstream.cli import checks
 from slipstream.cli import up as command
 from slipstream.cli.addresses import claim, reachable
 from slipstream.cli.choices import Placement
@@ -19,6 +20,8 @@ from slipstream.cli.services import Plan, services, shard_cores, split_cores, us
 from slipstream.core.errors import ConfigurationError
 from slipstream.core.fingerprint import fingerprint
 from slipstream.core.layer_plan import LayerPlan
+from slipstream.wire.process import read_settings
+from verifier_service.settings import Settings as VerifierSettings
 
 
 def plan(**changes) -> Plan:
@@ -165,6 +168,31 @@ def test_options_of_drafting_reach_whom_they_are_for(
     assert option not in gateway
 
 
+def test_further_options_reach_the_service_that_they_are_for(monkeypatch, tiny_model_dir) -> None:
+    """What `up` has no option for is passed on, and is what the service then works with."""
+    given = "--max-wait 2.5 --step-rows '128'"
+    drafter, told, gateway = commands(monkeypatch, tiny_model_dir, "--verifier-args", given)
+    settings = read_settings(VerifierSettings, [word for pair in told.items() for word in pair])
+    assert (settings.max_wait, settings.step_rows) == (2.5, 128)
+    assert not any("--max-wait" in others for others in (drafter, gateway))
+
+
+@pytest.mark.parametrize(
+    ("service", "words"),
+    [
+        ("verifier", "--listen 0.0.0.0:50051"),
+        ("verifier", "--lis=0.0.0.0:50051"),
+        ("verifier", "--metrics 0.0.0.0:9400"),
+        ("gateway", "--http 0.0.0.0:80"),
+        ("drafter", "--model elsewhere"),
+    ],
+)
+def test_further_options_change_nothing_that_is_settled(service, words) -> None:
+    """No address, whose openness `up` has checked, is changed behind its back."""
+    with pytest.raises(ConfigurationError, match=f"of the {service} is settled"):
+        services(plan(more={service: tuple(words.split())}))
+
+
 @pytest.mark.parametrize("asked", ["auto", "separate"])
 def test_shards_and_verifier_are_side_by_side(monkeypatch, tiny_model_dir, asked) -> None:
     """Shards cannot follow a verifier to other cores, so both sides are told to stay apart."""
@@ -193,17 +221,17 @@ def test_shards_and_verifier_are_side_by_side(monkeypatch, tiny_model_dir, asked
 def test_draft_length_and_window(length, window, good) -> None:
     """No more drafts in a step than there can be ahead, and numbers of a sane size."""
     if good:
-        command._check_lengths(length, window, Placement.auto)
+        checks.check_lengths(length, window, Placement.auto)
     else:
         with pytest.raises(ConfigurationError, match="--draft-length"):
-            command._check_lengths(length, window, Placement.auto)
+            checks.check_lengths(length, window, Placement.auto)
 
 
 def test_a_fixed_length_takes_no_turns() -> None:
     """A length that never waits is refused where the verifier would have to wait."""
-    command._check_lengths("auto", None, Placement.shared)
+    checks.check_lengths("auto", None, Placement.shared)
     with pytest.raises(ConfigurationError, match="--placement shared"):
-        command._check_lengths("4", None, Placement.shared)
+        checks.check_lengths("4", None, Placement.shared)
 
 
 @pytest.mark.parametrize(
@@ -267,27 +295,27 @@ def test_addresses_that_cannot_be(address: str) -> None:
 def test_cores_that_cannot_be(given: str) -> None:
     """Core numbers are checked before anything is started."""
     with pytest.raises(ConfigurationError, match="--verifier-cpus"):
-        command._cores("--verifier-cpus", given, ())
+        checks.cores("--verifier-cpus", given, ())
     first = usable_cores()[0]
-    assert command._cores("--verifier-cpus", str(first), ()) == (first,)
+    assert checks.cores("--verifier-cpus", str(first), ()) == (first,)
 
 
 @pytest.mark.parametrize("option", ["--verifier-listen", "--drafter-listen"])
 def test_inner_services_listen_on_loopback_only(option: str) -> None:
     """What has no keys cannot be opened to other machines."""
     for address in ("127.0.0.1:0", "127.8.0.1:1", "localhost:0", "[::1]:0"):
-        command._inner_on_loopback({option: address, "--http": "0.0.0.0:80"})
+        checks.inner_on_loopback({option: address, "--http": "0.0.0.0:80"})
     for address in ("0.0.0.0:0", "[::]:0", "192.0.2.1:0", "example.org:0"):
         with pytest.raises(ConfigurationError, match=rf"{option} .*other machines.*no keys"):
-            command._inner_on_loopback({option: address})
+            checks.inner_on_loopback({option: address})
 
 
 @pytest.mark.parametrize("option", ["--layer-plan", "--drafter-cpus"])
 def test_options_of_a_drafter_that_is_off(option: str) -> None:
     """They would change nothing, so they are refused by name."""
-    command._unused_without_drafter({option: None})
+    checks.unused_without_drafter({option: None})
     with pytest.raises(ConfigurationError, match=rf"{option} .*--drafter is off"):
-        command._unused_without_drafter({option: "x"})
+        checks.unused_without_drafter({option: "x"})
 
 
 def slipstream(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -357,12 +385,12 @@ def test_an_adaptive_plan_is_not_for_shards(tmp_path: Path) -> None:
 
 def test_metrics_take_ports_in_a_row() -> None:
     """The verifier answers at the address given, the drafter and its shards behind it."""
-    addresses = command._metrics_addresses("127.0.0.1:9400", 3)
+    addresses = checks.metrics_addresses("127.0.0.1:9400", 3)
     assert list(addresses.values()) == ["127.0.0.1:9400", "127.0.0.1:9401", "127.0.0.1:9402"]
-    assert set(command._metrics_addresses("127.0.0.1:0", 2).values()) == {"127.0.0.1:0"}
-    assert command._metrics_addresses(None, 3) == {}
+    assert set(checks.metrics_addresses("127.0.0.1:0", 2).values()) == {"127.0.0.1:0"}
+    assert checks.metrics_addresses(None, 3) == {}
     with pytest.raises(ConfigurationError, match="3 ports in a row"):
-        command._metrics_addresses("127.0.0.1:65534", 3)
+        checks.metrics_addresses("127.0.0.1:65534", 3)
     made = services(plan(shards=("127.0.0.1:50053",), metrics=tuple(addresses.values())))
     told = {s.name: options(s.command).get("--metrics") for s in made}
     assert told == {
