@@ -87,6 +87,9 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         with watched(self._tracing, parsed, context.invocation_metadata()) as watch:
             cancel = self._engine.submit(parsed)
             try:
+                # Apart from the first message: one that is never read would hold it up, and then
+                # gRPC could not say why the stream is cut.
+                await context.send_initial_metadata(())
                 while True:
                     progress = await self._next(outbox)
                     if progress is None:

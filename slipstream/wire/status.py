@@ -41,9 +41,13 @@ def error_of(failure: grpc.aio.AioRpcError) -> SlipstreamError:
 
 
 async def _fail(context: grpc.aio.ServicerContext, failure: Exception) -> NoReturn:
+    if not isinstance(failure, SlipstreamError):
+        log.exception("unexpected failure in %s", "a gRPC handler", exc_info=failure)
+    # The status waits behind what the client has not read, maybe for as long as it is connected.
+    # Tracebacks would keep all that the handler held until then.
+    failure.__traceback__ = failure.__context__ = failure.__cause__ = None
     if isinstance(failure, SlipstreamError):
         await abort(context, failure)
-    log.exception("unexpected failure in %s", "a gRPC handler", exc_info=failure)
     await context.abort(grpc.StatusCode.INTERNAL, f"internal error: {type(failure).__name__}")
     raise AssertionError("context.abort returned")
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
+import grpc
 import pytest
 
 from slipstream.core.errors import DeadlineExceeded, StreamUnread, Unavailable
 from slipstream.wire import status
 from slipstream.wire.mailbox import Mailbox
-from slipstream.wire.proto import types_pb2, verifier_pb2
+from slipstream.wire.proto import types_pb2, verifier_pb2, verifier_pb2_grpc
+from slipstream.wire.transport import Server, channel
+from verifier_service import outbox as outbox_module
 from verifier_service import servicer as module
 from verifier_service.counters import EngineCounters
 from verifier_service.generation import CommittedToken, Finish, Progress
@@ -53,6 +58,9 @@ class Call:
     def invocation_metadata(self) -> tuple[()]:
         return ()
 
+    async def send_initial_metadata(self, metadata: tuple[()]) -> None:
+        pass
+
     async def write(self, message: verifier_pb2.GenerateResponse) -> None:
         async with self._read:
             await self._read.wait_for(lambda: self.on_way < self.window)
@@ -68,16 +76,24 @@ class Call:
         return message
 
 
-@contextlib.asynccontextmanager
-async def stream(call: Call, **how: Any) -> AsyncIterator[tuple[Engine, asyncio.Task[None]]]:
-    engine = Engine()
+def serving(engine: Engine, **how: Any) -> VerifierServicer:
     identity = Identity("tiny", "native", "strict", True)
     mailbox = Mailbox(asyncio.get_running_loop())
-    servicer = VerifierServicer(cast("Any", engine), identity, None, mailbox, **how)
+    return VerifierServicer(cast("Any", engine), identity, None, mailbox, **how)
+
+
+def asking() -> verifier_pb2.GenerateRequest:
     request = verifier_pb2.GenerateRequest(
         request_id="r", prompt_token_ids=[1], stop=types_pb2.StopConditions(max_tokens=9)
     )
     request.sampling.seed = 1
+    return request
+
+
+@contextlib.asynccontextmanager
+async def stream(call: Call, **how: Any) -> AsyncIterator[tuple[Engine, asyncio.Task[None]]]:
+    engine = Engine()
+    servicer, request = serving(engine, **how), asking()
     # Without its decorator errors come as they are.
     handler = VerifierServicer.Generate.__wrapped__  # type: ignore[attr-defined]
     task = asyncio.create_task(handler(servicer, request, call))
@@ -173,3 +189,52 @@ async def test_an_outbox_says_everything_once() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.02):
             await outbox.take()
+
+
+@contextlib.asynccontextmanager
+async def served(servicer: VerifierServicer) -> AsyncIterator[grpc.aio.Channel]:
+    """Over a real connection, whose client lets 64 KB of a stream come ahead of what it reads."""
+    server = Server("127.0.0.1:0", ["test"])
+    verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
+    try:
+        async with channel(f"127.0.0.1:{await server.start()}", unread_bytes=65536) as link:
+            yield link
+    finally:
+        async with asyncio.timeout(5):
+            await server.stop(0)
+
+
+async def read_on(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+@pytest.mark.parametrize("most", [MESSAGE_TOKENS, 2000], ids=["messages", "one-large-message"])
+async def test_a_cut_stream_holds_nothing_while_its_client_stays(monkeypatch, most) -> None:
+    """What a stream had still to say is gone when it is cut, and whenever its client reads on it
+    hears why, even if the first message was more than it had let come."""
+    made: list[weakref.ref[Outbox]] = []
+
+    class Noted(Outbox):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(module, "Outbox", Noted)
+    monkeypatch.setattr(outbox_module, "MESSAGE_TOKENS", most)
+    engine = Engine()
+    async with served(serving(engine, send_timeout=0.3)) as link, asyncio.timeout(20):
+        call = verifier_pb2_grpc.VerifierServiceStub(link).Generate(asking())
+        while engine.tell is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        for _ in range(40):
+            engine.tell(Progress(tokens(64)))
+        engine.tell = None
+        while not engine.cancelled:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
+        gc.collect()
+        assert [each() for each in made] == [None]
+        with pytest.raises(grpc.aio.AioRpcError, match="read nothing") as raised:
+            await read_on(call)
+        assert isinstance(status.error_of(raised.value), StreamUnread)
