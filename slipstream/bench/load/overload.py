@@ -77,11 +77,18 @@ async def overload(settings: ServeSettings, progress: Progress) -> tuple[Finding
 async def _warm(
     stack: Stack, entries: Sequence[Entry], settings: ServeSettings, progress: Progress
 ) -> tuple[list[Outcome], float]:
-    """A load of many users, and the requests per second that it came to, or the given ones."""
+    """A load of many users, and the requests per second that it came to, or the given ones.
+
+    They count from the middle to the end of the load: not how it begins, when the first answers
+    are yet to come, nor how it ends, with fewer and fewer users.
+    """
     warm = await closed_loop(stack.http, entries, _USERS, settings.seconds, "capacity")
-    lasted = max(each.due + each.e2e for each in warm)
-    answered = sum(each.verdict is Verdict.RIGHT for each in warm)
-    capacity = settings.rates[0] if settings.rates else answered / lasted
+    middle = settings.seconds / 2
+    answered = sum(
+        each.verdict is Verdict.RIGHT and middle <= each.due + each.e2e < settings.seconds
+        for each in warm
+    )
+    capacity = settings.rates[0] if settings.rates else max(1, answered) / middle
     progress(f"capacity: {capacity:.2f} requests/s with {_USERS} users")
     alone = await closed_loop(stack.http, entries, 1, _ALONE_SECONDS, "alone")
     await stack.verifier.wait_until_idle()
