@@ -213,3 +213,41 @@ def test_prompts_and_decoding_take_turns(runner) -> None:
     assert len(decoding.tokens) - before in {5, 6, 7}
     assert not long.tokens
     rig.finish()
+
+
+def test_what_was_decoded_is_not_shared_where_shapes_matter(runner) -> None:
+    """Where bits depend on a step's shape, others find whole chunks of a prompt and nothing behind
+    them: an answer was computed in other shapes than it would be as a part of a prompt."""
+    runner.pool.forget()
+    rig = Rig(runner, limits=CANONICAL)
+    first = rig.submit(_text(1, 40), max_tokens=50, ignore_eos=True)
+    rig.finish()
+    second = rig.submit((*_text(1, 40), *first.tokens), max_tokens=2, ignore_eos=True)
+    rig.finish()
+    assert second.cached == 32
+
+
+def test_drafts_have_room(runner) -> None:
+    """Before every step each sequence has room for as many drafts as a step may have of it, or as
+    could be accepted."""
+    rig = Rig(runner)
+    rig.submit(_text(1, 20), max_tokens=150, ignore_eos=True)
+    while rig.step():
+        rig.engine.scheduler.next_turn()
+        for generation in rig.engine.scheduler.running:
+            useful = generation.max_length - 1 - len(generation.sequence)
+            assert generation.room >= min(rig.engine.limits.max_drafts, useful)
+    rig.finish()
+
+
+def test_what_answers_come_to_is_learnt(runner) -> None:
+    """The work of a request is reckoned with as much output as others had, not with all that it
+    may have."""
+    rig = Rig(runner)
+    drain = rig.engine.admission.drain
+    assert drain.work(10, 20) == service(10, 20)
+    before = drain.work(10, 200)
+    rig.submit(_text(1, 10), max_tokens=12, ignore_eos=True)
+    rig.finish()
+    assert drain.work(10, 200) == service(10, 12) < before
+    assert drain.work(10, 5) == service(10, 5)

@@ -231,3 +231,31 @@ def test_drafts_that_never_came_are_not_tried_in_turn() -> None:
     generation.warm = True
     world.speculation._lengths._try(generation, probes)
     assert generation.probing
+
+
+def _probing(world: World, steps: int) -> list[int]:
+    """After each of so many steps, how many sequences try drafts although none are worth it."""
+    counts = []
+    for _ in range(steps):
+        world.run(1)
+        counts.append(sum(g.probing for g in world.generations.values()))
+    return counts
+
+
+def test_one_tries_for_all() -> None:
+    """Where nobody has drafts all try some once, and from then on one of them at a time: else a
+    crowd would always wait for somebody's."""
+    world = World(Machine(**CPU, accepted=_always(0.0)), accepted=[_always(0.0)] * 4)
+    first, later = _probing(world, 70), _probing(world, 300)
+    assert max(first) == 4
+    assert max(later) == 1
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_what_even_perfect_drafts_could_not_save_is_hardly_tried(known) -> None:
+    """Once it is known how long drafts take, a machine on which they could never pay tries none in
+    hundreds of steps."""
+    world = World(Machine(_steep, 0.005, 0.005, _always(0.9)))
+    if known:
+        world.speculation._measured.arrival.waited(0.005, 1.0)
+    assert bool(sum(_probing(world, 400))) != known
