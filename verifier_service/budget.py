@@ -9,6 +9,8 @@ from verifier_service.plan import LEAST_PROMPT_ROWS, StepPlan
 # Share of a new step in the average: with its position a piece of a prompt becomes dearer from
 # step to step, and the budget must follow.
 _NEW = 0.3
+# The same for a step without prompts: one is not like the next, with its drafts and its neighbours.
+_NEW_CALM = 0.05
 
 
 class PromptBudget:
@@ -32,18 +34,19 @@ class PromptBudget:
         # How much longer steps with prompts took than their rows let expect: attention over a long
         # context, and kernels that like one shape better than the other.
         self._dearer = 1.0
-        # Seconds and rows of the steps that only decoded, in the average; none seen yet.
-        self._calm_seconds = self._calm_rows = 0.0
+        # Of steps that only decoded, in the average: seconds, and sequences; none seen yet.
+        self._calm_seconds = self._calm_sequences = 0.0
 
-    def rows(self, decoding: int, left: int) -> int:
-        """Rows for prompts beside `decoding` rows, where a step has `left` more.
+    def rows(self, sequences: int, decoding: int, left: int) -> int:
+        """Rows for prompts beside `sequences` that decode with `decoding` rows, drafts included,
+        where a step has `left` more.
 
         Alone a prompt takes them all, and it always gets enough to go on.
         """
         if not decoding:
             return left
         waited = self._waited()
-        most = self._stretch * (waited + self._alone(decoding)) - waited
+        most = self._stretch * (waited + self._alone(sequences, decoding)) - waited
         low, high = min(left, LEAST_PROMPT_ROWS), left
         while low < high:
             middle = (low + high + 1) // 2
@@ -53,21 +56,22 @@ class PromptBudget:
                 high = middle - 1
         return low
 
-    def _alone(self, decoding: int) -> float:
-        """Seconds of the step without prompts: what it costs, if that is not more than what such
-        steps took when there were some. While prompts are in every step nothing corrects a cost."""
+    def _alone(self, sequences: int, decoding: int) -> float:
+        """Seconds of the step without prompts: what it costs, if that is not more than such steps
+        took when there were some. While prompts are in every step nothing corrects a cost, and
+        beside them drafts are cheap, so that there may be more of them."""
         cost = self._cost(decoding)
-        if not self._calm_rows:
+        if not self._calm_sequences:
             return cost
-        seen = self._calm_seconds * cost / self._cost(round(self._calm_rows))
-        return min(cost, seen)
+        more = self._cost(sequences) / self._cost(max(1, round(self._calm_sequences)))
+        return min(cost, self._calm_seconds * more)
 
     def observe(self, plan: StepPlan, seconds: float) -> None:
         """A step of `plan` took so long."""
         if plan.decode_rows and not plan.prompt_rows:
-            new = _NEW if self._calm_rows else 1.0
+            new = _NEW_CALM if self._calm_sequences else 1.0
             self._calm_seconds += new * (seconds - self._calm_seconds)
-            self._calm_rows += new * (plan.decode_rows - self._calm_rows)
+            self._calm_sequences += new * (len(plan.work) - self._calm_sequences)
         if plan.prompt_rows and plan.decode_rows:
             ratio = seconds / self._cost(plan.rows)
             # One stalled step is not what prompts cost.

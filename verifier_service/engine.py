@@ -55,7 +55,7 @@ class VerifierEngine(EngineLoop):
         limits: Limits,
         max_running: int = 128,
         bounds: Bounds | None = None,
-        stretch: float = 1.9,
+        stretch: float = 1.75,
         kv: KvHolder | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:

@@ -13,8 +13,9 @@ from verifier_service.generation import Generation
 # each.
 Share = Callable[[Sequence[Generation], int, int], Sequence[tuple[int, ...]]]
 Order = Callable[[Generation], tuple[float, ...]]
-# Takes the rows that decode in a step and those that are left in it; gives those for prompts.
-Budget = Callable[[int, int], int]
+# Takes the sequences that decode in a step, their rows, and those that are left in it; gives those
+# for prompts.
+Budget = Callable[[int, int, int], int]
 # However slow a row is, prompts get so many rows of a step.
 LEAST_PROMPT_ROWS = 16
 # Strict steps of fewer rows are too small to carry prompts.
@@ -171,7 +172,8 @@ def plan_step(turn: Turn, limits: Limits, share: Share, budget: Budget) -> StepP
         chunks = [_chunk(g, limits) for g in turn.prompts]
         return StepPlan((*work, *chunks), limits.prefill_chunk if chunks else limits.decode_rows)
     rows = sum(item.rows for item in work)
-    left = budget(rows, max(0, limits.most_rows - rows)) if turn.prompts else 0
+    left = max(0, limits.most_rows - rows)
+    left = budget(len(work), rows, left) if turn.prompts else 0
     for generation in turn.prompts:
         if left <= 0:
             break

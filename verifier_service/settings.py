@@ -62,7 +62,7 @@ class Settings(ModelServiceSettings):
     )
     step_rows: int = Field(512, ge=64, description="most rows of a step, prompts included")
     prefill_stretch: float = Field(
-        1.9, ge=1, description="most times as long that a step may take because of prompts"
+        1.75, ge=1, description="most times as long that a step may take because of prompts"
     )
     prefill_chunk: int = Field(
         256,

@@ -224,15 +224,15 @@ def test_prompt_budget() -> None:
     whole step alone; and always a few."""
     waited = 0.0
     budget = PromptBudget(lambda rows: 0.01 + 0.0005 * rows, lambda: waited, 2.0)
-    assert budget.rows(0, 512) == 512
+    assert budget.rows(0, 0, 512) == 512
     # 0.014 s without: 0.028 s are 36 rows.
-    assert budget.rows(8, 512) in {27, 28}
-    assert budget.rows(8, 10) == 10
+    assert budget.rows(8, 8, 512) in {27, 28}
+    assert budget.rows(8, 8, 10) == 10
     # 0.02 s of waiting for drafts are stretched, too: 0.068 s in all, of which 0.048 s are left.
     waited = 0.02
-    assert budget.rows(8, 512) in {67, 68}
+    assert budget.rows(8, 8, 512) in {67, 68}
     slow = PromptBudget(lambda rows: 1.0 * rows, lambda: 0.0, 1.1)
-    assert slow.rows(8, 512) == LEAST_PROMPT_ROWS
+    assert slow.rows(8, 8, 512) == LEAST_PROMPT_ROWS
 
 
 random_request = st.tuples(

@@ -32,7 +32,7 @@ def at(number: int, length: int, computed: int, drafts: int = 0) -> Generation:
 
 
 def plan_step(
-    running, limits: Limits, prefill_next: bool = True, budget: Budget = lambda _, left: left
+    running, limits: Limits, prefill_next: bool = True, budget: Budget = lambda _, __, left: left
 ) -> list[Work]:
     """The plan where every sequence gets as many drafts as there are rows for, evenly."""
 
@@ -97,7 +97,7 @@ def test_prompts_share_what_decoding_leaves(strict) -> None:
     most = 128 if strict else 600
     asked = []
 
-    def budget(rows: int, left: int) -> int:
+    def budget(_: int, rows: int, left: int) -> int:
         asked.append((rows, left))
         return left
 

@@ -208,7 +208,7 @@ class World:
         if patience:
             self._pass(self.now + patience, stepping=False)
             return
-        work = plan_step(turn, _LIMITS, speculation.share, lambda rows, left: 0).work
+        work = plan_step(turn, _LIMITS, speculation.share, lambda *_: 0).work
         seconds = self.machine.step(sum(len(item.segment.tokens) for item in work))
         if any(drafter.room and not drafter.burst for drafter in self._drafters.values()):
             seconds *= self.machine.slowdown
