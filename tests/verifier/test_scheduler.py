@@ -161,7 +161,7 @@ def test_whose_prompt_goes_first(runner, by) -> None:
     rig.engine.scheduler.accounts.charge("busy", 100.0 if by == "tenant" else 0.0)
     for tenant, priority in (("busy", 1), ("idle", 0 if by == "priority" else 1)):
         rig.submit(_text(1, 100), max_tokens=2, tenant=tenant, priority=priority)
-    # Both have their places by now.
+        rig.step()
     for _ in range(3):
         rig.step()
     computed = {g.request.tenant: g.sequence.computed for g in rig.engine.scheduler.running}
