@@ -159,8 +159,8 @@ def test_whose_prompt_goes_first(runner, by) -> None:
     rig.engine.scheduler.accounts.join("busy")
     rig.engine.scheduler.accounts.join("idle")
     rig.engine.scheduler.accounts.charge("busy", 100.0 if by == "tenant" else 0.0)
-    for tenant, priority in (("busy", 1), ("idle", 0 if by == "priority" else 1)):
-        rig.submit(_text(1, 100), max_tokens=2, tenant=tenant, priority=priority)
+    for kind, tenant, priority in ((1, "busy", 1), (2, "idle", 0 if by == "priority" else 1)):
+        rig.submit(_text(kind, 100), max_tokens=2, tenant=tenant, priority=priority)
         rig.step()
     for _ in range(3):
         rig.step()
