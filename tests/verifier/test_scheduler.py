@@ -106,7 +106,7 @@ class Recorder:
     def __init__(self) -> None:
         self.seen: list[tuple[int, int, float]] = []
 
-    def rows(self, decoding: int, left: int) -> int:
+    def rows(self, sequences: int, decoding: int, left: int) -> int:
         return min(16, left)
 
     def observe(self, plan: StepPlan, seconds: float) -> None:
