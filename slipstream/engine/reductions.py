@@ -24,7 +24,7 @@ def sum_exp(row: Any, best: Any, scale: Any) -> Any:
     return total
 
 
-@njit("int16(int16)", inline="always")
+@njit(inline="always")
 def _order(bits: Any) -> Any:
     """bfloat16 bits to integers in the order of the numbers; both zeros are 0."""
     return bits if bits >= np.int16(0) else np.int16(-np.int16(bits & np.int16(0x7FFF)))

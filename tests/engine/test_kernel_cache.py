@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import shutil
 import subprocess
@@ -74,6 +75,20 @@ def test_the_second_start_compiles_no_worker() -> None:
     """The workers of integer products, which took seconds of every start, are read."""
     integer_kernel._worker(4, 2)
     assert integer_kernel._worker.__wrapped__(4, 2).cache_hits == 1
+
+
+@pytest.mark.skipif(not CACHED, reason="no cache can be written here")
+def test_the_second_start_compiles_nothing() -> None:
+    """What a service imports is all read from the cache, and nobody is told otherwise."""
+    modules = [f"slipstream.engine.{path.stem}" for path in sources()]
+    for module in modules:
+        importlib.import_module(module)
+    script = (
+        f"from slipstream.core import stages\nstages.listen(print)\nimport {', '.join(modules)}\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nothing can be made in Linux's /proc")
