@@ -129,7 +129,8 @@ class GrpcClient:
 
     def ask(self, ask: Ask, due: float, extras: Extras, stay: Stay) -> Reading:
         reading = Reading(due=due, sent=clock())
-        call = self._stub.Generate(grpc_request(ask, extras), timeout=self._limit)
+        # The limit is kept below; the call's own deadline is there in case it is not.
+        call = self._stub.Generate(grpc_request(ask, extras), timeout=2 * self._limit)
         try:
             with _within(reading, stay, self._limit):
                 self._read(call, reading, stay)

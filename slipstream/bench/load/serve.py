@@ -15,7 +15,7 @@ import httpx
 from slipstream.bench.bars import Bar
 from slipstream.bench.configurations import Progress
 from slipstream.bench.leaks import leaked, levels
-from slipstream.bench.load.asks import Dialogue
+from slipstream.bench.load.asks import Ask, Dialogue
 from slipstream.bench.load.book import Book, known_answers
 from slipstream.bench.load.outcomes import FAULTS, Outcome
 from slipstream.bench.load.stack import Stack, running_stack
@@ -25,6 +25,7 @@ from slipstream.bench.machine import cores, describe_machine, load_average
 from slipstream.core.errors import ConfigurationError
 
 _SHOWN_FAULTS = 10
+_FIRST = Ask("first", "first", (("user", "Count to twenty."),), max_tokens=32, ignore_eos=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +91,12 @@ async def started(
     *,
     drafter: bool = True,
 ) -> AsyncIterator[Stack]:
-    """A stack in exactness strict, so that every answer can be compared."""
+    """A stack in exactness strict, so that every answer can be compared. It has answered once:
+    connections are made when they are first needed, and no leak."""
     progress(f"starting {name}")
     words = ["--exactness", "strict", "--log-level", "warning", *options, *settings.options]
     async with running_stack(name, settings.model, words, settings.logs, drafter=drafter) as stack:
+        await stack.door.ask(_FIRST)
         yield stack
 
 
