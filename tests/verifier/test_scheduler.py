@@ -251,3 +251,16 @@ def test_what_answers_come_to_is_learnt(runner) -> None:
     rig.finish()
     assert drain.work(10, 200) == service(10, 12) < before
     assert drain.work(10, 5) == service(10, 5)
+
+
+def test_only_whole_chunks_are_found_where_shapes_matter(runner) -> None:
+    """Of 48 tokens in common others take the first chunk of 32: the rest of the second would be
+    computed in another shape than it has alone."""
+    runner.pool.forget()
+    rig = Rig(runner, limits=Limits(prefill_chunk=32, strict=True))
+    common, found = _text(1, 48), []
+    for kind in (2, 3):
+        outcome = rig.submit((*common, *_text(kind, 40)), max_tokens=2, ignore_eos=True)
+        rig.finish()
+        found.append(outcome.cached)
+    assert found == [0, 32]

@@ -249,13 +249,3 @@ def test_one_tries_for_all() -> None:
     first, later = _probing(world, 70), _probing(world, 300)
     assert max(first) == 4
     assert max(later) == 1
-
-
-@pytest.mark.parametrize("known", [False, True])
-def test_what_even_perfect_drafts_could_not_save_is_hardly_tried(known) -> None:
-    """Once it is known how long drafts take, a machine on which they could never pay tries none in
-    hundreds of steps."""
-    world = World(Machine(_steep, 0.005, 0.005, _always(0.9)))
-    if known:
-        world.speculation._measured.arrival.waited(0.005, 1.0)
-    assert bool(sum(_probing(world, 400))) != known
