@@ -59,6 +59,8 @@ class KvStream:
         self._engine = engine
         self._key = key
         self._begun = asyncio.wrap_future(begun)
+        # Of a pull that is cancelled first nobody asks whether it began.
+        self._begun.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._row_bytes = row_bytes
         self._most = most
         self._ring = ring

@@ -220,6 +220,32 @@ async def test_a_sequence_that_ends_in_mid_pull(make_runner, client) -> None:
         await task
 
 
+async def test_a_pull_that_is_cancelled_before_it_begins(make_runner, client, monkeypatch) -> None:
+    """Its lease is gone by then: a failure that nobody waits for, and nobody complains about."""
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
+    async with verifier(make_runner()) as one:
+        task = await generating(one, max_tokens=200)
+        puller = client(one)
+        handle = await acquire(one, puller)
+        asked: list[object] = []
+        go, call = threading.Event(), one.engine.call
+        monkeypatch.setattr(one.engine, "call", lambda act: asked.append(act) or call(act))
+        one.engine.post(lambda: go.wait(20))
+        one.engine.post(lambda: one.engine.kv.release(handle.id))
+        pulling = asyncio.create_task(pulled(puller, handle, (0,), 0, 300))
+        await until(lambda: len(asked) == 2)  # its beginning, and the first read
+        pulling.cancel()
+        await until(lambda: len(asked) == 3)  # its end
+        go.set()
+        await one.on_engine(lambda kv: None)
+        del pulling
+        asked.clear()
+        gc.collect()
+        assert not complaints
+        task.cancel()
+
+
 async def test_a_puller_that_stops_reading(make_runner, client, monkeypatch) -> None:
     """A puller that gives nothing back blocks itself alone, and when it leaves all is freed."""
     monkeypatch.setattr("slipstream.wire.kv_client._CHUNK_BYTES", 4096)
