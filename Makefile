@@ -15,10 +15,10 @@ PEERS_ARGS ?=
 SOAK_MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format proto proto-check bench load soak bench-peers clean
+.PHONY: help setup run test lint format proto proto-check bench bench-drafting load soak bench-peers clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with everything that run, test and lint need (PYTHON=python3.12 to choose)
 
@@ -63,6 +63,12 @@ proto-check: $(STAMP)
 
 bench: $(STAMP) ## Measure against the bars (QUESTIONS=file.jsonl, BENCH_ARGS="...")
 	$(BIN)/slipstream bench $(if $(QUESTIONS),--questions $(QUESTIONS)) $(BENCH_ARGS)
+
+bench-drafting: $(STAMP) ## The drafter by context, link and number of shards (QUESTIONS=...)
+	$(BIN)/slipstream bench kv $(if $(QUESTIONS),--questions $(QUESTIONS)) --limit 6
+	$(BIN)/slipstream bench link $(if $(QUESTIONS),--questions $(QUESTIONS)) --limit 6 --repeats 1
+	$(BIN)/slipstream bench shards
+	$(BIN)/slipstream bench pipelining
 
 # Both start a stack of their own and fail on any answer that is not the known one, and on leaks.
 load: $(STAMP) ## A minute of Locust against a stack of its own (LOAD_ARGS="...")

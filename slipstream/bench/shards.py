@@ -16,6 +16,7 @@ from slipstream.bench.processes import child, end_on_signals, wait_until_serving
 from slipstream.bench.setups import Command, Place, shard_commands
 from slipstream.bench.synthetic import SMALLEST, Shape, write_model
 from slipstream.core.errors import ConfigurationError, InternalError
+from slipstream.core.model_folder import check_split
 from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc, shard_pb2, shard_pb2_grpc
 from slipstream.wire.status import error_of
 from slipstream.wire.transport import channel
@@ -84,6 +85,7 @@ async def measure_shards(settings: ShardsSettings, progress: Progress) -> Memory
             progress(f"writing {model.layers} layers of {model.hidden}, random weights")
             write_model(Path(temporary) / "model", model)
             model = Path(temporary) / "model"
+        check_split(model, max(settings.counts))
         place = Place(model, logs, tuple(cores()))
         base = await base_memory(place)
         drafters = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +14,8 @@ from slipstream.bench.kv_report import document, gains, table
 from slipstream.bench.questions import DEFAULT_QUESTIONS
 from slipstream.bench.report import write
 from slipstream.cli.plan_files import load_plans
-from slipstream.core.errors import ConfigurationError
 from slipstream.core.layer_plan import LayerPlan
+from slipstream.core.model_folder import num_layers
 from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
 
@@ -87,8 +86,4 @@ def _plans(files: str, model: Path) -> dict[str, LayerPlan]:
     paths = [Path(part.strip()) for part in files.split(",") if part.strip()]
     if paths:
         return load_plans(paths)
-    try:
-        layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
-    except (OSError, ValueError, KeyError) as failure:
-        raise ConfigurationError(f"{model} is not a model folder: {failure}") from failure
-    return naive_plans(int(layers))
+    return naive_plans(num_layers(model))

@@ -187,7 +187,7 @@ def compare(
     """
     check_installed()
     from slipstream.bench.questions import DEFAULT_QUESTIONS
-    from slipstream.core.fingerprint import fingerprint
+    from slipstream.core.model_folder import fingerprint
     from slipstream.models.plans import shipped_plan
     from slipstream.tune import report as reports
     from slipstream.tune.run import compare as run_compare

@@ -39,7 +39,7 @@ from slipstream.cli.choices import (
 )
 from slipstream.cli.services import Plan, services, split_cores, usable_cores
 from slipstream.cli.supervisor import Policy, Supervisor
-from slipstream.core.fingerprint import fingerprint
+from slipstream.core.model_folder import check_split, fingerprint
 from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
 
@@ -197,6 +197,7 @@ def up(
         check_keys(api_keys)
     addresses = claim(wanted)
     folder = resolve(model, progress=progress_on(), verify=verify)
+    check_split(folder, drafter_shards or 1)
     if given is not None and given.model_fingerprint:
         given.check_model(fingerprint(folder))
     apart = placement is Placement.separate

@@ -1,4 +1,4 @@
-"""A model's identity: what its folder holds, as 32 hex digits."""
+"""What a model's folder says before anything is loaded: which model it is, how many layers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import struct
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
-from slipstream.core.errors import CheckpointError
+from slipstream.core.errors import CheckpointError, ConfigurationError
 
 _SAMPLED_BYTES = 1 << 16
 # What a config says of a file's history rather than of the model.
@@ -30,6 +31,24 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def num_layers(folder: Path) -> int:
+    """Decoder layers, by the config alone. Raises CheckpointError."""
+    config = _config(folder)
+    text = config.get("text_config")
+    found = (text if isinstance(text, dict) else config).get("num_hidden_layers")
+    if not isinstance(found, int):
+        raise CheckpointError(f"{folder}: config.json names no number of layers")
+    return found
+
+
+def check_split(folder: Path, count: int) -> None:
+    """Raises ConfigurationError where a drafter has no layers for so many shards."""
+    if count > 1 and count > (layers := num_layers(folder)):
+        raise ConfigurationError(
+            f"a model of {layers} layers cannot be split into {count} shards: each has one or more"
+        )
+
+
 def fingerprint(folder: Path) -> str:
     """Names the model in `folder` by content: 32 hex digits.
 
@@ -40,11 +59,7 @@ def fingerprint(folder: Path) -> str:
         CheckpointError: a file is missing or broken.
     """
     digest = blake2b(digest_size=16)
-    path = config_file(folder)
-    try:
-        config = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as failure:
-        raise CheckpointError(f"cannot read {path}: {failure}") from failure
+    config = _config(folder)
     kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
     digest.update(json.dumps(kept, sort_keys=True).encode())
     for path in weight_files(folder):
@@ -61,6 +76,14 @@ def fingerprint(folder: Path) -> str:
         ) as failure:
             raise CheckpointError(f"{path} is truncated or not safetensors") from failure
     return digest.hexdigest()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = config_file(folder)
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as failure:
+        raise CheckpointError(f"cannot read {path}: {failure}") from failure
 
 
 def _digest_tensors(path: Path, digest: blake2b) -> None:

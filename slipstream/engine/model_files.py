@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from slipstream.core.errors import CheckpointError
-from slipstream.core.fingerprint import config_file, fingerprint, weight_files
+from slipstream.core.model_folder import config_file, fingerprint, weight_files
 from slipstream.engine.modeling import AutoConfig
 
 # Rotary embeddings of these kinds depend on the longest sequence in the batch once it passes the

@@ -18,8 +18,8 @@ from slipstream.cli.addresses import claim, reachable
 from slipstream.cli.choices import Placement
 from slipstream.cli.services import Plan, services, shard_cores, split_cores, usable_cores
 from slipstream.core.errors import ConfigurationError
-from slipstream.core.fingerprint import fingerprint
 from slipstream.core.layer_plan import LayerPlan
+from slipstream.core.model_folder import fingerprint
 from slipstream.wire.process import read_settings
 from verifier_service.settings import Settings as VerifierSettings
 
@@ -401,8 +401,8 @@ def test_metrics_take_ports_in_a_row() -> None:
     }
 
 
-def test_a_plan_for_another_model(tmp_path: Path, tiny_model_dir: Path) -> None:
-    """`up` refuses it in a line that names both models, before it starts anything."""
+def test_what_the_model_rules_out(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """A plan for another model, and more shards than layers: one line, before anything starts."""
     file = tmp_path / "plan.json"
     LayerPlan(model_fingerprint="0123456789abcdef").save(file)
     ports = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
@@ -412,4 +412,8 @@ def test_a_plan_for_another_model(tmp_path: Path, tiny_model_dir: Path) -> None:
     assert ended.returncode == 2
     assert "made for model 0123456789ab, this one is " in ended.stderr
     assert fingerprint(tiny_model_dir)[:12] in ended.stderr
+    assert "Starting" not in ended.stderr
+    ended = slipstream("up", "--model", model, *ports, "--drafter-shards", "5")
+    assert ended.returncode == 2
+    assert "a model of 4 layers cannot be split into 5 shards" in ended.stderr
     assert "Starting" not in ended.stderr

@@ -13,8 +13,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from slipstream.core.errors import CheckpointError, ConfigurationError, ModelMismatch
-from slipstream.core.fingerprint import fingerprint
 from slipstream.core.layer_plan import LayerPlan
+from slipstream.core.model_folder import fingerprint
 from slipstream.engine.automatic_plan import automatic_plan
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.model_files import (

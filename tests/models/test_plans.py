@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slipstream.core.fingerprint import fingerprint
 from slipstream.core.layer_plan import LayerPlan
+from slipstream.core.model_folder import fingerprint
 from slipstream.engine.model_files import read_config
 from slipstream.models import plans
 

@@ -20,8 +20,8 @@ from slipstream.core.errors import (
     SlipstreamError,
     Unavailable,
 )
-from slipstream.core.fingerprint import fingerprint
 from slipstream.core.layer_plan import LayerPlan
+from slipstream.core.model_folder import fingerprint
 from slipstream.core.params import SamplingParams
 from slipstream.wire.process import read_settings
 from slipstream.wire.proto import shard_pb2, shard_pb2_grpc

@@ -16,8 +16,8 @@ from slipstream.bench.setups import Place
 from slipstream.cli import tune as command
 from slipstream.cli.plan_files import load_plans
 from slipstream.core.errors import ConfigurationError, ModelMismatch
-from slipstream.core.fingerprint import fingerprint
 from slipstream.core.layer_plan import LayerPlan, Skips
+from slipstream.core.model_folder import fingerprint
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.step_cost import StepCost
 from slipstream.tune import report as reports
