@@ -3,11 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PROTOS := $(wildcard protos/slipstream/v1/*.proto)
+PYTEST = $(BIN)/python -m pytest
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos
 CODE := slipstream gateway verifier_service drafter_service tests
 
 # Options that are passed on: make run ARGS="--http 127.0.0.1:8001", make test ARGS="-k sampling".
 ARGS ?=
+WORKERS ?= 2
 BENCH_ARGS ?=
 QUESTIONS ?=
 LOAD_ARGS ?=
@@ -38,9 +40,20 @@ run: $(STAMP) ## Serve the default model on http://127.0.0.1:8000 (ARGS="--model
 	@exec $(BIN)/slipstream up $(ARGS)
 
 # The model is fetched first: no single test should have its time limit spent by a download.
-test: $(STAMP) ## Run all tests (ARGS="-k name" for some)
+# All of them: first side by side, file by file, then those that bear nobody beside them; the second
+# part runs and tells its failures whatever the first one did. Some of them: one process, no parts.
+test: $(STAMP) ## Run all tests (ARGS="-k name" for some, WORKERS=2 for how many side by side)
 	@$(BIN)/slipstream fetch >/dev/null
-	$(BIN)/python -m pytest $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	@beside=0; last=0; set -x; \
+	  $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not alone" || beside=$$?; \
+	  $(PYTEST) -m alone || last=$$?; \
+	  { set +x; } 2>/dev/null; \
+	  test $$beside -eq 0 || echo "The first part failed, too: see its summary above." >&2; \
+	  test $$((beside + last)) -eq 0
+else
+	$(PYTEST) $(ARGS)
+endif
 
 lint: $(STAMP) proto-check ## ruff, mypy, import-linter, and whether generated code is up to date
 	$(BIN)/ruff check $(CODE)

@@ -32,9 +32,19 @@ def model_dir() -> Path:
     return resolve("default")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who waits for `transformers` comes last."""
+    items.sort(key=_wants_reference)
+
+
+def _wants_reference(item: pytest.Item) -> bool:
+    return "reference" in getattr(item, "fixturenames", ())
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What `transformers` takes minutes for begins at once, beside the tests that come before."""
-    wanted = any("reference" in getattr(item, "fixturenames", ()) for item in session.items)
+    wanted = any(map(_wants_reference, session.items))
     if wanted and not session.config.option.collectonly:
         from tests.golden.reference import begin_reference
 

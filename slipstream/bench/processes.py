@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import random
 import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -20,6 +22,10 @@ _GRACE_SECONDS = 10.0
 _TAIL_CHARACTERS = 2000
 # A line of the worker's answers carries every token of a generation.
 _LINE_BYTES = 4 * 1024 * 1024
+# Below what systems give out themselves (Linux from 32768 on, others from 49152).
+_PORTS = range(20_000, 32_768)
+# One after the other from anywhere on: two processes that start services at once do not meet.
+_turn = itertools.count(random.randrange(len(_PORTS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +43,20 @@ class Child:
 
 
 def free_address() -> str:
-    """A loopback address whose port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    """A loopback address whose port nobody listens on, and which nobody is given by chance.
+
+    The system gives any of its own range to whoever connects or asks for port 0. Until a service
+    listens there, or while it is started again, such a port would go to another.
+
+    Raises:
+        ConfigurationError: all ports below that range are taken.
+    """
+    for _ in range(len(_PORTS)):
+        port = _PORTS[next(_turn) % len(_PORTS)]
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return f"127.0.0.1:{port}"
+    raise ConfigurationError(f"no free port from {_PORTS[0]} to {_PORTS[-1]}")
 
 
 def _open_log(log: Path) -> BinaryIO:

@@ -14,7 +14,7 @@ from slipstream.engine.runner import ModelRunner
 from slipstream.engine.sequence import Sequence
 from tests.golden.reference import LONGEST_PROMPT, NEW_TOKENS, Reference, prompts
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1200)]
 CHUNK = 256
 
 

@@ -5,23 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from slipstream.bench.processes import free_address
 from slipstream.wire.transport import is_serving
+
+__all__ = ["ROOT", "Service", "free_address", "until"]
 
 READY_SECONDS = 90.0
 ROOT = Path(__file__).parents[2]
-
-
-def free_address() -> str:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{one.getsockname()[1]}"
 
 
 class Service:

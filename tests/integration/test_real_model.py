@@ -23,7 +23,7 @@ BOTH = pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "samp
 TOKENS = 32
 AT_ONCE = 4
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1200)]
 
 
 STRICT = "--dtype bfloat16 --exactness strict --prefill-chunk 32"
@@ -80,9 +80,10 @@ class Pairs:
             service.kill()
 
 
-@pytest.fixture(scope="module")
+# Not of the module: the tests that need the reference come apart from the others, at the very end.
+@pytest.fixture(scope="session")
 def pairs(request: pytest.FixtureRequest, start: Start, model_dir: Path) -> Pairs:
-    items = [item for item in request.session.items if item.path == request.path]
+    items = [item for item in request.session.items if item.path == Path(__file__)]
     names = dict.fromkeys(item.callspec.params["verifier"] for item in items)
     return Pairs(start, model_dir, list(names))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -290,11 +291,15 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 def _memory_files() -> int:
-    """How many of our kind of memory any process holds open or mapped."""
+    """How many of our kind of memory this process and its children hold open or mapped.
+
+    Others on the machine may be tests that come and go with memory of their own.
+    """
     # A mapping ends with the last array of it, which a cycle of an earlier test may keep.
     gc.collect()
     found = 0
-    for process in Path("/proc").glob("[0-9]*"):
+    children = [f.read_text().split() for f in Path("/proc/self/task").glob("*/children")]
+    for process in (Path("/proc", name) for name in itertools.chain(["self"], *children)):
         try:
             found += (process / "maps").read_text().count("memfd:slipstream-kv")
             found += sum(
