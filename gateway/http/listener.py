@@ -17,7 +17,7 @@ from slipstream.core.errors import ConfigurationError
 # What the kernel holds for a client that does not read; by default it would grow to megabytes.
 _SEND_BUFFER_BYTES = 256 * 1024
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
-_ABORT, _CLOSE = "abort_connection", "close_connection"
+_ABORT, _CLOSE, _GIVEN_UP = "abort_connection", "close_connection", "connection_given_up"
 
 
 class Server(uvicorn.Server):
@@ -29,11 +29,18 @@ class Server(uvicorn.Server):
 
 
 class Protocol(HttpToolsProtocol):
-    """Lets an answer cut its connection: closing it would wait until all is read."""
+    """Lets an answer cut its connection: closing it would wait until all is read. And tells it
+    whether the kernel did, because nobody took its data."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {**self.app_state, _ABORT: self._abort, _CLOSE: transport.close}
+        self._given_up = False
+        ways = {_ABORT: self._abort, _CLOSE: transport.close, _GIVEN_UP: lambda: self._given_up}
+        self.app_state = {**self.app_state, **ways}
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._given_up = isinstance(exc, TimeoutError)
+        super().connection_lost(exc)
 
     def _abort(self) -> None:
         # Else the kernel would go on offering what it holds to a client that does not want it.
@@ -54,6 +61,15 @@ async def hang_up(scope: Scope) -> None:
     _end(scope, _CLOSE)
     # The server hears of it in the loop's next turn, and then misses no end of the answer.
     await asyncio.sleep(0)
+
+
+def given_up(scope: Scope) -> bool:
+    """Whether the connection is lost because nobody took, or acknowledged, its data for too long.
+
+    A stream may be so slow that it never fills the buffers before that.
+    """
+    asked: Callable[[], bool] | None = scope.get("state", {}).get(_GIVEN_UP)
+    return asked is not None and asked()
 
 
 def _end(scope: Scope, how: str) -> None:

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.continuation import Piece
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import error_object
-from gateway.http.listener import abort
+from gateway.http.listener import abort, given_up
 from gateway.http.shapes import Envelope, Shape
 from gateway.stats import Totals
 from gateway.watchdog import Watchdog
@@ -37,7 +37,7 @@ class EventStream(Response):
         pieces: the rest. Closed when the stream ends in whatever way.
         include_usage: whether the usage comes, in a chunk of its own at the end.
         send_timeout: seconds that the client may leave data unread; then it is cut.
-        on_cut: called when it is.
+        on_cut: called when it is, by us or by the kernel.
     """
 
     media_type = "text/event-stream"
@@ -81,7 +81,7 @@ class EventStream(Response):
             log.debug("stream ended early: %r", failure)
         finally:
             watchdog.close()
-            if watchdog.barked:
+            if watchdog.barked or given_up(scope):
                 self._on_cut()
             await self._pieces.aclose()
 

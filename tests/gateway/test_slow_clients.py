@@ -85,6 +85,20 @@ async def test_unread_http_stream(make_rig, eventually, caplog, n):
         sock.close()
 
 
+async def test_slow_stream_that_nobody_reads(make_rig, eventually, caplog):
+    """A stream too slow to fill the buffers is cut by the kernel; that is told and counted, too."""
+    slow = FakeBehaviour([50] * TOKENS, chunks=(1,), delay=0.05)
+    async with make_rig(slow, context_length=2 * TOKENS, send_timeout=1.0) as rig:
+        with caplog.at_level(logging.WARNING, "gateway"):
+            sock = await ask(rig, endless())
+            await eventually(lambda: rig.fake.running == 1)
+            await eventually(lambda: rig.fake.running == 0)
+        assert values_of((await rig.http.get("/metrics")).text)[UNREAD] == 1
+        [line] = [record.getMessage() for record in caplog.records if "gateway" in record.name]
+        assert "read nothing for 1 s" in line
+        sock.close()
+
+
 async def test_unread_grpc_stream(make_rig, eventually):
     """The same over gRPC: the call ends with DEADLINE_EXCEEDED once somebody looks."""
     async with make_rig(ENDLESS, context_length=2 * TOKENS, send_timeout=2.0) as rig:
