@@ -108,7 +108,7 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, Skips]:
 
 async def serve(settings: Settings) -> None:
     """Binds, loads, serves until it is told to stop, ends cleanly."""
-    exposition = Exposition("drafter", settings.model.resolve().name)
+    exposition = Exposition("drafter", settings.model_name)
     tracing = tracing_to("drafter", settings.otlp_endpoint)
     with exposed(exposition, settings.metrics), tracing as spans:
         await _serve_drafter(settings, exposition, spans)

@@ -91,8 +91,7 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, Limits, dict[int, flo
 
 async def serve(settings: Settings) -> None:
     """Binds, loads, serves until it is told to stop, ends cleanly."""
-    name = settings.served_model_name or settings.model.resolve().name
-    exposition = Exposition("verifier", name)
+    exposition = Exposition("verifier", settings.model_name)
     tracing = tracing_to("verifier", settings.otlp_endpoint)
     with exposed(exposition, settings.metrics), tracing as spans:
         await _serve(settings, exposition, spans)

@@ -21,7 +21,6 @@ class Settings(ModelServiceSettings):
 
     listen: str = Field("127.0.0.1:50051", description="host:port to serve gRPC on")
     drafter: str = Field("off", description="host:port of the drafter, or off")
-    served_model_name: str = Field("", description="name to report; empty: the folder's name")
     precision: Literal["native", "int8"] = Field(
         "native",
         description="of the target model itself; int8: weights and activations at 8 bits, another"

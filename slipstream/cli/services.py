@@ -144,7 +144,12 @@ def _drafter(plan: Plan, first: str) -> list[Service]:
     count = len(addresses)
     found = []
     for index, cpus in enumerate(shard_cores(plan.drafter_cpus, count)):
-        options: Options = {"model": plan.model, "listen": addresses[index], **_compute(cpus)}
+        options: Options = {
+            "model": plan.model,
+            "listen": addresses[index],
+            "served-model-name": plan.name,
+            **_compute(cpus),
+        }
         if count > 1:
             onward = reachable(addresses[index + 1]) if index + 1 < count else None
             options |= {"shard-index": index, "shard-count": count, "next": onward}

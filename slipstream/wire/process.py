@@ -57,6 +57,7 @@ class ModelServiceSettings(TelemetrySettings):
     """What verifier and drafter have in common."""
 
     model: Path = Field(description="folder with config.json, safetensors and tokenizer")
+    served_model_name: str = Field("", description="name to report; empty: the folder's name")
     dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="of the weights")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int = Field(0, ge=0, description="torch threads; 0: one for each core allowed")
@@ -67,6 +68,10 @@ class ModelServiceSettings(TelemetrySettings):
     metrics: str = Field(
         "off", description="host:port to answer Prometheus on, at /metrics, or off"
     )
+
+    @property
+    def model_name(self) -> str:
+        return self.served_model_name or self.model.resolve().name
 
 
 def read_settings(kind: type[S], arguments: Sequence[str]) -> S:

@@ -58,6 +58,7 @@ def test_command_lines_of_the_three_services() -> None:
     assert options(drafter.command) == {
         "--model": "/models/m",
         "--listen": "127.0.0.1:50052",
+        "--served-model-name": "m's name",
         "--cpus": "2",
         "--threads": "1",
         "--log-level": "warning",

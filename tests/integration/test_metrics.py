@@ -13,6 +13,8 @@ from tests.integration.client import Client, request
 from tests.integration.conftest import TINY
 from tests.integration.processes import free_address, until
 
+NAMED = ("--served-model-name", "public-name")
+
 
 def scrape(url: str) -> dict[str, float]:
     """Sums of each sample's values over its labels, by name without the prefix."""
@@ -28,7 +30,7 @@ def scrape(url: str) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def watched(start, tiny, exact_plan):
     """A verifier and its drafter, and where both tell their metrics."""
-    place, metrics = free_address(), ("--metrics", "127.0.0.1:0")
+    place, metrics = free_address(), ("--metrics", "127.0.0.1:0", *NAMED)
     options = (*TINY, "--layer-plan", str(exact_plan), *metrics)
     drafter = start("drafter", tiny, options, place)
     options = (*TINY, "--drafter", place, "--draft-length", "4", *metrics)
@@ -39,6 +41,14 @@ def watched(start, tiny, exact_plan):
     yield verifier, drafter, *told
     verifier.kill()
     drafter.kill()
+
+
+def test_both_tell_of_the_model_by_the_name_that_clients_use(watched):
+    """Series of both belong together by `model_name`, however the folder is called."""
+    for url in watched[2:]:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+        assert set(re.findall(r'model_name="([^"]*)"', text)) == {"public-name"}
 
 
 async def test_both_tell_what_they_did(watched):
