@@ -71,6 +71,8 @@ class Supervisor:
         """Asks for an orderly stop; asked a second time, it kills what is left at once."""
         if self._stop.is_set():
             self._hurry.set()
+        elif self._ready:
+            self._say("Stopping, once requests in progress are over or out of time; again: at once")
         self._stop.set()
 
     async def run(self, on_ready: Callable[[], None]) -> None:
@@ -183,7 +185,8 @@ class Supervisor:
     async def _end(self, service: Service) -> None:
         child = self._children.get(service.name)
         if child is not None and not await child.stop(self._policy.grace, self._hurry):
-            self._say(f"the {service.name} did not stop in time and was killed")
+            late = "had not stopped yet" if self._hurry.is_set() else "did not stop in time"
+            self._say(f"the {service.name} {late} and was killed")
 
 
 async def _first(tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -50,8 +50,9 @@ async def test_stages_of_the_start_are_told(stage) -> None:
     supervisor = Supervisor(services, said.append, QUICK)
     run = asyncio.create_task(supervisor.run(supervisor.stop))
     await asyncio.wait_for(run, 30)
-    told = sorted(line for line in said if "hello" not in line)
+    told = sorted(line for line in said if "loading" in line)
     assert told == ["[drafter] loading drafter", "[verifier] loading verifier"]
+    assert said[-1].startswith("Stopping, ")
 
 
 async def test_early_end_shows_the_last_lines(stage, alive) -> None:
@@ -168,6 +169,19 @@ async def test_deaf_service_is_killed(stage, alive) -> None:
     supervisor = Supervisor([stage.service("verifier", "deaf")], said.append, policy)
     await asyncio.wait_for(supervisor.run(supervisor.stop), 20)
     assert "the verifier did not stop in time and was killed" in said
+    assert not alive(stage.pids("verifier")[0])
+
+
+async def test_whoever_waits_for_the_end_is_told_how_to_hurry_it(stage, alive) -> None:
+    """The first stop says that requests have their time, the second kills at once and says so."""
+    said: list[str] = []
+    policy = Policy(ready=20, poll=0.02, grace=60)
+    supervisor = Supervisor([stage.service("verifier", "deaf")], said.append, policy)
+    run = asyncio.create_task(supervisor.run(supervisor.stop))
+    await until(lambda: any(line.startswith("Stopping, ") for line in said))
+    supervisor.stop()
+    await asyncio.wait_for(run, 20)
+    assert said[-1] == "the verifier had not stopped yet and was killed"
     assert not alive(stage.pids("verifier")[0])
 
 
