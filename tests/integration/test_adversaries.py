@@ -11,7 +11,7 @@ import pytest
 from slipstream.core.draft import Commit
 from slipstream.core.params import SamplingParams
 from slipstream.wire.fake_drafter import DrafterBehaviour, FakeDrafter, random_tokens
-from tests.integration.client import GREEDY, Client, request
+from tests.integration.client import GREEDY, Answer, Client, request
 from tests.integration.conftest import TINY, Start
 from tests.integration.processes import Service, free_address, until
 
@@ -51,6 +51,11 @@ async def client(served: tuple[Service, str]) -> AsyncIterator[Client]:
         assert (status.requests_running, status.kv_blocks_used) == (0, 0)
 
 
+def _believed(answer: Answer) -> int:
+    """How many tokens of the drafter's, not of the verifier's own guesses, were accepted."""
+    return answer.stats.num_accepted_tokens - answer.stats.num_accepted_guess_tokens
+
+
 @pytest.mark.parametrize("name", BEHAVIOURS)
 async def test_no_drafter_changes_a_token(served, client, name) -> None:
     """At temperature 0 and 1, side by side, whatever arrives as drafts: tokens, their number and
@@ -63,15 +68,19 @@ async def test_no_drafter_changes_a_token(served, client, name) -> None:
     await drafter.start(served[1])
     try:
         await until(client.connected, 20)
-        fast = await client.all(
-            [request(PROMPT, p, max_tokens=n, speculative=True) for p, n in asked]
-        )
+        # On busy cores all may be over before the drafter hears of their first token.
+        for _ in range(20):
+            fast = await client.all(
+                [request(PROMPT, p, max_tokens=n, speculative=True) for p, n in asked]
+            )
+            assert [(a.tokens, a.finish) for a in fast] == [(a.tokens, a.finish) for a in plain]
+            if any(isinstance(command, Commit) for command in drafter.commands):
+                break
     finally:
         await drafter.stop()
-    assert [(a.tokens, a.finish) for a in fast] == [(a.tokens, a.finish) for a in plain]
     assert any(isinstance(command, Commit) for command in drafter.commands)
     # Tokens out of the air are right by chance at most; what is stale is not even looked at.
-    assert sum(a.stats.num_accepted_tokens for a in fast) < 30
+    assert sum(map(_believed, fast)) < 30
     if name in {"random", "flooding"}:
         assert drafter.proposed > 0
 
@@ -99,8 +108,14 @@ async def test_the_fake_names_prefixes_as_a_drafter_does(served, client) -> None
     await drafter.start(served[1])
     try:
         await until(client.connected, 20)
-        answer = await client.generate(request(PROMPT, max_tokens=200, speculative=True))
+        believed = 0
+        # On busy cores the verifier's own guesses are often there first.
+        for _ in range(20):
+            answer = await client.generate(request(PROMPT, max_tokens=200, speculative=True))
+            assert answer.tokens == truth[len(PROMPT) :]
+            believed += _believed(answer)
+            if believed > 20:
+                break
     finally:
         await drafter.stop()
-    assert answer.tokens == truth[len(PROMPT) :]
-    assert answer.stats.num_accepted_tokens > 20
+    assert believed > 20
