@@ -138,6 +138,8 @@ def _report(given: argparse.Namespace, watch: Watch, found: list[str], kills: in
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     verdicts = content.get("figures", {}).get("verdicts", {})
     _say(f"verdicts: {', '.join(f'{n} {v}' for v, n in verdicts.items()) or 'none'}")
+    if verdicts.get("refused") and not given.allow_refusals:
+        _say("refusals are faults here: ask less of this machine (--users 2 --rate 0.1)")
     _say(f"drafter kills: {kills}; leaks: {'; '.join(found) or 'none'}")
     _say(f"written: {given.out}.html, {given.out}_slo.csv, {path}")
 

@@ -28,7 +28,7 @@ from slipstream.bench.load.arrivals import poisson
 from slipstream.bench.load.asks import Extras
 from slipstream.bench.load.book import Book, Entry, read
 from slipstream.bench.load.doors import clock
-from slipstream.bench.load.outcomes import outcome
+from slipstream.bench.load.outcomes import Outcome, Verdict, outcome
 from slipstream.bench.load.statistics import Slo
 from slipstream.core.errors import ConfigurationError
 from tests.load.clients import Client, GrpcClient, HttpClient, Stay
@@ -41,6 +41,9 @@ _MOST_CHUNKS_BEFORE_LEAVING = 12
 _IMPATIENT_SHARE, _SOON_SECONDS = 0.5, 0.5
 # An answer that does not come must be given up, and counted, before Locust ends its user.
 _LIMIT_SHARE, _LONGEST_SECONDS = 0.8, 600.0
+# Who is refused comes back when told to, or after a second; the end of the load waits no longer
+# than the most for him.
+_REST_SECONDS, _MOST_REST_SECONDS = 1.0, 5.0
 
 
 @events.init_command_line_parser.add_listener
@@ -73,13 +76,15 @@ class World:
         self.limit = _LIMIT_SHARE * float(options.stop_timeout) or _LONGEST_SECONDS
         self.began = clock()
 
-    def run(self, client: Client, entry: Entry, due: float) -> None:
+    def run(self, client: Client, entry: Entry, due: float) -> Outcome:
         """One request, from its asking to its place in the tally."""
         self.tally.asked += 1
         reading = client.ask(entry.ask, due, self.extras, self._stay())
         known = None if self.options.unchecked else entry.known
         ask = entry.ask
-        self.tally.add(client.protocol, outcome(ask.name, ask.kind, reading, known, self.began))
+        found = outcome(ask.name, ask.kind, reading, known, self.began)
+        self.tally.add(client.protocol, found)
+        return found
 
     def _stay(self) -> Stay:
         draw, share = self.draw, self.options.leave_share
@@ -122,10 +127,13 @@ class _Closed(User):
 
     @task
     def talk(self) -> None:
-        """A whole dialogue; each turn is asked when the one before has been answered."""
+        """A whole dialogue; each turn is asked when the one before has been answered, or when its
+        refusal told to come back."""
         world: World = self.environment.world
         for entry in next(world.dialogues):
-            world.run(self.client, entry, clock())
+            found = world.run(self.client, entry, clock())
+            if found.verdict is Verdict.REFUSED:
+                gevent.sleep(min(found.retry_after or _REST_SECONDS, _MOST_REST_SECONDS))
 
 
 class HttpUser(_Closed):

@@ -117,11 +117,12 @@ async def test_one_wrong_token_fails_the_load(booked, tmp_path):
 
 
 async def test_refusals_fail_only_where_they_are_not_expected(booked, tmp_path):
-    """429 and RESOURCE_EXHAUSTED are counted apart, and pass in a scenario of overload only."""
+    """429 and RESOURCE_EXHAUSTED are counted apart, and pass in a scenario of overload only. Users
+    of a closed loop come back when they were told to, and not at once."""
 
     def full(prompt, params, place):
         if params.seed == DIALOGUES[1].seed + 1:
-            raise Overloaded("full")
+            raise Overloaded("full", retry_after=0.5)
         return answer(prompt, params, place)
 
     booked.fake.behaviour = replace(booked.fake.behaviour, tokens=full)
@@ -130,6 +131,8 @@ async def test_refusals_fail_only_where_they_are_not_expected(booked, tmp_path):
     assert [code for code, _ in runs] == [1, 0]
     for _, found in runs:
         assert set(found["figures"]["verdicts"]) == {"right", "refused"}
+        # Two users for three seconds, each of whom rests for half a second or more.
+        assert found["figures"]["verdicts"]["refused"] <= 2 * (3 / 0.5 + 1)
 
 
 def tally(*verdicts, allow_refusals=True):
