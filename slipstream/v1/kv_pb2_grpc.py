@@ -87,7 +87,8 @@ class KvServiceServicer:
     def Pull(self, request, context):
         """Positions in order, as soon as they are computed: bytes travel while the
         rest of a prompt is still being prefilled. A lease does not expire while it
-        is pulled. Cancelling the call ends it within a step.
+        is pulled. Cancelling the call ends it within a step. RESOURCE_EXHAUSTED: the
+        lease is pulled several times already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
