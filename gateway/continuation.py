@@ -49,6 +49,9 @@ class Continuation:
         detokenizer: fresh.
         stop_strings: fresh.
         end_tokens: tokens that end the generation; they have no text of their own.
+
+    Attributes:
+        tokens: how many it has taken.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class Continuation:
         self._detokenizer = detokenizer
         self._stop_strings = stop_strings
         self._end_tokens = end_tokens
-        self._tokens = 0
+        self.tokens = 0
         self._characters = 0
 
     def take(self, message: verifier_pb2.GenerateResponse) -> Piece:
@@ -88,14 +91,14 @@ class Continuation:
             tokens=message.tokens[: len(offsets)],
             offsets=offsets,
             finish_reason=reason,
-            completion_tokens=self._tokens,
+            completion_tokens=self.tokens,
             cached_tokens=message.cached_prompt_tokens,
             stats=message.stats if reason and message.HasField("stats") else None,
         )
 
     def _push(self, token_id: int, texts: list[str]) -> bool:
         """Whether a stop string is complete with this token."""
-        self._tokens += 1
+        self.tokens += 1
         if token_id in self._end_tokens:
             return False
         text = self._detokenizer.push(token_id)
@@ -125,5 +128,5 @@ class Continuation:
     def cut(self) -> InternalError:
         """The error for a stream that ended without a finish reason."""
         return InternalError(
-            f"the verifier's stream ended after {self._tokens} tokens without a finish reason"
+            f"the verifier's stream ended after {self.tokens} tokens without a finish reason"
         )

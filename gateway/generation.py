@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 from gateway.continuation import Continuation, Piece
+from gateway.course import Course, parted
 from gateway.metrics import Metrics
 from gateway.prompts import Prompts
 from gateway.request import GenerationRequest, check, stop_conditions
@@ -64,10 +65,15 @@ class GenerationService:
                 f"the model '{name}' does not exist; this server has '{self.name}'", param="model"
             )
 
-    async def run(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+    async def run(
+        self, request: GenerationRequest, course: Course | None = None
+    ) -> AsyncGenerator[Piece, None]:
         """The pieces of all continuations as they come; each ends with a finish reason.
 
         Closing the generator, or cancelling the task that runs it, cancels all verifier calls.
+
+        Args:
+            course: what was before; pieces that the client has are left out.
 
         Raises:
             InvalidRequest: the request cannot be served; says which field and why.
@@ -82,8 +88,10 @@ class GenerationService:
             model = self.link.model()
             jobs = self._jobs(request, model)
             trace = watch.span.headers
+            course = course or Course()
             streams = [
-                self._stream(index, job, request, model, trace) for index, job in enumerate(jobs)
+                self._stream(index, job, request, model, trace, course)
+                for index, job in enumerate(jobs)
             ]
             try:
                 async with contextlib.aclosing(_merge(streams)) as pieces:
@@ -137,6 +145,7 @@ class GenerationService:
         request: GenerationRequest,
         model: ServedModel,
         trace: Headers,
+        course: Course,
     ) -> AsyncGenerator[Piece, None]:
         eos = frozenset() if request.ignore_eos else model.eos_token_ids
         continuation = Continuation(
@@ -145,17 +154,34 @@ class GenerationService:
             StopStrings(request.stop_strings),
             request.stop_token_ids | eos,
         )
-        finished = False
+        past = course.past(index)
+        async with contextlib.aclosing(self._messages(index, job, trace, course)) as messages:
+            async for message in messages:
+                for part in parted(message, past.seen - continuation.tokens):
+                    piece = continuation.take(part)
+                    if piece.completion_tokens > past.seen:
+                        yield piece
+                    elif piece.finish_reason is not None:
+                        yield replace(piece, text="", tokens=(), offsets=())
+                    if piece.finish_reason is not None:
+                        # Where it is a stop string's, leaving cancels the verifier's work.
+                        return
+        raise continuation.cut()
+
+    async def _messages(
+        self, index: int, job: verifier_pb2.GenerateRequest, trace: Headers, course: Course
+    ) -> AsyncGenerator[verifier_pb2.GenerateResponse, None]:
+        """All messages of a continuation: those that are known, then those that are new."""
+        past = course.past(index)
+        for message in past.messages:
+            yield message
+        if past.ended:
+            return
+        job.committed_token_ids.extend(past.tokens)
         async with contextlib.aclosing(self.link.generate(job, trace)) as messages:
             async for message in messages:
-                piece = continuation.take(message)
-                yield piece
-                finished = piece.finish_reason is not None
-                if finished and not message.finish_reason:
-                    # A stop string: leaving the loop cancels the verifier's work.
-                    return
-        if not finished:
-            raise continuation.cut()
+                course.heard(index, message)
+                yield message
 
 
 async def _merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:

@@ -39,13 +39,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What the verifier serves, from GetModel."""
+    """What the verifier serves, from GetModel.
+
+    Attributes:
+        key: verifiers of one key give the same tokens.
+    """
 
     model_id: str
     fingerprint: str
     context_length: int
     vocab_size: int
     eos_token_ids: frozenset[int]
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,7 @@ class VerifierLink:
             reply.context_length,
             reply.vocab_size,
             frozenset(reply.eos_token_ids),
+            f"{reply.fingerprint}/{reply.dtype}/{reply.precision}/{reply.exactness}",
         )
         if model != self._model:
             log.info("verifier at %s serves %s", self.address, model.model_id)

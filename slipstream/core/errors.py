@@ -7,11 +7,18 @@ SlipstreamError
 │   └── BodyTooLarge          the request body is over the limit      RESOURCE_EXHAUSTED   413
 ├── NotAuthenticated          no key, or an unknown one               UNAUTHENTICATED      401
 ├── ModelNotFound             the model asked for is not served       NOT_FOUND            404
+├── SessionNotFound           no such session, or not any more        NOT_FOUND            404
+├── GenerationNotFound        nothing to resume or fetch by that name NOT_FOUND            404
+├── SessionConflict           another writer, or another turn, is on  ABORTED              409
+├── IdempotencyConflict       the key belongs to another request      ALREADY_EXISTS       422
 ├── KvNotFound                nobody here has that prefix's KV        NOT_FOUND            404
 │   └── KvExpired             a lease is gone, by time or for room    NOT_FOUND            404
 │       └── KvHolderRestarted with the process that gave it           NOT_FOUND            404
 ├── Overloaded                no room now; worth another try          RESOURCE_EXHAUSTED   429
 ├── Unavailable               a part of the system cannot be reached  UNAVAILABLE          503
+│   ├── Draining              it is about to stop; others serve       UNAVAILABLE          503
+│   ├── StoreUnavailable      the session store cannot be reached     UNAVAILABLE          503
+│   └── Corrupted             a message is not what was sent          UNAVAILABLE          503
 ├── DeadlineExceeded          a wait reached its deadline             DEADLINE_EXCEEDED    504
 │   └── StreamUnread          a client left its answer unread         DEADLINE_EXCEEDED    504
 ├── Cancelled                 the client went away                    CANCELLED            499
@@ -87,6 +94,34 @@ class ModelNotFound(SlipstreamError):
     code = "model_not_found"
 
 
+class SessionNotFound(SlipstreamError):
+    grpc_status = "NOT_FOUND"
+    http_status = 404
+    type = "invalid_request_error"
+    code = "session_not_found"
+
+
+class GenerationNotFound(SlipstreamError):
+    grpc_status = "NOT_FOUND"
+    http_status = 404
+    type = "invalid_request_error"
+    code = "generation_not_found"
+
+
+class SessionConflict(SlipstreamError):
+    grpc_status = "ABORTED"
+    http_status = 409
+    type = "invalid_request_error"
+    code = "session_conflict"
+
+
+class IdempotencyConflict(SlipstreamError):
+    grpc_status = "ALREADY_EXISTS"
+    http_status = 422
+    type = "invalid_request_error"
+    code = "idempotency_conflict"
+
+
 class KvNotFound(SlipstreamError):
     """KV is a cache: whoever asked computes it instead."""
 
@@ -116,6 +151,18 @@ class Unavailable(SlipstreamError):
     http_status = 503
     type = "server_error"
     code = "unavailable"
+
+
+class Draining(Unavailable):
+    code = "draining"
+
+
+class StoreUnavailable(Unavailable):
+    code = "store_unavailable"
+
+
+class Corrupted(Unavailable):
+    code = "corrupted"
 
 
 class DeadlineExceeded(SlipstreamError):

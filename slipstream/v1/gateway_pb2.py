@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 from slipstream.v1 import types_pb2 as slipstream_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bslipstream/v1/gateway.proto\x12\rslipstream.v1\x1a\x19slipstream/v1/types.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"4\n\x04\x43hat\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.slipstream.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xd6\x03\n\x1dGatewayServiceGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12#\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x13.slipstream.v1.ChatH\x00\x12,\n\ttoken_ids\x18\x05 \x01(\x0b\x32\x17.slipstream.v1.TokenIdsH\x00\x12/\n\x08sampling\x18\x06 \x01(\x0b\x32\x1d.slipstream.v1.SamplingParams\x12+\n\x04stop\x18\x07 \x01(\x0b\x32\x1d.slipstream.v1.StopConditions\x12\x14\n\x0cstop_strings\x18\x08 \x03(\t\x12\t\n\x01n\x18\t \x01(\r\x12\x18\n\x0bspeculative\x18\n \x01(\x08H\x01\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\x02\x88\x01\x01\x12\x10\n\x08priority\x18\x0c \x01(\x11\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\r \x01(\x01H\x03\x88\x01\x01\x12\x12\n\ncache_salt\x18\x0e \x01(\tB\x08\n\x06promptB\x0e\n\x0c_speculativeB\x0b\n\t_logprobsB\x13\n\x11_deadline_seconds\"\x8e\x02\n\x1eGatewayServiceGenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12$\n\x06tokens\x18\x04 \x03(\x0b\x32\x14.slipstream.v1.Token\x12\x32\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1b.slipstream.v1.FinishReason\x12#\n\x05usage\x18\x06 \x01(\x0b\x32\x14.slipstream.v1.Usage\x12.\n\x05stats\x18\x07 \x01(\x0b\x32\x1f.slipstream.v1.SpeculationStats\x12\x0c\n\x04seed\x18\x08 \x01(\x04\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r2{\n\x0eGatewayService\x12i\n\x08Generate\x12,.slipstream.v1.GatewayServiceGenerateRequest\x1a-.slipstream.v1.GatewayServiceGenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bslipstream/v1/gateway.proto\x12\rslipstream.v1\x1a\x19slipstream/v1/types.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"4\n\x04\x43hat\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.slipstream.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xd8\x04\n\x1dGatewayServiceGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12#\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x13.slipstream.v1.ChatH\x00\x12,\n\ttoken_ids\x18\x05 \x01(\x0b\x32\x17.slipstream.v1.TokenIdsH\x00\x12/\n\x08sampling\x18\x06 \x01(\x0b\x32\x1d.slipstream.v1.SamplingParams\x12+\n\x04stop\x18\x07 \x01(\x0b\x32\x1d.slipstream.v1.StopConditions\x12\x14\n\x0cstop_strings\x18\x08 \x03(\t\x12\t\n\x01n\x18\t \x01(\r\x12\x18\n\x0bspeculative\x18\n \x01(\x08H\x01\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\x02\x88\x01\x01\x12\x10\n\x08priority\x18\x0c \x01(\x11\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\r \x01(\x01H\x03\x88\x01\x01\x12\x12\n\ncache_salt\x18\x0e \x01(\t\x12\x12\n\nsession_id\x18\x0f \x01(\t\x12\x19\n\x0csession_turn\x18\x10 \x01(\rH\x04\x88\x01\x01\x12\x17\n\x0fidempotency_key\x18\x11 \x01(\t\x12\x13\n\x0bresume_from\x18\x12 \x01(\t\x12\x12\n\nbackground\x18\x13 \x01(\x08\x42\x08\n\x06promptB\x0e\n\x0c_speculativeB\x0b\n\t_logprobsB\x13\n\x11_deadline_secondsB\x0f\n\r_session_turn\"\xce\x02\n\x1eGatewayServiceGenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12$\n\x06tokens\x18\x04 \x03(\x0b\x32\x14.slipstream.v1.Token\x12\x32\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1b.slipstream.v1.FinishReason\x12#\n\x05usage\x18\x06 \x01(\x0b\x32\x14.slipstream.v1.Usage\x12.\n\x05stats\x18\x07 \x01(\x0b\x32\x1f.slipstream.v1.SpeculationStats\x12\x0c\n\x04seed\x18\x08 \x01(\x04\x12\x10\n\x08\x65vent_id\x18\t \x01(\t\x12,\n\x07session\x18\n \x01(\x0b\x32\x1b.slipstream.v1.SessionState\"I\n\x0cSessionState\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05turns\x18\x02 \x01(\r\x12\x0e\n\x06stored\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"*\n\x14GetGenerationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xc7\x01\n\x15GetGenerationResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x06status\x18\x02 \x01(\x0e\x32\x1f.slipstream.v1.GenerationStatus\x12>\n\x07results\x18\x03 \x03(\x0b\x32-.slipstream.v1.GatewayServiceGenerateResponse\x12\x12\n\nerror_code\x18\x04 \x01(\t\x12\x15\n\rerror_message\x18\x05 \x01(\t\"-\n\x17\x44\x65leteGenerationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteGenerationResponse\"\x8d\x01\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x63reated_unix\x18\x02 \x01(\x03\x12\x14\n\x0c\x65xpires_unix\x18\x03 \x01(\x03\x12)\n\x05turns\x18\x04 \x03(\x0b\x32\x1a.slipstream.v1.SessionTurn\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x11\n\tnum_turns\x18\x06 \x01(\r\"\xa3\x02\n\x0bSessionTurn\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12#\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x13.slipstream.v1.ChatH\x00\x12,\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x17.slipstream.v1.TokenIdsH\x00\x12\x13\n\x0boutput_text\x18\x05 \x01(\t\x12\x18\n\x10output_token_ids\x18\x06 \x03(\r\x12\x32\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x1b.slipstream.v1.FinishReason\x12#\n\x05usage\x18\x08 \x01(\x0b\x32\x14.slipstream.v1.Usage\x12\x0c\n\x04seed\x18\t \x01(\x04\x42\x07\n\x05input\"L\n\x14\x43reateSessionRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x18\n\x0bttl_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_ttl_seconds\"@\n\x15\x43reateSessionResponse\x12\'\n\x07session\x18\x01 \x01(\x0b\x32\x16.slipstream.v1.Session\"\x1f\n\x11GetSessionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x12GetSessionResponse\x12\'\n\x07session\x18\x01 \x01(\x0b\x32\x16.slipstream.v1.Session\"3\n\x13ListSessionsRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"R\n\x14ListSessionsResponse\x12(\n\x08sessions\x18\x01 \x03(\x0b\x32\x16.slipstream.v1.Session\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"\"\n\x14\x44\x65leteSessionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"N\n\x12\x46orkSessionRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\x05turns\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06new_id\x18\x03 \x01(\tB\x08\n\x06_turns\">\n\x13\x46orkSessionResponse\x12\'\n\x07session\x18\x01 \x01(\x0b\x32\x16.slipstream.v1.Session\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r*\xba\x01\n\x10GenerationStatus\x12!\n\x1dGENERATION_STATUS_UNSPECIFIED\x10\x00\x12!\n\x1dGENERATION_STATUS_IN_PROGRESS\x10\x01\x12\x1f\n\x1bGENERATION_STATUS_COMPLETED\x10\x02\x12\x1c\n\x18GENERATION_STATUS_FAILED\x10\x03\x12!\n\x1dGENERATION_STATUS_INTERRUPTED\x10\x04\x32\xf6\x05\n\x0eGatewayService\x12i\n\x08Generate\x12,.slipstream.v1.GatewayServiceGenerateRequest\x1a-.slipstream.v1.GatewayServiceGenerateResponse0\x01\x12Z\n\rGetGeneration\x12#.slipstream.v1.GetGenerationRequest\x1a$.slipstream.v1.GetGenerationResponse\x12\x63\n\x10\x44\x65leteGeneration\x12&.slipstream.v1.DeleteGenerationRequest\x1a\'.slipstream.v1.DeleteGenerationResponse\x12Z\n\rCreateSession\x12#.slipstream.v1.CreateSessionRequest\x1a$.slipstream.v1.CreateSessionResponse\x12Q\n\nGetSession\x12 .slipstream.v1.GetSessionRequest\x1a!.slipstream.v1.GetSessionResponse\x12W\n\x0cListSessions\x12\".slipstream.v1.ListSessionsRequest\x1a#.slipstream.v1.ListSessionsResponse\x12Z\n\rDeleteSession\x12#.slipstream.v1.DeleteSessionRequest\x1a$.slipstream.v1.DeleteSessionResponse\x12T\n\x0b\x46orkSession\x12!.slipstream.v1.ForkSessionRequest\x1a\".slipstream.v1.ForkSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'slipstream.v1.gateway_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_GENERATIONSTATUS']._serialized_start=2644
+  _globals['_GENERATIONSTATUS']._serialized_end=2830
   _globals['_CHATMESSAGE']._serialized_start=73
   _globals['_CHATMESSAGE']._serialized_end=117
   _globals['_CHAT']._serialized_start=119
@@ -39,11 +41,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIDS']._serialized_start=173
   _globals['_TOKENIDS']._serialized_end=196
   _globals['_GATEWAYSERVICEGENERATEREQUEST']._serialized_start=199
-  _globals['_GATEWAYSERVICEGENERATEREQUEST']._serialized_end=669
-  _globals['_GATEWAYSERVICEGENERATERESPONSE']._serialized_start=672
-  _globals['_GATEWAYSERVICEGENERATERESPONSE']._serialized_end=942
-  _globals['_USAGE']._serialized_start=944
-  _globals['_USAGE']._serialized_end=1031
-  _globals['_GATEWAYSERVICE']._serialized_start=1033
-  _globals['_GATEWAYSERVICE']._serialized_end=1156
+  _globals['_GATEWAYSERVICEGENERATEREQUEST']._serialized_end=799
+  _globals['_GATEWAYSERVICEGENERATERESPONSE']._serialized_start=802
+  _globals['_GATEWAYSERVICEGENERATERESPONSE']._serialized_end=1136
+  _globals['_SESSIONSTATE']._serialized_start=1138
+  _globals['_SESSIONSTATE']._serialized_end=1211
+  _globals['_GETGENERATIONREQUEST']._serialized_start=1213
+  _globals['_GETGENERATIONREQUEST']._serialized_end=1255
+  _globals['_GETGENERATIONRESPONSE']._serialized_start=1258
+  _globals['_GETGENERATIONRESPONSE']._serialized_end=1457
+  _globals['_DELETEGENERATIONREQUEST']._serialized_start=1459
+  _globals['_DELETEGENERATIONREQUEST']._serialized_end=1504
+  _globals['_DELETEGENERATIONRESPONSE']._serialized_start=1506
+  _globals['_DELETEGENERATIONRESPONSE']._serialized_end=1532
+  _globals['_SESSION']._serialized_start=1535
+  _globals['_SESSION']._serialized_end=1676
+  _globals['_SESSIONTURN']._serialized_start=1679
+  _globals['_SESSIONTURN']._serialized_end=1970
+  _globals['_CREATESESSIONREQUEST']._serialized_start=1972
+  _globals['_CREATESESSIONREQUEST']._serialized_end=2048
+  _globals['_CREATESESSIONRESPONSE']._serialized_start=2050
+  _globals['_CREATESESSIONRESPONSE']._serialized_end=2114
+  _globals['_GETSESSIONREQUEST']._serialized_start=2116
+  _globals['_GETSESSIONREQUEST']._serialized_end=2147
+  _globals['_GETSESSIONRESPONSE']._serialized_start=2149
+  _globals['_GETSESSIONRESPONSE']._serialized_end=2210
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=2212
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=2263
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=2265
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=2347
+  _globals['_DELETESESSIONREQUEST']._serialized_start=2349
+  _globals['_DELETESESSIONREQUEST']._serialized_end=2383
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=2385
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=2408
+  _globals['_FORKSESSIONREQUEST']._serialized_start=2410
+  _globals['_FORKSESSIONREQUEST']._serialized_end=2488
+  _globals['_FORKSESSIONRESPONSE']._serialized_start=2490
+  _globals['_FORKSESSIONRESPONSE']._serialized_end=2552
+  _globals['_USAGE']._serialized_start=2554
+  _globals['_USAGE']._serialized_end=2641
+  _globals['_GATEWAYSERVICE']._serialized_start=2833
+  _globals['_GATEWAYSERVICE']._serialized_end=3591
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,41 @@ class GatewayServiceStub:
                 request_serializer=slipstream_dot_v1_dot_gateway__pb2.GatewayServiceGenerateRequest.SerializeToString,
                 response_deserializer=slipstream_dot_v1_dot_gateway__pb2.GatewayServiceGenerateResponse.FromString,
                 _registered_method=True)
+        self.GetGeneration = channel.unary_unary(
+                '/slipstream.v1.GatewayService/GetGeneration',
+                request_serializer=slipstream_dot_v1_dot_gateway__pb2.GetGenerationRequest.SerializeToString,
+                response_deserializer=slipstream_dot_v1_dot_gateway__pb2.GetGenerationResponse.FromString,
+                _registered_method=True)
+        self.DeleteGeneration = channel.unary_unary(
+                '/slipstream.v1.GatewayService/DeleteGeneration',
+                request_serializer=slipstream_dot_v1_dot_gateway__pb2.DeleteGenerationRequest.SerializeToString,
+                response_deserializer=slipstream_dot_v1_dot_gateway__pb2.DeleteGenerationResponse.FromString,
+                _registered_method=True)
+        self.CreateSession = channel.unary_unary(
+                '/slipstream.v1.GatewayService/CreateSession',
+                request_serializer=slipstream_dot_v1_dot_gateway__pb2.CreateSessionRequest.SerializeToString,
+                response_deserializer=slipstream_dot_v1_dot_gateway__pb2.CreateSessionResponse.FromString,
+                _registered_method=True)
+        self.GetSession = channel.unary_unary(
+                '/slipstream.v1.GatewayService/GetSession',
+                request_serializer=slipstream_dot_v1_dot_gateway__pb2.GetSessionRequest.SerializeToString,
+                response_deserializer=slipstream_dot_v1_dot_gateway__pb2.GetSessionResponse.FromString,
+                _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/slipstream.v1.GatewayService/ListSessions',
+                request_serializer=slipstream_dot_v1_dot_gateway__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=slipstream_dot_v1_dot_gateway__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSession = channel.unary_unary(
+                '/slipstream.v1.GatewayService/DeleteSession',
+                request_serializer=slipstream_dot_v1_dot_gateway__pb2.DeleteSessionRequest.SerializeToString,
+                response_deserializer=slipstream_dot_v1_dot_gateway__pb2.DeleteSessionResponse.FromString,
+                _registered_method=True)
+        self.ForkSession = channel.unary_unary(
+                '/slipstream.v1.GatewayService/ForkSession',
+                request_serializer=slipstream_dot_v1_dot_gateway__pb2.ForkSessionRequest.SerializeToString,
+                response_deserializer=slipstream_dot_v1_dot_gateway__pb2.ForkSessionResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayServiceServicer:
@@ -46,6 +81,56 @@ class GatewayServiceServicer:
 
     def Generate(self, request, context):
         """Generates continuations of one prompt and streams them as they are decided.
+        With resume_from it goes on with a generation that was begun before.
+        NOT_FOUND: no such session, or nothing to resume. ABORTED: the session is
+        being written by somebody else, or has another number of turns.
+        ALREADY_EXISTS: the idempotency key belongs to another request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGeneration(self, request, context):
+        """A generation that was begun with an idempotency key, in the background, or
+        as a stream that can be resumed. NOT_FOUND: not, or not any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteGeneration(self, request, context):
+        """Ends it, wherever it runs, and forgets it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateSession(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSession(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSessions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSession(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkSession(self, request, context):
+        """A new session that begins with the first turns of another one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -58,6 +143,41 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=slipstream_dot_v1_dot_gateway__pb2.GatewayServiceGenerateRequest.FromString,
                     response_serializer=slipstream_dot_v1_dot_gateway__pb2.GatewayServiceGenerateResponse.SerializeToString,
+            ),
+            'GetGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGeneration,
+                    request_deserializer=slipstream_dot_v1_dot_gateway__pb2.GetGenerationRequest.FromString,
+                    response_serializer=slipstream_dot_v1_dot_gateway__pb2.GetGenerationResponse.SerializeToString,
+            ),
+            'DeleteGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteGeneration,
+                    request_deserializer=slipstream_dot_v1_dot_gateway__pb2.DeleteGenerationRequest.FromString,
+                    response_serializer=slipstream_dot_v1_dot_gateway__pb2.DeleteGenerationResponse.SerializeToString,
+            ),
+            'CreateSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSession,
+                    request_deserializer=slipstream_dot_v1_dot_gateway__pb2.CreateSessionRequest.FromString,
+                    response_serializer=slipstream_dot_v1_dot_gateway__pb2.CreateSessionResponse.SerializeToString,
+            ),
+            'GetSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSession,
+                    request_deserializer=slipstream_dot_v1_dot_gateway__pb2.GetSessionRequest.FromString,
+                    response_serializer=slipstream_dot_v1_dot_gateway__pb2.GetSessionResponse.SerializeToString,
+            ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=slipstream_dot_v1_dot_gateway__pb2.ListSessionsRequest.FromString,
+                    response_serializer=slipstream_dot_v1_dot_gateway__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'DeleteSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSession,
+                    request_deserializer=slipstream_dot_v1_dot_gateway__pb2.DeleteSessionRequest.FromString,
+                    response_serializer=slipstream_dot_v1_dot_gateway__pb2.DeleteSessionResponse.SerializeToString,
+            ),
+            'ForkSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkSession,
+                    request_deserializer=slipstream_dot_v1_dot_gateway__pb2.ForkSessionRequest.FromString,
+                    response_serializer=slipstream_dot_v1_dot_gateway__pb2.ForkSessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +207,195 @@ class GatewayService:
             '/slipstream.v1.GatewayService/Generate',
             slipstream_dot_v1_dot_gateway__pb2.GatewayServiceGenerateRequest.SerializeToString,
             slipstream_dot_v1_dot_gateway__pb2.GatewayServiceGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/slipstream.v1.GatewayService/GetGeneration',
+            slipstream_dot_v1_dot_gateway__pb2.GetGenerationRequest.SerializeToString,
+            slipstream_dot_v1_dot_gateway__pb2.GetGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/slipstream.v1.GatewayService/DeleteGeneration',
+            slipstream_dot_v1_dot_gateway__pb2.DeleteGenerationRequest.SerializeToString,
+            slipstream_dot_v1_dot_gateway__pb2.DeleteGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/slipstream.v1.GatewayService/CreateSession',
+            slipstream_dot_v1_dot_gateway__pb2.CreateSessionRequest.SerializeToString,
+            slipstream_dot_v1_dot_gateway__pb2.CreateSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/slipstream.v1.GatewayService/GetSession',
+            slipstream_dot_v1_dot_gateway__pb2.GetSessionRequest.SerializeToString,
+            slipstream_dot_v1_dot_gateway__pb2.GetSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/slipstream.v1.GatewayService/ListSessions',
+            slipstream_dot_v1_dot_gateway__pb2.ListSessionsRequest.SerializeToString,
+            slipstream_dot_v1_dot_gateway__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/slipstream.v1.GatewayService/DeleteSession',
+            slipstream_dot_v1_dot_gateway__pb2.DeleteSessionRequest.SerializeToString,
+            slipstream_dot_v1_dot_gateway__pb2.DeleteSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/slipstream.v1.GatewayService/ForkSession',
+            slipstream_dot_v1_dot_gateway__pb2.ForkSessionRequest.SerializeToString,
+            slipstream_dot_v1_dot_gateway__pb2.ForkSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from slipstream.v1 import types_pb2 as slipstream_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16slipstream/v1/kv.proto\x12\rslipstream.v1\x1a\x19slipstream/v1/types.proto\"\xdc\x01\n\x08KvHandle\x12\n\n\x02id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12%\n\x06prefix\x18\x03 \x01(\x0b\x32\x15.slipstream.v1.Prefix\x12\x0e\n\x06layers\x18\x04 \x03(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x14\n\x0cnum_kv_heads\x18\x06 \x01(\r\x12\x10\n\x08head_dim\x18\x07 \x01(\r\x12\x0e\n\x06holder\x18\x08 \x01(\t\x12\x13\n\x0bincarnation\x18\t \x01(\t\x12\x16\n\x0e\x65xpiry_unix_ms\x18\n \x01(\x03\"\x93\x01\n\x0e\x41\x63quireRequest\x12\x19\n\x11model_fingerprint\x18\x01 \x01(\t\x12%\n\x06prefix\x18\x02 \x01(\x0b\x32\x15.slipstream.v1.Prefix\x12\x18\n\x0bsequence_id\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\rlease_seconds\x18\x04 \x01(\x01\x42\x0e\n\x0c_sequence_id\"O\n\x0f\x41\x63quireResponse\x12\'\n\x06handle\x18\x01 \x01(\x0b\x32\x17.slipstream.v1.KvHandle\x12\x13\n\x0bmemory_host\x18\x02 \x01(\t\"F\n\x0cRenewRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x15\n\rlease_seconds\x18\x03 \x01(\x01\"\'\n\rRenewResponse\x12\x16\n\x0e\x65xpiry_unix_ms\x18\x01 \x01(\x03\"1\n\x0eReleaseRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\"\x11\n\x0fReleaseResponse\"\xac\x01\n\x0bPullRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x03(\r\x12\r\n\x05start\x18\x04 \x01(\r\x12\x0b\n\x03\x65nd\x18\x05 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x06 \x01(\x08\x12\x13\n\x0b\x63hunk_bytes\x18\x07 \x01(\r\x12+\n\x06shared\x18\x08 \x01(\x0b\x32\x1b.slipstream.v1.SharedBuffer\"9\n\x0cSharedBuffer\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x04\"\xb9\x01\n\x0cPullResponse\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\x12%\n\x06prefix\x18\x03 \x01(\x0b\x32\x15.slipstream.v1.Prefix\x12\x0e\n\x06layers\x18\x04 \x03(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0e\n\x04\x64\x61ta\x18\x06 \x01(\x0cH\x00\x12,\n\x06shared\x18\x07 \x01(\x0b\x32\x1a.slipstream.v1.SharedSliceH\x00\x42\t\n\x07payload\"9\n\x0bSharedSlice\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04read\x18\x03 \x01(\x04\x32\xa6\x02\n\tKvService\x12H\n\x07\x41\x63quire\x12\x1d.slipstream.v1.AcquireRequest\x1a\x1e.slipstream.v1.AcquireResponse\x12\x42\n\x05Renew\x12\x1b.slipstream.v1.RenewRequest\x1a\x1c.slipstream.v1.RenewResponse\x12H\n\x07Release\x12\x1d.slipstream.v1.ReleaseRequest\x1a\x1e.slipstream.v1.ReleaseResponse\x12\x41\n\x04Pull\x12\x1a.slipstream.v1.PullRequest\x1a\x1b.slipstream.v1.PullResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16slipstream/v1/kv.proto\x12\rslipstream.v1\x1a\x19slipstream/v1/types.proto\"\xdc\x01\n\x08KvHandle\x12\n\n\x02id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12%\n\x06prefix\x18\x03 \x01(\x0b\x32\x15.slipstream.v1.Prefix\x12\x0e\n\x06layers\x18\x04 \x03(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x14\n\x0cnum_kv_heads\x18\x06 \x01(\r\x12\x10\n\x08head_dim\x18\x07 \x01(\r\x12\x0e\n\x06holder\x18\x08 \x01(\t\x12\x13\n\x0bincarnation\x18\t \x01(\t\x12\x16\n\x0e\x65xpiry_unix_ms\x18\n \x01(\x03\"\xbf\x01\n\x0e\x41\x63quireRequest\x12\x19\n\x11model_fingerprint\x18\x01 \x01(\t\x12%\n\x06prefix\x18\x02 \x01(\x0b\x32\x15.slipstream.v1.Prefix\x12\x18\n\x0bsequence_id\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\rlease_seconds\x18\x04 \x01(\x01\x12\x14\n\x0c\x62lock_hashes\x18\x05 \x03(\x0c\x12\x14\n\x0c\x62lock_tokens\x18\x06 \x01(\rB\x0e\n\x0c_sequence_id\"O\n\x0f\x41\x63quireResponse\x12\'\n\x06handle\x18\x01 \x01(\x0b\x32\x17.slipstream.v1.KvHandle\x12\x13\n\x0bmemory_host\x18\x02 \x01(\t\"F\n\x0cRenewRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x15\n\rlease_seconds\x18\x03 \x01(\x01\"\'\n\rRenewResponse\x12\x16\n\x0e\x65xpiry_unix_ms\x18\x01 \x01(\x03\"1\n\x0eReleaseRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\"\x11\n\x0fReleaseResponse\"\xac\x01\n\x0bPullRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x03(\r\x12\r\n\x05start\x18\x04 \x01(\r\x12\x0b\n\x03\x65nd\x18\x05 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x06 \x01(\x08\x12\x13\n\x0b\x63hunk_bytes\x18\x07 \x01(\r\x12+\n\x06shared\x18\x08 \x01(\x0b\x32\x1b.slipstream.v1.SharedBuffer\"9\n\x0cSharedBuffer\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x04\"\xb9\x01\n\x0cPullResponse\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\x12%\n\x06prefix\x18\x03 \x01(\x0b\x32\x15.slipstream.v1.Prefix\x12\x0e\n\x06layers\x18\x04 \x03(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0e\n\x04\x64\x61ta\x18\x06 \x01(\x0cH\x00\x12,\n\x06shared\x18\x07 \x01(\x0b\x32\x1a.slipstream.v1.SharedSliceH\x00\x42\t\n\x07payload\"9\n\x0bSharedSlice\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04read\x18\x03 \x01(\x04\x32\xa6\x02\n\tKvService\x12H\n\x07\x41\x63quire\x12\x1d.slipstream.v1.AcquireRequest\x1a\x1e.slipstream.v1.AcquireResponse\x12\x42\n\x05Renew\x12\x1b.slipstream.v1.RenewRequest\x1a\x1c.slipstream.v1.RenewResponse\x12H\n\x07Release\x12\x1d.slipstream.v1.ReleaseRequest\x1a\x1e.slipstream.v1.ReleaseResponse\x12\x41\n\x04Pull\x12\x1a.slipstream.v1.PullRequest\x1a\x1b.slipstream.v1.PullResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,25 +35,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KVHANDLE']._serialized_start=69
   _globals['_KVHANDLE']._serialized_end=289
   _globals['_ACQUIREREQUEST']._serialized_start=292
-  _globals['_ACQUIREREQUEST']._serialized_end=439
-  _globals['_ACQUIRERESPONSE']._serialized_start=441
-  _globals['_ACQUIRERESPONSE']._serialized_end=520
-  _globals['_RENEWREQUEST']._serialized_start=522
-  _globals['_RENEWREQUEST']._serialized_end=592
-  _globals['_RENEWRESPONSE']._serialized_start=594
-  _globals['_RENEWRESPONSE']._serialized_end=633
-  _globals['_RELEASEREQUEST']._serialized_start=635
-  _globals['_RELEASEREQUEST']._serialized_end=684
-  _globals['_RELEASERESPONSE']._serialized_start=686
-  _globals['_RELEASERESPONSE']._serialized_end=703
-  _globals['_PULLREQUEST']._serialized_start=706
-  _globals['_PULLREQUEST']._serialized_end=878
-  _globals['_SHAREDBUFFER']._serialized_start=880
-  _globals['_SHAREDBUFFER']._serialized_end=937
-  _globals['_PULLRESPONSE']._serialized_start=940
-  _globals['_PULLRESPONSE']._serialized_end=1125
-  _globals['_SHAREDSLICE']._serialized_start=1127
-  _globals['_SHAREDSLICE']._serialized_end=1184
-  _globals['_KVSERVICE']._serialized_start=1187
-  _globals['_KVSERVICE']._serialized_end=1481
+  _globals['_ACQUIREREQUEST']._serialized_end=483
+  _globals['_ACQUIRERESPONSE']._serialized_start=485
+  _globals['_ACQUIRERESPONSE']._serialized_end=564
+  _globals['_RENEWREQUEST']._serialized_start=566
+  _globals['_RENEWREQUEST']._serialized_end=636
+  _globals['_RENEWRESPONSE']._serialized_start=638
+  _globals['_RENEWRESPONSE']._serialized_end=677
+  _globals['_RELEASEREQUEST']._serialized_start=679
+  _globals['_RELEASEREQUEST']._serialized_end=728
+  _globals['_RELEASERESPONSE']._serialized_start=730
+  _globals['_RELEASERESPONSE']._serialized_end=747
+  _globals['_PULLREQUEST']._serialized_start=750
+  _globals['_PULLREQUEST']._serialized_end=922
+  _globals['_SHAREDBUFFER']._serialized_start=924
+  _globals['_SHAREDBUFFER']._serialized_end=981
+  _globals['_PULLRESPONSE']._serialized_start=984
+  _globals['_PULLRESPONSE']._serialized_end=1169
+  _globals['_SHAREDSLICE']._serialized_start=1171
+  _globals['_SHAREDSLICE']._serialized_end=1228
+  _globals['_KVSERVICE']._serialized_start=1231
+  _globals['_KVSERVICE']._serialized_end=1525
 # @@protoc_insertion_point(module_scope)

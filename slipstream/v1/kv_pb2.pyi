@@ -32,16 +32,20 @@ class KvHandle(_message.Message):
     def __init__(self, id: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., prefix: _Optional[_Union[_types_pb2.Prefix, _Mapping]] = ..., layers: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., num_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., holder: _Optional[str] = ..., incarnation: _Optional[str] = ..., expiry_unix_ms: _Optional[int] = ...) -> None: ...
 
 class AcquireRequest(_message.Message):
-    __slots__ = ("model_fingerprint", "prefix", "sequence_id", "lease_seconds")
+    __slots__ = ("model_fingerprint", "prefix", "sequence_id", "lease_seconds", "block_hashes", "block_tokens")
     MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     model_fingerprint: str
     prefix: _types_pb2.Prefix
     sequence_id: int
     lease_seconds: float
-    def __init__(self, model_fingerprint: _Optional[str] = ..., prefix: _Optional[_Union[_types_pb2.Prefix, _Mapping]] = ..., sequence_id: _Optional[int] = ..., lease_seconds: _Optional[float] = ...) -> None: ...
+    block_hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    block_tokens: int
+    def __init__(self, model_fingerprint: _Optional[str] = ..., prefix: _Optional[_Union[_types_pb2.Prefix, _Mapping]] = ..., sequence_id: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., block_tokens: _Optional[int] = ...) -> None: ...
 
 class AcquireResponse(_message.Message):
     __slots__ = ("handle", "memory_host")

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "sampling", "stop", "speculative", "logprobs", "tenant", "cache_salt", "priority", "deadline_seconds")
+    __slots__ = ("request_id", "prompt_token_ids", "sampling", "stop", "speculative", "logprobs", "tenant", "cache_salt", "priority", "deadline_seconds", "committed_token_ids", "resumed", "kv_holder")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,9 @@ class GenerateRequest(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
+    KV_HOLDER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: _types_pb2.SamplingParams
@@ -29,28 +32,33 @@ class GenerateRequest(_message.Message):
     cache_salt: str
     priority: int
     deadline_seconds: float
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[_types_pb2.StopConditions, _Mapping]] = ..., speculative: _Optional[bool] = ..., logprobs: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., priority: _Optional[int] = ..., deadline_seconds: _Optional[float] = ...) -> None: ...
+    committed_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    resumed: bool
+    kv_holder: str
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[_types_pb2.StopConditions, _Mapping]] = ..., speculative: _Optional[bool] = ..., logprobs: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., priority: _Optional[int] = ..., deadline_seconds: _Optional[float] = ..., committed_token_ids: _Optional[_Iterable[int]] = ..., resumed: _Optional[bool] = ..., kv_holder: _Optional[str] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("tokens", "finish_reason", "stats", "seed", "cached_prompt_tokens")
+    __slots__ = ("tokens", "finish_reason", "stats", "seed", "cached_prompt_tokens", "draining_seconds")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_SECONDS_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedCompositeFieldContainer[_types_pb2.Token]
     finish_reason: _types_pb2.FinishReason
     stats: _types_pb2.SpeculationStats
     seed: int
     cached_prompt_tokens: int
-    def __init__(self, tokens: _Optional[_Iterable[_Union[_types_pb2.Token, _Mapping]]] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., stats: _Optional[_Union[_types_pb2.SpeculationStats, _Mapping]] = ..., seed: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ...) -> None: ...
+    draining_seconds: float
+    def __init__(self, tokens: _Optional[_Iterable[_Union[_types_pb2.Token, _Mapping]]] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., stats: _Optional[_Union[_types_pb2.SpeculationStats, _Mapping]] = ..., seed: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., draining_seconds: _Optional[float] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model_id", "fingerprint", "context_length", "vocab_size", "eos_token_ids", "dtype", "device", "exactness", "precision")
+    __slots__ = ("model_id", "fingerprint", "context_length", "vocab_size", "eos_token_ids", "dtype", "device", "exactness", "precision", "incarnation", "kv_address", "zone", "draining")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +68,10 @@ class GetModelResponse(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     EXACTNESS_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    KV_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ZONE_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     fingerprint: str
     context_length: int
@@ -69,14 +81,18 @@ class GetModelResponse(_message.Message):
     device: str
     exactness: str
     precision: str
-    def __init__(self, model_id: _Optional[str] = ..., fingerprint: _Optional[str] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., exactness: _Optional[str] = ..., precision: _Optional[str] = ...) -> None: ...
+    incarnation: str
+    kv_address: str
+    zone: str
+    draining: bool
+    def __init__(self, model_id: _Optional[str] = ..., fingerprint: _Optional[str] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., exactness: _Optional[str] = ..., precision: _Optional[str] = ..., incarnation: _Optional[str] = ..., kv_address: _Optional[str] = ..., zone: _Optional[str] = ..., draining: _Optional[bool] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("drafter_connected", "drafter_detail", "requests_running", "requests_waiting", "kv_cache_usage", "steps", "step_seconds", "model_seconds", "generated_tokens", "prompt_tokens", "draft_tokens", "accepted_tokens", "stale_draft_tokens", "plain_step_seconds", "draft_step_seconds", "drafter_connections", "kv_blocks_used", "open_sequences", "draft_tokens_per_position", "accepted_tokens_per_position", "kv_leases", "kv_leased_blocks", "guess_tokens", "accepted_guess_tokens", "placement", "placement_on_trial", "draft_length", "draft_worth", "preemptions", "cached_prompt_tokens", "kv_blocks_cached", "expected_wait_seconds")
+    __slots__ = ("drafter_connected", "drafter_detail", "requests_running", "requests_waiting", "kv_cache_usage", "steps", "step_seconds", "model_seconds", "generated_tokens", "prompt_tokens", "draft_tokens", "accepted_tokens", "stale_draft_tokens", "plain_step_seconds", "draft_step_seconds", "drafter_connections", "kv_blocks_used", "open_sequences", "draft_tokens_per_position", "accepted_tokens_per_position", "kv_leases", "kv_leased_blocks", "guess_tokens", "accepted_guess_tokens", "placement", "placement_on_trial", "draft_length", "draft_worth", "preemptions", "cached_prompt_tokens", "kv_blocks_cached", "expected_wait_seconds", "draining", "resumed", "kv_imports", "kv_imported_tokens", "kv_imported_bytes", "kv_import_failures", "drafter_address")
     DRAFTER_CONNECTED_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_DETAIL_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +125,13 @@ class GetStatusResponse(_message.Message):
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCKS_CACHED_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
+    KV_IMPORTS_FIELD_NUMBER: _ClassVar[int]
+    KV_IMPORTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_IMPORTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_IMPORT_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    DRAFTER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     drafter_connected: bool
     drafter_detail: str
     requests_running: int
@@ -141,4 +164,11 @@ class GetStatusResponse(_message.Message):
     cached_prompt_tokens: int
     kv_blocks_cached: int
     expected_wait_seconds: float
-    def __init__(self, drafter_connected: _Optional[bool] = ..., drafter_detail: _Optional[str] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., steps: _Optional[int] = ..., step_seconds: _Optional[float] = ..., model_seconds: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., stale_draft_tokens: _Optional[int] = ..., plain_step_seconds: _Optional[float] = ..., draft_step_seconds: _Optional[float] = ..., drafter_connections: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., open_sequences: _Optional[int] = ..., draft_tokens_per_position: _Optional[_Iterable[int]] = ..., accepted_tokens_per_position: _Optional[_Iterable[int]] = ..., kv_leases: _Optional[int] = ..., kv_leased_blocks: _Optional[int] = ..., guess_tokens: _Optional[int] = ..., accepted_guess_tokens: _Optional[int] = ..., placement: _Optional[str] = ..., placement_on_trial: _Optional[bool] = ..., draft_length: _Optional[int] = ..., draft_worth: _Optional[float] = ..., preemptions: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., kv_blocks_cached: _Optional[int] = ..., expected_wait_seconds: _Optional[float] = ...) -> None: ...
+    draining: bool
+    resumed: int
+    kv_imports: int
+    kv_imported_tokens: int
+    kv_imported_bytes: int
+    kv_import_failures: int
+    drafter_address: str
+    def __init__(self, drafter_connected: _Optional[bool] = ..., drafter_detail: _Optional[str] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., steps: _Optional[int] = ..., step_seconds: _Optional[float] = ..., model_seconds: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., stale_draft_tokens: _Optional[int] = ..., plain_step_seconds: _Optional[float] = ..., draft_step_seconds: _Optional[float] = ..., drafter_connections: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., open_sequences: _Optional[int] = ..., draft_tokens_per_position: _Optional[_Iterable[int]] = ..., accepted_tokens_per_position: _Optional[_Iterable[int]] = ..., kv_leases: _Optional[int] = ..., kv_leased_blocks: _Optional[int] = ..., guess_tokens: _Optional[int] = ..., accepted_guess_tokens: _Optional[int] = ..., placement: _Optional[str] = ..., placement_on_trial: _Optional[bool] = ..., draft_length: _Optional[int] = ..., draft_worth: _Optional[float] = ..., preemptions: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., kv_blocks_cached: _Optional[int] = ..., expected_wait_seconds: _Optional[float] = ..., draining: _Optional[bool] = ..., resumed: _Optional[int] = ..., kv_imports: _Optional[int] = ..., kv_imported_tokens: _Optional[int] = ..., kv_imported_bytes: _Optional[int] = ..., kv_import_failures: _Optional[int] = ..., drafter_address: _Optional[str] = ...) -> None: ...

@@ -61,6 +61,7 @@ class VerifierServiceServicer:
         RESOURCE_EXHAUSTED: the queue is full; the trailer slipstream-retry-after-ms
         says when another try is worth it.
         DEADLINE_EXCEEDED: deadline_seconds are over.
+        UNAVAILABLE with the error code "draining": it is about to stop.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
