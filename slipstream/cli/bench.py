@@ -16,6 +16,7 @@ from slipstream.bench.run import BenchSettings, run
 from slipstream.cli.bench_kv import kv
 from slipstream.cli.bench_link import link
 from slipstream.cli.bench_pipelining import pipelining
+from slipstream.cli.bench_reliability import reliability
 from slipstream.cli.bench_serve import serve
 from slipstream.cli.bench_shards import shards
 from slipstream.models import resolve, served_name
@@ -27,6 +28,7 @@ app.command()(kv)
 app.command()(shards)
 app.command()(pipelining)
 app.command()(serve)
+app.command()(reliability)
 
 
 @app.callback(invoke_without_command=True)

@@ -59,11 +59,14 @@ class Extras:
         speculative: None leaves it to the server.
         cache_salt: prompts of different salts share no keys and values.
         plain_openai: send nothing that only this project's gateway knows.
+        session_id, session_turn: of the session whose turn it is; empty: of none.
     """
 
     speculative: bool | None = None
     cache_salt: str = ""
     plain_openai: bool = False
+    session_id: str = ""
+    session_turn: int | None = None
 
 
 def http_body(ask: Ask, model: str, extras: Extras) -> dict[str, Any]:
@@ -81,6 +84,8 @@ def http_body(ask: Ask, model: str, extras: Extras) -> dict[str, Any]:
         "ignore_eos": ask.ignore_eos or None,
         "speculative": extras.speculative,
         "cache_salt": extras.cache_salt or None,
+        "session_id": extras.session_id or None,
+        "session_turn": extras.session_turn,
     }
     if not extras.plain_openai:
         body.update({key: value for key, value in own.items() if value is not None})
@@ -96,4 +101,6 @@ def grpc_request(ask: Ask, extras: Extras) -> gateway_pb2.GatewayServiceGenerate
         stop=types_pb2.StopConditions(max_tokens=ask.max_tokens, ignore_eos=ask.ignore_eos),
         speculative=extras.speculative,
         cache_salt=extras.cache_salt,
+        session_id=extras.session_id,
+        session_turn=extras.session_turn,
     )

@@ -109,7 +109,7 @@ async def running_stack(
     command += ["--drafter-listen", address] if drafter else ["--drafter", "off"]
     async with AsyncExitStack() as exits:
         up = await exits.enter_async_context(child(name, [*command, *options], logs))
-        await _until_ready(up, f"http://{http}/ready", verifier)
+        await until_ready(up, f"http://{http}/ready", verifier)
         door = await exits.enter_async_context(grpc_door(grpc))
         web = await exits.enter_async_context(http_door(f"http://{http}", name))
         link = await exits.enter_async_context(channel(verifier))
@@ -119,11 +119,14 @@ async def running_stack(
         yield Stack(up, f"http://{http}", grpc, verifier, address, name, door, web, behind)
 
 
-async def _until_ready(up: Child, url: str, verifier: str) -> None:
-    """Raises as `running_stack` does."""
+async def until_ready(up: Child, url: str, address: str) -> None:
+    """Returns when `url` answers with status 200 and what listens at `address` says SERVING.
+
+    Raises as `running_stack` does.
+    """
     deadline = asyncio.get_running_loop().time() + _READY_SECONDS
     async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
-        while not (await _says_ok(client, url) and await is_serving(verifier)):
+        while not (await _says_ok(client, url) and await is_serving(address)):
             if up.process.returncode is not None:
                 raise up.failure(f"ended with exit code {up.process.returncode}")
             if asyncio.get_running_loop().time() > deadline:

@@ -1,0 +1,1 @@
+"""What reliability costs and how fast it acts: behind `slipstream bench reliability`."""
