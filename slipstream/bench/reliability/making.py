@@ -51,6 +51,18 @@ class Makers:
             await self.client.delete(f"/v1/sessions/{session}")
             self.made -= 1
 
+    async def stir(self, count: int) -> None:
+        """Makes so many sessions without a turn, and deletes them: writes that leave nothing.
+
+        Raises:
+            httpx.HTTPError: the gateway did not answer, or refused it.
+        """
+        for number in range(count):
+            session = f"stir-{number}"
+            made = await self.client.post("/v1/sessions", json={"id": session})
+            made.raise_for_status()
+            (await self.client.delete(f"/v1/sessions/{session}")).raise_for_status()
+
     async def _turn(self, session: str, number: int) -> str:
         """What was wrong; empty where it is stored."""
         text = _TEXT.format(words=_WORDS, number=number)
