@@ -36,6 +36,11 @@ def open_store(url: str) -> Store:
         from slipstream.store.sqlite import SqliteStore
 
         return SqliteStore(_file(url))
+    if separator and scheme.split("+")[0] in {"redis", "rediss"}:
+        from slipstream.store.redis import RedisStore
+        from slipstream.store.redis_url import parse
+
+        return RedisStore(parse(url))
     raise ConfigurationError(f"{describe(url)!r} names no session store: one has the form {FORMS}")
 
 

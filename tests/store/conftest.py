@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 
+from slipstream.bench.redis_server import RedisServer, make_cluster
 from slipstream.store import MemoryStore, open_store
 
-KINDS = ["memory", "sqlite"]
+KINDS = ["memory", "sqlite", "redis", "cluster"]
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory):
+    """A server that tests share, and empty; who breaks one starts one."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def cluster_nodes(tmp_path_factory):
+    """Three masters without replicas, which tests share."""
+    folder = tmp_path_factory.mktemp("cluster")
+    nodes = []
+    for number in range(3):
+        # Each writes a nodes.conf.
+        node = RedisServer(folder / str(number), ["--cluster-enabled", "yes"])
+        nodes.append(node)
+        node.launch()
+    try:
+        for node in nodes:
+            node.wait()
+        make_cluster(nodes)
+        yield nodes
+    finally:
+        for node in nodes:
+            node.kill()
+
+
+def cluster_url(nodes):
+    return "redis+cluster://" + ",".join(node.address for node in nodes)
 
 
 @pytest.fixture(params=KINDS)
@@ -20,22 +52,18 @@ def opened(request, tmp_path):
         return lambda: shared
     if kind == "sqlite":
         return lambda: open_store(f"sqlite://{tmp_path}/folder/store.db")
-    server = request.getfixturevalue(kind)
-    server.flush()
-    return lambda: open_store(server.url)
+    if kind == "redis":
+        server = request.getfixturevalue("redis_server")
+        server.command("FLUSHALL")
+        return lambda: open_store(server.url)
+    nodes = request.getfixturevalue("cluster_nodes")
+    for node in nodes:
+        node.command("FLUSHALL")
+    return lambda: open_store(cluster_url(nodes))
 
 
 @pytest.fixture
 async def store(opened):
-    async with contextlib.aclosing(Closing(opened())) as closing:
-        yield closing.store
-
-
-class Closing:
-    """`contextlib.aclosing` for a store."""
-
-    def __init__(self, store):
-        self.store = store
-
-    async def aclose(self):
-        await self.store.close()
+    store = opened()
+    yield store
+    await store.close()

@@ -7,19 +7,13 @@ import asyncio
 import pytest
 
 from slipstream.store import Append, Document, Fenced, VersionConflict
+from tests.store.waiting import eventually
 
 KEY = "session/alice {x} 100%/s1"
 LOG = "gen/chatcmpl-1/0"
 LONG = 60.0
 # So long something lives that the test sees alive, on a busy core, too; and then waits out.
-SHORT = 0.4
-
-
-async def until(condition, seconds=5.0):
-    """Waits for a coroutine function to return something true."""
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.05)
+SHORT = 0.3
 
 
 def entry(start, count, data=b"x", *, fence=1, log=LOG, ended=False, ttl=LONG):
@@ -81,7 +75,7 @@ async def test_documents_expire(store):
     async def gone():
         return await store.get(KEY) is None
 
-    await until(gone)
+    await eventually(gone)
     assert await store.put(KEY, b"b", ttl=LONG, expect=0) == 1
     assert not await store.delete("expired")
     assert await store.get("renewed") == Document(b"b", 2)
@@ -174,12 +168,12 @@ async def test_heartbeats(store):
     await store.log_append([entry(0, 1, b"a")])
 
     async def old():
-        return (await store.log_read(LOG)).age > 0.3
+        return (await store.log_read(LOG)).age > 0.15
 
-    await until(old)
+    await eventually(old)
     assert await store.log_append([entry(1, 0, b"")]) == ["ok"]
     view = await store.log_read(LOG)
-    assert view.age < 0.3
+    assert view.age < 0.15
     assert (view.length, view.entries) == (1, ((0, b"a"),))
 
 
@@ -196,7 +190,7 @@ async def test_logs_expire_and_are_deleted(store):
     async def gone():
         return await store.log_read(LOG) is None
 
-    await until(gone)
+    await eventually(gone)
     assert await store.log_append([entry(1, 1, fence=3)]) == ["missing"]
     for name in (LOG, "gen/b/0"):
         view = await store.log_open(name, 1, ttl=LONG)
@@ -244,7 +238,7 @@ async def test_index_members_expire(store):
     async def settled():
         return await store.index_list("i") == expected
 
-    await until(settled)
+    await eventually(settled)
     assert await store.index_list("i", "m001", 2) == ["m008", "m016"]
 
 

@@ -12,6 +12,7 @@ import pytest
 from slipstream.core.errors import StoreUnavailable
 from slipstream.store import Append, Document, Fenced, GuardedStore, MemoryStore, VersionConflict
 from slipstream.store.sqlite import SqliteStore
+from tests.store.waiting import eventually
 
 LONG = 60.0
 
@@ -61,12 +62,6 @@ async def guard(moody):
     guard = GuardedStore(moody, 0.05, probe=0.01, probe_most=0.05, watch=0.05)
     yield guard
     await guard.close()
-
-
-async def until(condition, seconds=5.0):
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def failing(guard, times):
@@ -131,10 +126,10 @@ async def test_the_breaker_opens_and_closes(guard, moody, caplog):
             await guard.get("k")
         assert moody.asked == asked
         assert guard.calls["get", "refused"] == 1
-        await until(lambda: "no answer" in guard.detail)
+        await eventually(lambda: "no answer" in guard.detail)
         assert guard.degraded_seconds > 0
         moody.mood = None
-        await until(lambda: guard.state == "ok")
+        await eventually(lambda: guard.state == "ok")
     assert await guard.get("k") is None
     assert (guard.detail, guard.degraded_seconds) == ("", 0)
     messages = [record.message for record in caplog.records]
@@ -162,7 +157,7 @@ async def test_probes_become_rarer(guard, moody):
     moody.mood = StoreUnavailable("x")
     await guard.start()
     assert guard.state == "degraded"
-    await until(lambda: len(moody.pings) == 7)
+    await eventually(lambda: len(moody.pings) == 7)
     pauses = [b - a for a, b in zip(moody.pings, moody.pings[1:], strict=False)]
     assert pauses[0] >= 0.008
     assert pauses[-1] >= 0.04
@@ -175,14 +170,14 @@ async def test_down_at_the_start(guard, moody):
     await guard.start()
     assert (guard.state, guard.detail) == ("degraded", "not there")
     moody.mood = None
-    await until(lambda: guard.state == "ok")
+    await eventually(lambda: guard.state == "ok")
 
 
 async def test_trouble_shows_without_calls(guard, moody):
     """While nobody calls, pings find that the store is gone."""
     await guard.start()
     moody.mood = StoreUnavailable("gone")
-    await until(lambda: guard.state == "degraded")
+    await eventually(lambda: guard.state == "degraded")
     assert set(guard.calls) == {("ping", "ok"), ("ping", "unavailable")}
 
 
@@ -196,7 +191,7 @@ async def test_old_calls_say_nothing_about_now(guard, moody):
     moody.mood = StoreUnavailable("x")
     await failing(guard, 3)
     moody.mood = None
-    await until(lambda: guard.state == "ok")
+    await eventually(lambda: guard.state == "ok")
     await asyncio.wait(old)
     gate.set()
     assert guard.state == "ok"
@@ -208,8 +203,7 @@ async def test_a_caller_that_gives_up(guard, moody):
     moody.mood = asyncio.Event()
     for _ in range(5):
         call = asyncio.ensure_future(guard.get("k"))
-        while not moody.asked:
-            await asyncio.sleep(0)
+        await eventually(lambda: moody.asked)
         moody.asked = 0
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -226,7 +220,7 @@ async def test_a_held_up_event_loop_is_no_fault_of_the_store(guard, moody):
     await asyncio.sleep(0)
     # The answer, as from a socket, takes some turns of the loop to get to the call.
     loop.call_soon(loop.call_soon, gate.set)
-    time.sleep(0.1)
+    time.sleep(0.1)  # noqa: ASYNC251 (it is what holds the loop up)
     assert await asyncio.gather(*calls) == [None] * 5
 
 
@@ -257,6 +251,6 @@ async def test_a_file_that_is_held(tmp_path):
     assert guard.state == "degraded"
     other.execute("ROLLBACK")
     other.close()
-    await until(lambda: guard.state == "ok")
+    await eventually(lambda: guard.state == "ok")
     assert [await guard.get(f"k{number}") for number in range(4)] == [None] * 4
     await guard.close()

@@ -52,7 +52,7 @@ asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 
 def writer(url, what, number):
     command = [sys.executable, "-c", WRITER, url, what, str(number)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=dies_with_us())
+    return subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=dies_with_us())  # noqa: PLW1509
 
 
 @pytest.fixture
