@@ -73,7 +73,7 @@ def explain(failure: BaseException) -> str:
         return f"Redis does not answer in time: {failure}"
     if isinstance(failure, exceptions.ResponseError):
         return f"Redis refuses: {failure}"
-    return f"Redis cannot be reached: {failure or type(failure).__name__}"
+    return f"Redis cannot be reached: {str(failure) or type(failure).__name__}"
 
 
 def has_moved(failure: Exception) -> bool:

@@ -62,7 +62,9 @@ def _parse(url: str) -> RedisUrl:
         raise ValueError("several hosts are for redis+sentinel:// or redis+cluster://")
     master, database = _path(form, path)
     user, _, password = login.partition(":")
-    options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if query and not all("=" in option for option in query.split("&")):
+        raise ValueError("its options are not of the form ?name=value&name=value")
     security = _security(options, tls)
     sentinel = {name.removeprefix("sentinel_"): options.pop(name, None) for name in _SENTINEL}
     if options or (form != "sentinel" and any(sentinel.values())):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slipstream.bench.redis_server import RedisServer, make_cluster
+from slipstream.bench.redis_server import RedisServer, cluster_node, make_cluster
 from slipstream.store import MemoryStore, open_store
 
 KINDS = ["memory", "sqlite", "redis", "cluster"]
@@ -26,7 +26,7 @@ def cluster_nodes(tmp_path_factory):
     nodes = []
     for number in range(3):
         # Each writes a nodes.conf.
-        node = RedisServer(folder / str(number), ["--cluster-enabled", "yes"])
+        node = cluster_node(folder / str(number))
         nodes.append(node)
         node.launch()
     try:
@@ -43,23 +43,33 @@ def cluster_url(nodes):
     return "redis+cluster://" + ",".join(node.address for node in nodes)
 
 
+@pytest.fixture
+def url_of(request, tmp_path):
+    """The URL of an empty store by its kind."""
+
+    def url(kind):
+        if kind == "sqlite":
+            return f"sqlite://{tmp_path}/folder/store.db"
+        if kind == "redis":
+            server = request.getfixturevalue("redis_server")
+            server.command("FLUSHALL")
+            return server.url
+        nodes = request.getfixturevalue("cluster_nodes")
+        for node in nodes:
+            node.command("FLUSHALL")
+        return cluster_url(nodes)
+
+    return url
+
+
 @pytest.fixture(params=KINDS)
-def opened(request, tmp_path):
+def opened(request, url_of):
     """A function that opens one more store over the same data, as another gateway would."""
-    kind = request.param
-    if kind == "memory":
+    if request.param == "memory":
         shared = MemoryStore()
         return lambda: shared
-    if kind == "sqlite":
-        return lambda: open_store(f"sqlite://{tmp_path}/folder/store.db")
-    if kind == "redis":
-        server = request.getfixturevalue("redis_server")
-        server.command("FLUSHALL")
-        return lambda: open_store(server.url)
-    nodes = request.getfixturevalue("cluster_nodes")
-    for node in nodes:
-        node.command("FLUSHALL")
-    return lambda: open_store(cluster_url(nodes))
+    url = url_of(request.param)
+    return lambda: open_store(url)
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from slipstream.store import Append, Document, Fenced, VersionConflict
+from slipstream.store import Append, Document, Fenced, VersionConflict, open_store
 from tests.store.waiting import eventually
+from tests.store.writer import writer
 
 KEY = "session/alice {x} 100%/s1"
 LOG = "gen/chatcmpl-1/0"
@@ -259,6 +260,18 @@ async def test_no_update_is_lost(opened):
     await asyncio.gather(*(count(store, 5) for store in stores for _ in range(4)))
     assert await stores[0].get(KEY) == Document(b"60", 60)
     await asyncio.gather(*(store.close() for store in set(stores)))
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis", "cluster"])
+async def test_processes_count_together(url_of, kind):
+    """Processes that open one store at once, and count by compare-and-set, lose no count."""
+    url = url_of(kind)
+    processes = [writer(url, "count", 20) for _ in range(2)]
+    codes = [await asyncio.to_thread(process.wait, 30) for process in processes]
+    assert codes == [0, 0]
+    store = open_store(url)
+    assert await store.get("n") == Document(b"40", 40)
+    await store.close()
 
 
 async def test_two_writers_of_a_log(opened):

@@ -8,19 +8,62 @@ import pytest
 
 from slipstream.core.errors import ConfigurationError
 from slipstream.store import default_url, describe, open_store
+from slipstream.store.redis_url import parse
 
 
 @pytest.mark.parametrize(
     "url",
     [
         "", "store.db", "sqlite://", "sqlite:///", "sqlite://host/store.db", "sqlite:store.db",
-        "sqlite:///a.db?mode=ro", "http://x", "memory://", "redis://[::1",
+        "sqlite:///a.db?mode=ro", "http://x", "memory://",
     ],
 )  # fmt: skip
 def test_bad_urls(url):
     """What names no store is refused with the forms that there are."""
     with pytest.raises(ConfigurationError, match="sqlite:///"):
         open_store(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis://", "host"),
+        ("redis://[::1", "host"),
+        ("redis://:s3cret@h:port", "host"),
+        ("redis://h:1,g:2", "several hosts"),
+        ("redis://h/x", "database"),
+        ("redis+cluster://h/1", "Cluster has none"),
+        ("redis+sentinel://h:1", "master's name"),
+        ("redis+other://h", "no such form"),
+        ("redis://h?ssl_cert_reqs=none", "for rediss"),
+        ("rediss://h?ssl_ca_certs=/no/such", "no file /no/such"),
+        ("rediss://h?ssl_cert_reqs=maybe", "required or none"),
+        ("rediss://h?ssl_ca=x", "ssl_ca"),
+        ("redis://h?max=1", "known: ssl_ca_certs"),
+        ("redis://h?sentinel_password=s3cret", "misplaced"),
+        ("redis://h?s3cret", "session store"),
+    ],
+)
+def test_bad_redis_urls(url, words):
+    """A URL that Redis cannot be found by is refused with the reason, and without its password."""
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        open_store(url)
+    assert "s3cret" not in caught.value.message
+
+
+def test_redis_urls():
+    """Hosts, ports, login, database, master and TLS are where the URL says, percent-decoded."""
+    found = parse("redis://me:p%40ss@[::1]/3")
+    assert (found.form, found.addresses, found.tls) == ("server", (("::1", 6379),), False)
+    assert found.connection == {"username": "me", "password": "p@ss", "db": 3}
+    found = parse("rediss+sentinel://:pw@a:1,b/main/2?sentinel_password=x&ssl_cert_reqs=none")
+    assert (found.form, found.master, found.tls) == ("sentinel", "main", True)
+    assert found.addresses == (("a", 1), ("b", 26379))
+    tls = {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
+    assert found.connection == {"username": None, "password": "pw", "db": 2, **tls}
+    assert found.sentinel == {"username": None, "password": "x", **tls}
+    found = parse("redis+cluster://a,b:2")
+    assert (found.form, found.addresses) == ("cluster", (("a", 6379), ("b", 2)))
 
 
 async def test_a_path_with_odd_letters(tmp_path):

@@ -13,46 +13,12 @@ import time
 
 import pytest
 
-from slipstream.core.child_processes import dies_with_us
 from slipstream.core.errors import ConfigurationError, StoreUnavailable
 from slipstream.store import Append, Document, open_store
 from slipstream.store.sqlite import SqliteStore
+from tests.store.writer import writer
 
 LONG = 60.0
-
-WRITER = """
-import asyncio, sys
-from slipstream.store import Append, VersionConflict, open_store
-
-async def main(url, what, number):
-    store = open_store(url)
-    if what == "count":
-        while number:
-            found = await store.get("n")
-            value, version = (b"0", 0) if found is None else (found.value, found.version)
-            try:
-                await store.put("n", b"%d" % (int(value) + 1), ttl=60, expect=version)
-                number -= 1
-            except VersionConflict:
-                pass
-        await store.close()
-        return
-    position = (await store.log_open("log", number, ttl=60)).length
-    while True:
-        # One transaction: both or none.
-        both = [Append(log, number, position, 1, b"%d" % position, False, 60) for log in ("log",)]
-        await store.log_append(both)
-        await store.put("position", b"%d" % position, ttl=60)
-        position += 1
-        print(position, flush=True)
-
-asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
-"""
-
-
-def writer(url, what, number):
-    command = [sys.executable, "-c", WRITER, url, what, str(number)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=dies_with_us())  # noqa: PLW1509
 
 
 @pytest.fixture
@@ -143,16 +109,6 @@ async def test_unusable_files(path, prepare, words):
     with pytest.raises(ConfigurationError, match=words):
         SqliteStore(path)
     assert before == (path.read_bytes() if path.is_file() else None)
-
-
-async def test_processes_count_together(path):
-    """Processes that make the file at once, and count in it by compare-and-set, lose no count."""
-    processes = [writer(f"sqlite://{path}", "count", 20) for _ in range(3)]
-    codes = [await asyncio.to_thread(process.wait, 30) for process in processes]
-    assert codes == [0, 0, 0]
-    store = SqliteStore(path)
-    assert await store.get("n") == Document(b"60", 60)
-    await store.close()
 
 
 async def test_a_killed_writer(path):
