@@ -201,12 +201,12 @@ async def test_logs_expire_and_are_deleted(store):
 async def test_a_long_log(store):
     """A log of many entries is read whole, and from any place on."""
     await store.log_open(LOG, 1, ttl=LONG)
-    datas = [bytes([i % 256]) * (i % 90 + 1) for i in range(600)]
+    datas = [bytes([i % 256]) * (i % 90 + 1) for i in range(300)]
     items = [entry(2 * i, 2, data) for i, data in enumerate(datas)]
-    for first in range(0, 600, 200):
-        assert set(await store.log_append(items[first : first + 200])) == {"ok"}
+    for first in range(0, 300, 100):
+        assert set(await store.log_append(items[first : first + 100])) == {"ok"}
     assert [data for _, data in (await store.log_read(LOG)).entries] == datas
-    for start in (1, 2, 511, 800, 1199):
+    for start in (1, 2, 311, 400, 599):
         view = await store.log_read(LOG, start)
         assert [data for _, data in view.entries] == datas[start // 2 :]
 
@@ -262,7 +262,7 @@ async def test_no_update_is_lost(opened):
     await asyncio.gather(*(store.close() for store in set(stores)))
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "redis", "cluster"])
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
 async def test_processes_count_together(url_of, kind):
     """Processes that open one store at once, and count by compare-and-set, lose no count."""
     url = url_of(kind)

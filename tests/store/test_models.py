@@ -117,7 +117,8 @@ def test_like_the_store_in_memory(url_of, kind, tmp_path):
     run_state_machine_as_test(
         lambda: Machine(open_one),
         settings=settings(
-            max_examples=20,
+            max_examples=10,
+            database=None,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -102,7 +102,7 @@ async def test_down_at_the_start(server):
 
 async def test_a_slow_server(server, guard):
     """Answers that come after seconds are none; when they come in time again, the store is back."""
-    server.command("CLIENT", "PAUSE", "1200", "ALL")
+    server.command("CLIENT", "PAUSE", "800", "ALL")
     await fails_in_time(guard)
     await is_back(guard)
 
