@@ -23,10 +23,13 @@ def default_url() -> str:
     return f"sqlite://{quote(str(path))}"
 
 
-def open_store(url: str) -> Store:
-    """The store that a URL names. Needs a running event loop later, not now.
+def open_store(url: str, *, timeout: float = 2.0) -> Store:
+    """The store that a URL names.
 
     A file is opened now; a server is first spoken to with the first call, so it may be down.
+
+    Args:
+        timeout: seconds that a call may take, or wait for other processes; a guard's comes first.
 
     Raises:
         ConfigurationError: no such URL, or the file is unusable.
@@ -35,12 +38,12 @@ def open_store(url: str) -> Store:
     if separator and scheme == "sqlite":
         from slipstream.store.sqlite import SqliteStore
 
-        return SqliteStore(_file(url))
+        return SqliteStore(_file(url), busy_timeout=timeout)
     if separator and scheme.split("+")[0] in {"redis", "rediss"}:
         from slipstream.store.redis import RedisStore
         from slipstream.store.redis_url import parse
 
-        return RedisStore(parse(url))
+        return RedisStore(parse(url), timeout=timeout)
     raise ConfigurationError(f"{describe(url)!r} names no session store: one has the form {FORMS}")
 
 

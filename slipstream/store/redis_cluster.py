@@ -132,7 +132,7 @@ class ClusterServers:
 
     async def _ranges(self, address: Address) -> list[tuple[int, int, list[Address]]]:
         """First slot, last slot, nodes that have them: the master first."""
-        answer = await self._link(address).ask("CLUSTER", "SLOTS")
+        answer = await self._link(address).ask(b"CLUSTER", b"SLOTS")
         if not all(0 <= start <= end < _SLOTS for start, end, *_ in answer):
             raise Damaged("an answer that cannot be read: no such slots")
         if not answer:

@@ -14,7 +14,7 @@ from typing import Any
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from slipstream.store.redis_scripts import Damaged, Request
 from slipstream.store.redis_trouble import NONSENSE
@@ -50,6 +50,7 @@ class Link:
         }
         self._slots = asyncio.Semaphore(_MOST)
         self._free: list[Connection] = []
+        self._ssl: Any = None
         self._closed = False
 
     async def run(self, requests: Sequence[Request], *, asking: bool = False) -> list[Outcome]:
@@ -69,9 +70,9 @@ class Link:
     async def _run(
         self, requests: Sequence[Request], *, asking: bool, whole: bool
     ) -> list[Outcome]:
-        commands: list[Sequence[Any]] = []
+        commands: list[Sequence[bytes]] = []
         for one in requests:
-            commands += [["ASKING"]] * asking
+            commands += [[b"ASKING"]] * asking
             commands.append(one.command(whole=whole))
         outcomes: list[Outcome] = []
         async with self._connection() as connection:
@@ -85,7 +86,7 @@ class Link:
                     await connection.disconnect(nowait=True)
         return outcomes
 
-    async def ask(self, *command: str | bytes) -> Any:
+    async def ask(self, *command: bytes) -> Any:
         """One plain command. Raises ResponseError for what Redis refuses."""
         async with self._connection() as connection:
             (reply,) = await _talk(connection, [command])
@@ -96,7 +97,7 @@ class Link:
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
         async with self._slots:
-            connection = self._free.pop() if self._free else self._kind(**self._settings)
+            connection = self._free.pop() if self._free else self._make()
             try:
                 await _ready(connection)
                 yield connection
@@ -110,6 +111,14 @@ class Link:
                 await connection.disconnect(nowait=True)
             else:
                 self._free.append(connection)
+
+    def _make(self) -> Connection:
+        connection = self._kind(**self._settings)
+        if isinstance(connection, SSLConnection):
+            # To read the host's certificates takes milliseconds: once is enough.
+            self._ssl = self._ssl or connection.ssl_context
+            connection.ssl_context = self._ssl
+        return connection
 
     async def close(self) -> None:
         """Calls in progress go on; their connections are closed after them."""
@@ -125,7 +134,7 @@ async def _ready(connection: Connection) -> None:
         look = getattr(connection, "can_read", None) or connection.can_read_destructive
         try:
             stale = await look()
-        except (OSError, ConnectionError):
+        except (OSError, RedisError):
             stale = True
         if not stale:
             return
@@ -133,9 +142,10 @@ async def _ready(connection: Connection) -> None:
     await connection.connect()  # type: ignore[no-untyped-call]
 
 
-async def _talk(connection: Connection, commands: Sequence[Sequence[Any]]) -> list[Any]:
+async def _talk(connection: Connection, commands: Sequence[Sequence[bytes]]) -> list[Any]:
     """A reply for each command; refusals are among them as exceptions."""
-    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    packed = b"".join(map(_packed, commands))
+    await connection.send_packed_command([packed], check_health=False)
     replies: list[Any] = []
     for _ in commands:
         try:
@@ -143,3 +153,8 @@ async def _talk(connection: Connection, commands: Sequence[Sequence[Any]]) -> li
         except ResponseError as refusal:
             replies.append(refusal)
     return replies
+
+
+def _packed(command: Sequence[bytes]) -> bytes:
+    parts = [b"$%d\r\n%b\r\n" % (len(part), part) for part in command]
+    return b"*%d\r\n%b" % (len(parts), b"".join(parts))

@@ -87,20 +87,27 @@ class SentinelServers:
     async def _found(self) -> Link:
         async with self._finding:
             if self._master is None:
-                self._master = await first(self._named_by(link) for link in self._sentinels)
+                address = await first(self._named_by(sentinel) for sentinel in self._sentinels)
+                self._master = self._link(address)
             return self._master
 
-    async def _named_by(self, sentinel: Link) -> Link:
-        found = await sentinel.ask("SENTINEL", "get-master-addr-by-name", self._url.master)
+    async def _named_by(self, sentinel: Link) -> Address:
+        name = self._url.master
+        found = await sentinel.ask(b"SENTINEL", b"get-master-addr-by-name", name.encode())
         if not found:
-            raise exceptions.ConnectionError(f"Sentinel knows no master {self._url.master!r}")
+            raise exceptions.ConnectionError(f"Sentinel knows no master {name!r}")
         address: Address = found[0].decode(), int(found[1])
-        link = Link(address, self._url.connection, self._url.tls, self._timeout)
-        (role, *_) = await link.ask("ROLE")
-        if role != b"master":
+        link = self._link(address)
+        try:
+            (role, *_) = await link.ask(b"ROLE")
+        finally:
             await link.close()
+        if role != b"master":
             raise exceptions.ConnectionError(f"{address[0]}:{address[1]} is no master now")
-        return link
+        return address
+
+    def _link(self, address: Address) -> Link:
+        return Link(address, self._url.connection, self._url.tls, self._timeout)
 
     async def close(self) -> None:
         await self._forget(self._master)

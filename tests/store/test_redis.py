@@ -221,7 +221,7 @@ async def test_passwords(server, tmp_path):
 
 async def test_a_paused_server(server):
     """Calls to a server that hangs end at the store's own deadline; then it goes on."""
-    store = RedisStore(parse(server.url), timeout=0.1)
+    store = open_store(server.url, timeout=0.1)
     await store.put("k", b"v", ttl=LONG)
     server.pause()
     try:
