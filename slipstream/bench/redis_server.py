@@ -20,6 +20,7 @@ _START_SECONDS = 20.0
 _POLL_SECONDS = 0.005
 _GRACE_SECONDS = 5.0
 _TAIL_CHARACTERS = 2000
+_BUS, _OUR_PORTS_END, _TRIES = 10_000, 32_768, 30_000
 
 
 class Refused(Exception):
@@ -52,6 +53,7 @@ class RedisServer:
     Args:
         folder: for its log and files; made if need be.
         options: more of its command line, as ["--maxmemory", "1mb"].
+        address: where it listens; left out: a free port.
         password: what `requirepass` is set to, if anything.
     """
 
@@ -224,8 +226,31 @@ class RedisSentinel(RedisServer):
         return [str(self._configuration), "--sentinel"]
 
 
+def cluster_node(folder: Path) -> RedisServer:
+    """A server for `make_cluster`. Nodes speak to each other at a port of 10000 more.
+
+    Raises:
+        ConfigurationError: there is no such pair of free ports.
+    """
+    for _ in range(_TRIES):
+        host, _, port = free_address().rpartition(":")
+        # Above it the system gives ports out by itself.
+        if int(port) + _BUS < _OUR_PORTS_END and _is_free(host, int(port) + _BUS):
+            return RedisServer(folder, ["--cluster-enabled", "yes"], address=f"{host}:{port}")
+    raise ConfigurationError("no pair of free ports for a Redis Cluster's node")
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
 def make_cluster(nodes: Sequence[RedisServer]) -> None:
-    """Makes a Cluster of running servers (--cluster-enabled yes) that share out the slots.
+    """Makes a Cluster of running `cluster_node`s that share out the slots.
 
     Raises:
         DeadlineExceeded: they did not agree in time.

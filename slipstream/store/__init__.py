@@ -1,5 +1,6 @@
 """The session store: what gateways keep for each other, and for after a restart."""
 
+from slipstream.store.guard import GuardedStore
 from slipstream.store.interface import (
     Append,
     AppendResult,
@@ -10,14 +11,19 @@ from slipstream.store.interface import (
     VersionConflict,
 )
 from slipstream.store.memory import MemoryStore
+from slipstream.store.opening import default_url, describe, open_store
 
 __all__ = [
     "Append",
     "AppendResult",
     "Document",
     "Fenced",
+    "GuardedStore",
     "LogView",
     "MemoryStore",
     "Store",
     "VersionConflict",
+    "default_url",
+    "describe",
+    "open_store",
 ]
