@@ -2,7 +2,10 @@
 
 Documents change by compare-and-set. Logs only grow, and only by whoever took them over last: each
 writer has a fence, and one with a lower fence than the last is refused. Keys are paths of printable
-ASCII, as `session/alice/s1`. Every call may raise StoreUnavailable.
+ASCII, as `session/alice/s1`. Fences are from 0 up to below 2**63, positions below 2**32.
+
+Every call may raise StoreUnavailable. A change has then been made once, or not at all, or (when the
+caller was cut off by a deadline) will yet be: who needs to know reads what is there.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ if redis.sha1hex(framed(KEYS, #KEYS) .. framed(ARGV, #ARGV - 1)) ~= sum then
   return redis.error_reply('DAMAGED the request is not what was sent')
 end
 local function answer(parts)
-  parts[#parts + 1] = redis.sha1hex(sum .. framed(parts, #parts))
-  return parts
+  local text = framed(parts, #parts)
+  return text .. redis.sha1hex(sum .. text)
 end
 local function now()
   local time = redis.call('TIME')
@@ -200,6 +200,7 @@ redis.call('SET', KEYS[1], ARGV[2], 'PX', 60000)
 return answer({redis.call('GET', KEYS[1])})
 """)
 
+_HASH = 40
 # No two requests of all processes are the same, and so no two answers.
 _process = os.urandom(8).hex()
 _turn = itertools.count()
@@ -224,12 +225,12 @@ class Request:
         Raises:
             Damaged: it is not the answer to this request, or not as Redis sent it.
         """
-        if not isinstance(reply, list) or not all(isinstance(part, bytes) for part in reply):
+        if not isinstance(reply, bytes):
             raise Damaged("an answer of another form")
-        *parts, found = reply or [b""]
-        if _hash(self.args[-1], _framed(parts)) != found:
+        text, found = reply[:-_HASH], reply[-_HASH:]
+        if _hash(self.args[-1], text) != found:
             raise Damaged("an answer that is not what Redis sent")
-        return parts
+        return _parts(text)
 
 
 def request(script: Script, keys: Sequence[str], *args: str | bytes | int) -> Request:
@@ -246,6 +247,13 @@ def _bytes(value: str | bytes | int) -> bytes:
 def _framed(parts: Sequence[bytes]) -> bytes:
     sizes = ",".join([str(len(part)) for part in parts])
     return b"".join((sizes.encode(), b":", *parts))
+
+
+def _parts(text: bytes) -> list[bytes]:
+    """Undoes `_framed`."""
+    sizes, _, content = text.partition(b":")
+    ends = list(itertools.accumulate(map(int, sizes.split(b",")))) if sizes else []
+    return [content[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _hash(*parts: bytes) -> bytes:

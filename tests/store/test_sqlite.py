@@ -243,7 +243,7 @@ async def test_a_file_removed_under_us(store, path):
 
 
 async def test_what_expired_leaves_the_file(path):
-    """Writes remove what has expired, some at a time, until nothing of it is left."""
+    """Writes remove what has expired, some at a time, until nothing of it is left, nor its room."""
     now = time.time()
     store = SqliteStore(path, clock=lambda: now)
     for number in range(90):
@@ -252,13 +252,16 @@ async def test_what_expired_leaves_the_file(path):
         await store.log_open(f"l{number}", 1, ttl=10)
         await store.log_append([Append(f"l{number}", 1, 0, 1, b"x", False, 10)])
     await store.put("kept", b"v", ttl=100)
+    await store.put("large", bytes(1 << 19), ttl=10)
     now += 50
     left = []
     db = sqlite3.connect(path)
+    pages = db.execute("PRAGMA page_count").fetchone()[0]
     for _ in range(30):
         await store.put("kept", b"v", ttl=100)
         tables = ("document", "log", "entry", "member")
         left.append([db.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in tables])
+    assert db.execute("PRAGMA page_count").fetchone()[0] < pages / 4
     db.close()
     assert left[0][1] > 80
     assert left[-1] == [1, 0, 0, 0]
