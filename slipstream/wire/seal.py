@@ -85,7 +85,7 @@ class Seal:
 
     def close(self, message: bytes) -> bytes:
         """The message, sealed."""
-        return message + _TAG + _sum.pack(crc32(message, self._next()))
+        return message + (_TAG + _sum.pack(crc32(message, self._next())))
 
     def open(self, sealed: bytes) -> bytes:
         """The message without its seal.

@@ -1,4 +1,4 @@
-"""Verifier and drafter over a network with faults: the same tokens, and a new connection."""
+"""Verifier and drafter over a network with faults: the same tokens, and a new stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slipstream.core.prefix import PrefixChain
 from slipstream.wire.kv_client import KvClient
 from tests.integration.client import GREEDY, Client, request
 from tests.integration.processes import until
-from tests.kv.rig import drafter, verifier
+from tests.kv.rig import drafter, row, verifier
 
 SKIPS_MLP = LayerPlan(skip_mlp=frozenset({1}))
 PROMPT = tuple((5 * i) % 90 + 3 for i in range(200))
@@ -41,10 +41,15 @@ FAULTS = {
 }
 
 
+def lost(caplog) -> bool:
+    """Whether the verifier has lost its drafter."""
+    return any("lost: " in record.getMessage() for record in caplog.records)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_the_link_fails_in_mid_answer(make_runner, fault) -> None:
+async def test_the_link_fails_in_mid_answer(make_runner, caplog, fault) -> None:
     """The answer goes on without drafts, and is plain decoding's; when the network is well again,
-    so is drafting, over a new connection."""
+    so is drafting, over a new stream."""
     own = make_runner()
     async with (
         drafter(make_runner(SKIPS_MLP), "own") as pair,
@@ -68,15 +73,39 @@ async def test_the_link_fails_in_mid_answer(make_runner, fault) -> None:
         assert answer.stats.num_draft_tokens > 0
 
         async def drafting_again():
-            if proxy.counters.taken == 1 and "damaged" in fault:
+            if not lost(caplog) and "damaged" in fault:
                 # It hit a frame that says nothing.
                 FAULTS[fault](proxy)
             again = await client.generate(asked)
             assert again.tokens == expected
-            return proxy.counters.taken > 1 and again.stats.num_draft_tokens > 0
+            return lost(caplog) and again.stats.num_draft_tokens > 0
 
         if "damaged" not in fault:
             proxy.heal()
+        await until(drafting_again)
+
+
+@pytest.mark.parametrize("direction", ["outward", "homeward"])
+async def test_damage_between_two_shards(make_runner, caplog, direction) -> None:
+    """The row comes apart and together again; meanwhile and afterwards tokens are the same."""
+    shards = [make_runner(SKIPS_MLP, shard=(place, 2)) for place in (0, 1)]
+    async with (
+        FaultProxy("", seed=8) as proxy,
+        row(shards, "own", through=proxy) as pair,
+        verifier(make_runner(), pair.address, pause=0.0) as one,
+        Client(one.address) as client,
+    ):
+        asked = request(PROMPT, GREEDY, max_tokens=TOKENS)
+        plain = request(PROMPT, GREEDY, max_tokens=TOKENS, speculative=False)
+        expected = (await client.generate(plain)).tokens
+
+        async def drafting_again():
+            if not lost(caplog):
+                proxy.corrupt_once(INSIDE, direction)
+            again = await client.generate(asked)
+            assert again.tokens == expected
+            return lost(caplog) and again.stats.num_draft_tokens > 0
+
         await until(drafting_again)
 
 

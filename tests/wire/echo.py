@@ -101,7 +101,7 @@ async def serve_sealed(echo: Echo) -> AsyncIterator[str]:
 @asynccontextmanager
 async def serve_plain(echo: Echo) -> AsyncIterator[str]:
     """One that knows nothing of seals. Yields its address."""
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 * 2**20)])
     server.add_generic_rpc_handlers((echo.handlers(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
