@@ -129,6 +129,8 @@ class ShardServicer(GetShard):
         try:
             async for request in requests:
                 self._engine.obey(stream, request)
+        except SlipstreamError as failure:
+            outbox.put_nowait(failure)
         finally:
             outbox.put_nowait(Cancelled("the shard before this one left"))
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 import grpc
 
 from slipstream.core.draft import Close, Command, Commit, Open, Proposal, SetWindow
-from slipstream.core.errors import InvalidRequest
+from slipstream.core.errors import InvalidRequest, SlipstreamError
 from slipstream.core.prefix import PrefixChain, salted
 from slipstream.wire import status
 from slipstream.wire.draft_codec import command_from_proto, response_to_proto
@@ -215,7 +215,7 @@ async def _read(
     requests: AsyncIterator[drafter_pb2.DraftRequest],
     inbox: asyncio.Queue[drafter_pb2.DraftRequest | None],
 ) -> None:
-    with contextlib.suppress(grpc.RpcError):
+    with contextlib.suppress(grpc.RpcError, SlipstreamError):
         async for request in requests:
             inbox.put_nowait(request)
     inbox.put_nowait(None)

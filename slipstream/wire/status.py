@@ -9,30 +9,49 @@ from typing import Any, NoReturn
 
 import grpc
 
-from slipstream.core.errors import SlipstreamError, from_grpc
+from slipstream.core.errors import InternalError, SlipstreamError, Unavailable, from_grpc
 
 _CODE_KEY = "slipstream-error-code"
 _PARAM_KEY = "slipstream-error-param"
 _RETRY_KEY = "slipstream-retry-after-ms"
+# What gRPC makes of a connection that carries nonsense. Our own errors have a code word.
+_TRANSPORT_FAILURES = frozenset(
+    {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
+)
 log = logging.getLogger(__name__)
 
 
-async def abort(context: grpc.aio.ServicerContext, error: SlipstreamError) -> NoReturn:
-    """Ends the call with the error's status; its code word and field ride in the trailers."""
+def _trailers(error: SlipstreamError) -> list[tuple[str, str]]:
     trailers = [(_CODE_KEY, error.code)]
     if error.param is not None:
         trailers.append((_PARAM_KEY, error.param))
     if error.retry_after is not None:
         trailers.append((_RETRY_KEY, str(round(1000 * error.retry_after))))
-    await context.abort(grpc.StatusCode[error.grpc_status], error.message, tuple(trailers))
+    return trailers
+
+
+async def abort(context: grpc.aio.ServicerContext, error: SlipstreamError) -> NoReturn:
+    """Ends the call with the error's status; its code word and field ride in the trailers."""
+    status = grpc.StatusCode[error.grpc_status]
+    await context.abort(status, error.message, tuple(_trailers(error)))
     raise AssertionError("context.abort returned")
+
+
+def rpc_error(error: SlipstreamError) -> grpc.aio.AioRpcError:
+    """What a client's call raises where the peer ended it with `error`."""
+    metadata = grpc.aio.Metadata
+    status = grpc.StatusCode[error.grpc_status]
+    return grpc.aio.AioRpcError(status, metadata(), metadata(*_trailers(error)), error.message)
 
 
 def error_of(failure: grpc.aio.AioRpcError) -> SlipstreamError:
     """The error that the peer raised, or Unavailable, DeadlineExceeded... from the transport."""
     trailers = dict(failure.trailing_metadata() or ())
-    code = failure.code().name
-    error = from_grpc(code, failure.details() or code, str(trailers.get(_CODE_KEY, "")))
+    code, word = failure.code().name, str(trailers.get(_CODE_KEY, ""))
+    message = failure.details() or code
+    if not word and failure.code() in _TRANSPORT_FAILURES:
+        return Unavailable(f"the connection failed: {message}")
+    error = from_grpc(code, message, word)
     param = trailers.get(_PARAM_KEY)
     error.param = None if param is None else str(param)
     retry = str(trailers.get(_RETRY_KEY, ""))
@@ -46,10 +65,9 @@ async def _fail(context: grpc.aio.ServicerContext, failure: Exception) -> NoRetu
     # The status waits behind what the client has not read, maybe for as long as it is connected.
     # Tracebacks would keep all that the handler held until then.
     failure.__traceback__ = failure.__context__ = failure.__cause__ = None
-    if isinstance(failure, SlipstreamError):
-        await abort(context, failure)
-    await context.abort(grpc.StatusCode.INTERNAL, f"internal error: {type(failure).__name__}")
-    raise AssertionError("context.abort returned")
+    if not isinstance(failure, SlipstreamError):
+        failure = InternalError(f"internal error: {type(failure).__name__}")
+    await abort(context, failure)
 
 
 def unary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -1,4 +1,7 @@
-"""gRPC servers and channels with the options that streaming of small messages needs."""
+"""gRPC servers and channels with the options that streaming of small messages needs.
+
+Both seal what they send (see `seal`): a message that was damaged on its way ends its call.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from grpc_reflection.v1alpha import reflection
 
 from slipstream.core.errors import ConfigurationError
 from slipstream.wire.address import split
+from slipstream.wire.sealed_channel import SealedChannel
+from slipstream.wire.sealed_server import SealInterceptor
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _OPTIONS = [
@@ -40,12 +45,15 @@ _CHANNEL_OPTIONS = [
 ]
 
 
-def _no_lost_client(record: logging.LogRecord) -> bool:
-    """False for gRPC's own account of a message that found its client gone: that is no error."""
-    return not record.getMessage().startswith("ExecuteBatchError raised in core by servicer")
+def _no_lost_peer(record: logging.LogRecord) -> bool:
+    """False for gRPC's own account of what the call reports: a message found its client gone (which
+    is no error), or a damaged header."""
+    return not record.getMessage().startswith(
+        ("ExecuteBatchError raised in core by servicer", "Invalid encoding on")
+    )
 
 
-logging.getLogger("grpc._cython.cygrpc").addFilter(_no_lost_client)
+logging.getLogger("grpc._cython.cygrpc").addFilter(_no_lost_peer)
 
 
 def _try_to_bind(address: str) -> None:
@@ -76,7 +84,9 @@ class Server:
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         self.address = address
-        self.grpc = grpc.aio.server(options=_SERVER_OPTIONS, interceptors=list(interceptors))
+        self.grpc = grpc.aio.server(
+            options=_SERVER_OPTIONS, interceptors=[SealInterceptor(), *interceptors]
+        )
         self._services = list(services)
         self._port = 0
         self._health = health.aio.HealthServicer()
@@ -125,7 +135,7 @@ class Server:
 
 
 def channel(address: str, *, unread_bytes: int | None = None) -> grpc.aio.Channel:
-    """A channel; not connected yet.
+    """A channel to a server of ours; not connected yet.
 
     Args:
         unread_bytes: of each stream, how much the peer may send ahead of what is read here. None
@@ -134,7 +144,7 @@ def channel(address: str, *, unread_bytes: int | None = None) -> grpc.aio.Channe
     options: list[tuple[str, int]] = [*_CHANNEL_OPTIONS]
     if unread_bytes is not None:
         options += [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", unread_bytes)]
-    return grpc.aio.insecure_channel(address, options=options)
+    return SealedChannel(grpc.aio.insecure_channel(address, options=options), address)
 
 
 async def is_serving(address: str, service: str = "", timeout: float = 1.0) -> bool:

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from slipstream.bench.link import Lane, Link, precise_loop
+from slipstream.bench.link import Link, precise_loop
+from slipstream.bench.proxy import Lane
 from slipstream.core.errors import ConfigurationError
 
 

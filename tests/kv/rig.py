@@ -22,6 +22,7 @@ from drafter_service.shard_engine import ShardEngine
 from drafter_service.shard_link import Door, ShardLink
 from drafter_service.shard_servicer import ShardServicer
 from drafter_service.shards import ShardedStage
+from slipstream.bench.faults import FaultProxy
 from slipstream.core.layer_plan import Skips
 from slipstream.engine.runner import ModelRunner
 from slipstream.engine.step_cost import StepCost
@@ -134,15 +135,23 @@ async def row(
     *,
     ngram: Assistance = "off",
     early_stop: Stopping = "off",
+    through: FaultProxy | None = None,
     **options: object,
 ) -> AsyncIterator[Drafter]:
-    """A drafter in two shards, each with a server and an engine's thread of its own."""
+    """A drafter in two shards, each with a server and an engine's thread of its own.
+
+    Args:
+        through: what is between the two.
+    """
     first, second = runners
     behind = ShardEngine(second, ShardContext(second))
     tail = Server("127.0.0.1:0", ["slipstream.v1.ShardService"])
     shard_pb2_grpc.add_ShardServiceServicer_to_server(ShardServicer(behind, "", 10.0), tail.grpc)
     address = f"127.0.0.1:{await tail.start()}"
     behind.start()
+    if through is not None:
+        through.target = address
+        address = await through.start()
 
     stage = ShardedStage(first)
     context = KvContext(first, mode, others=stage, **options)  # type: ignore[arg-type]
