@@ -65,6 +65,10 @@ class GenerationService:
                 f"the model '{name}' does not exist; this server has '{self.name}'", param="model"
             )
 
+    def model(self) -> ServedModel:
+        """What is served now. Raises Unavailable: there is no verifier."""
+        return self.link.model()
+
     async def run(
         self, request: GenerationRequest, course: Course | None = None
     ) -> AsyncGenerator[Piece, None]:
