@@ -39,6 +39,7 @@ class Asked:
         last_event: id of the last event that came before the connection was lost; empty: none.
         background: whether nobody waits for the answer.
         param: what the client calls `last_event`.
+        session_id, session_turn, turn: the turn of a session that it becomes; empty: none.
     """
 
     owner: str
@@ -49,6 +50,9 @@ class Asked:
     last_event: str = ""
     background: bool = False
     param: str = "Last-Event-ID"
+    session_id: str = ""
+    session_turn: int = 0
+    turn: gateway_pb2.SessionTurn | None = None
 
 
 def checked_key(key: str | None, param: str = KEY_HEADER) -> str:
@@ -109,6 +113,9 @@ def record_of(request: GenerationRequest, asked: Asked, model_key: str) -> Recor
         stream=asked.stream,
         include_usage=asked.include_usage,
         legacy_logprobs=request.operation == "text_completion",
+        session_id=asked.session_id,
+        session_turn=asked.session_turn,
+        turn=asked.turn,
     )
     if terms.deadline is not None:
         record.deadline_unix = time.time() + terms.deadline - time.monotonic()

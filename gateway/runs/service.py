@@ -87,7 +87,8 @@ class Runs:
         options: how.
 
     Attributes:
-        generate: what runs a request: the service's `run`, or something around it.
+        generate: runs a request: the service's `run`, or something around it that wants to know the
+            record, where there is one.
         resumed: generations that went on from their logs, by the way that led to it.
         active: runs of this process.
     """
@@ -96,7 +97,9 @@ class Runs:
         self, service: GenerationService, store: Store | None, options: Options | None = None
     ) -> None:
         self.options: Final = options or Options()
-        self.generate: Callable[[GenerationRequest, Course], Pieces] = service.run
+        self.generate: Callable[[GenerationRequest, Course, Record | None], Pieces] = (
+            lambda request, course, _: service.run(request, course)
+        )
         self.active: set[Run] = set()
         self.resumed = service.metrics.resumed
         self._service = service
@@ -222,9 +225,10 @@ class Runs:
         """
         if asked.key:
             return await self._begin_once(request, asked)
-        run = self._fresh(request, asked) if asked.stream and self.resumable else None
+        wanted = self.resumable and (asked.stream or asked.session_id)
+        run = self._fresh(request, asked) if wanted else None
         if run is None:
-            return plain(request, self.generate(request, Course()), asked.include_usage)
+            return plain(request, self.generate(request, Course(), None), asked.include_usage)
         opened: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         return Answer(
             request,
@@ -258,7 +262,7 @@ class Runs:
                 if answer is not None:
                     return answer
             else:
-                source = self.generate(request, run.course())
+                source = self.generate(request, run.course(), run.record)
                 pieces = self._attached(run, source, known, fresh=True)
                 return Answer(request, run.record, pieces, None, asked.include_usage)
         raise StoreUnavailable("the idempotency key is used by others all the time; try again")
@@ -309,7 +313,7 @@ class Runs:
         """A new stream; its record is put while it waits for its first token."""
         opening = asyncio.create_task(self._open(run, opened))
         try:
-            source = self.generate(request, run.course())
+            source = self.generate(request, run.course(), run.record)
             async with contextlib.aclosing(self._attached(run, source, fresh=True)) as pieces:
                 async for piece in pieces:
                     yield piece
@@ -432,7 +436,7 @@ class Runs:
             run.forget()
         else:
             pasts = [replace(p, messages=k.messages) for p, k in zip(pasts, known, strict=True)]
-        source = self.generate(request, run.course(pasts))
+        source = self.generate(request, run.course(pasts), record)
         async with contextlib.aclosing(self._attached(run, source, known)) as pieces:
             async for piece in pieces:
                 if piece.index not in follower.ended:

@@ -102,10 +102,11 @@ class MemoryStore:
 
     def _view(self, log: _Log, start: int) -> LogView:
         ends = [entry[0] for entry in log.entries[1:]]
+        ends += [log.length] if log.entries else []
         # An entry of no positions at `start`, as the last word may be, is wanted, too.
         wanted = [
             entry
-            for entry, end in zip(log.entries, [*ends, log.length], strict=True)
+            for entry, end in zip(log.entries, ends, strict=True)
             if end > start or entry[0] >= start
         ]
         age = self._clock() - log.beat
