@@ -23,7 +23,7 @@ class Event:
 
 
 def event_of(block: str) -> Event:
-    fields = dict(line.split(": ", 1) for line in block.split("\n"))
+    fields = dict(line.split(": ", 1) for line in block.split("\n") if line)
     data = fields.pop("data")
     event_id = fields.pop("id", None)
     assert not fields
@@ -31,7 +31,7 @@ def event_of(block: str) -> Event:
 
 
 def events_of(text: str) -> list[Event]:
-    return [event_of(block) for block in text.split("\n\n") if block]
+    return [event_of(block) for block in text.split("\n\n") if block.strip()]
 
 
 def substance(events: Iterable[Event]) -> dict[str, Any]:
