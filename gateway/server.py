@@ -38,11 +38,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A started gateway: its HTTP and gRPC ports, and the task that ends if HTTP does."""
+    """A started gateway: its HTTP and gRPC ports, the task that ends if HTTP does, and what it
+    keeps."""
 
     http_port: int
     grpc_port: int
     serving: asyncio.Task[None]
+    runs: Runs
 
 
 @contextlib.asynccontextmanager
@@ -124,7 +126,7 @@ async def serving(settings: Settings, store: Store | None = None) -> AsyncIterat
         await grpc_server.set_serving(True)
         if keys is None:
             log.info("no --api-keys: open to the users of this machine only")
-        yield Running(listener.getsockname()[1], grpc_port, task)
+        yield Running(listener.getsockname()[1], grpc_port, task, runs)
 
 
 def _kept(service: GenerationService, store: Store, settings: Settings) -> tuple[Runs, Background]:

@@ -246,7 +246,7 @@ class Runs:
         except SlipstreamError:
             # Told, and counted, where requests are run.
             return None
-        return self._run(record_of(request, asked, self._service.model().key), asked.key)
+        return self._run(record_of(request, asked, self._served().key), asked.key)
 
     def _run(self, record: Record, key: str = "", *, alone: bool = False) -> Run:
         assert self._journal is not None
@@ -282,7 +282,7 @@ class Runs:
             self._service.metrics.errors[failure.code] += 1
             raise
         records = self._kept_here("background" if asked.background else "Idempotency-Key")
-        record = record_of(request, asked, self._service.model().key)
+        record = record_of(request, asked, self._served().key)
         await records.add(record)
         if asked.key:
             try:
@@ -391,17 +391,20 @@ class Runs:
         self, record: Record, request: GenerationRequest, cursor: Cursor | None = None
     ) -> Follower:
         """Raises Unavailable: no verifier has told its model yet."""
-        try:
-            self._model = self._service.model()
-        except Unavailable:
-            # What was decided can be read without it.
-            if self._model is None:
-                raise
-        model = self._model
+        model = self._served()
         fresh = [
             self._service.continuation(index, request, model) for index in range(choices_of(record))
         ]
         return Follower(self.records, record, fresh, cursor.counts if cursor else ())
+
+    def _served(self) -> ServedModel:
+        """The model, also while no verifier is there: what was decided can be read without one."""
+        try:
+            self._model = self._service.model()
+        except Unavailable:
+            if self._model is None:
+                raise
+        return self._model
 
     async def _joined(
         self,
