@@ -96,21 +96,30 @@ class Trail:
         self._prefix = f"{request_id}/"
         self._counts = list(cursor.counts)
         self._ended = set(cursor.ended)
+        # As in the text of a cursor: most events change one of them.
+        self._parts = [
+            f"{count}." if index in self._ended else str(count)
+            for index, count in enumerate(self._counts)
+        ]
 
     def took(self, piece: Piece) -> None:
         """What is sent next holds this piece, but not yet that it is the last one."""
-        self._counts[piece.index] = max(self._counts[piece.index], piece.completion_tokens)
+        index, count = piece.index, piece.completion_tokens
+        if count > self._counts[index]:
+            self._counts[index] = count
+            self._parts[index] = f"{count}." if index in self._ended else str(count)
 
     def ended(self, index: int) -> None:
         """What is sent next says that a continuation has ended."""
         self._ended.add(index)
+        self._parts[index] = f"{self._counts[index]}."
 
     @property
     def id(self) -> str:
         """Of the event that is sent next."""
-        return f"{self._prefix}{Cursor(tuple(self._counts), frozenset(self._ended))}"
+        return self._prefix + ",".join(self._parts)
 
     @property
     def last(self) -> str:
         """Of the event behind which nothing comes."""
-        return f"{self._prefix}{_END}"
+        return self._prefix + _END

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from gateway.continuation import Piece
@@ -123,21 +123,23 @@ class Run:
                 yield piece
 
     async def _next(self, source: AsyncGenerator[Piece, None]) -> Piece | None:
-        with self._abortable():
+        if self.aborted is not None:
+            raise self.aborted
+        self._waiting = task = asyncio.current_task()
+        try:
             return await anext(source, None)
+        except asyncio.CancelledError:
+            self._raise_if_aborted(task)
+            raise
+        finally:
+            self._waiting = None
 
     async def pause(self, seconds: float) -> None:
         """Waits. Raises what `abort` was given."""
-        with self._abortable():
-            await asyncio.sleep(seconds)
-
-    @contextlib.contextmanager
-    def _abortable(self) -> Iterator[None]:
         self._raise_if_aborted()
-        task = self._waiting = asyncio.current_task()
-        assert task is not None
+        self._waiting = task = asyncio.current_task()
         try:
-            yield
+            await asyncio.sleep(seconds)
         except asyncio.CancelledError:
             self._raise_if_aborted(task)
             raise
