@@ -6,7 +6,7 @@ from gateway.continuation import Piece
 from gateway.request import GenerationRequest
 from gateway.runs.answer import Answer
 from gateway.runs.cursor import Trail
-from gateway.runs.service import Standing
+from gateway.runs.standing import Standing
 from slipstream.wire.proto import gateway_pb2, types_pb2
 
 Response = gateway_pb2.GatewayServiceGenerateResponse

@@ -19,7 +19,8 @@ from gateway.http.listener import Server as HttpServer
 from gateway.keys import KeyRing
 from gateway.metrics import Metrics
 from gateway.runs.background import Background, Limits
-from gateway.runs.service import Options, Runs
+from gateway.runs.options import Options
+from gateway.runs.service import Runs
 from gateway.settings import Settings
 from gateway.tokenizer import Tokenizer
 from gateway.verifier import VerifierLink

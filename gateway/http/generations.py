@@ -13,7 +13,8 @@ from gateway.http.errors import error_object
 from gateway.runs.answer import Answer
 from gateway.runs.cursor import HEADER
 from gateway.runs.record import Asked
-from gateway.runs.service import Runs, Standing, as_pieces
+from gateway.runs.service import Runs, as_pieces
+from gateway.runs.standing import Standing
 
 _KIND = "generation"
 

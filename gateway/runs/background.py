@@ -120,7 +120,7 @@ class Background:
         return record.request_id
 
     async def _list(self, record: Record) -> None:
-        records = self._runs.records
+        records = self._runs.keeper.records
         ttl = records.times.record(record)
         await records.store.index_add(BACKGROUND, record.request_id, ttl=ttl)
 
@@ -145,18 +145,18 @@ class Background:
     def _take_up(self, run: Run, known: list[Known]) -> None:
         self._held[run.record.owner] += 1
         run.open(known)
-        self._runs.active.add(run)
+        self._runs.keeper.active.add(run)
         task = asyncio.create_task(self._run(run), name=f"background-{run.id}")
         self._tasks[run.id] = task
         task.add_done_callback(lambda _: self._ended(run))
 
     def _ended(self, run: Run) -> None:
         self._tasks.pop(run.id, None)
-        self._runs.active.discard(run)
+        self._runs.keeper.active.discard(run)
         self._left(run.record.owner)
 
     async def _run(self, run: Run) -> None:
-        records = self._runs.records
+        records = self._runs.keeper.records
         try:
             failure = await self._until_done(run)
             if run.aborted is not None:
@@ -206,8 +206,8 @@ class Background:
 
     async def _fail(self, run: Run, failure: SlipstreamError) -> None:
         log.warning("%s: failed in the background: %s", run.id, failure.message)
-        await self._runs.fail(run, failure)
-        await self._runs.records.left(run.id)
+        await self._runs.keeper.fail(run, failure)
+        await self._runs.keeper.records.left(run.id)
 
     # Orphans.
 
@@ -224,7 +224,7 @@ class Background:
 
     async def sweep(self) -> None:
         """Adopts runs that have no gateway, as far as there is room. Raises StoreUnavailable."""
-        records = self._runs.records
+        records = self._runs.keeper.records
         for index in (FREE, BACKGROUND):
             after = ""
             while True:
@@ -258,7 +258,7 @@ class Background:
         await records.store.index_remove(FREE, name)
         self._runs.resumed["adopted"] += 1
         log.info("%s: adopted, with %d tokens", name, sum(found.length for found in known))
-        self._take_up(self._runs.adopted(record), known)
+        self._take_up(self._runs.keeper.run(record, alone=True), known)
 
 
 def behind_others(request: GenerationRequest) -> GenerationRequest:

@@ -3,79 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from collections.abc import AsyncGenerator, Iterable
+from typing import Final
 
 from gateway.continuation import Piece
 from gateway.course import Course
 from gateway.generation import GenerationService
 from gateway.request import GenerationRequest
-from gateway.runs import failure as failures
 from gateway.runs.answer import Answer, plain
 from gateway.runs.cursor import Cursor, parse_cursor, split_event_id
-from gateway.runs.follower import Follower
-from gateway.runs.journal import Bounds, Journal
+from gateway.runs.keeper import Generate, Keeper
 from gateway.runs.log import Known
-from gateway.runs.record import Asked, Record, choices_of, record_of, request_of
-from gateway.runs.records import Records, Times
+from gateway.runs.options import Options
+from gateway.runs.record import KEY_HEADER, Asked, Record, choices_of, record_of, request_of
 from gateway.runs.run import Run
-from gateway.verifier import ServedModel
+from gateway.runs.standing import Standing, standing_of
 from slipstream.core.errors import (
     Cancelled,
     IdempotencyConflict,
     InvalidParameter,
     SlipstreamError,
     StoreUnavailable,
-    StreamUnread,
-    Unavailable,
 )
 from slipstream.store import Fenced, Store, VersionConflict
 
-log = logging.getLogger(__name__)
-# A request that is refused at once is not worth a record.
-_HEAD_START_SECONDS = 0.002
 _TRIES = 4
-Way = Literal["event_id", "idempotency", "adopted"]
 Pieces = AsyncGenerator[Piece, None]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How generations are kept.
-
-    Attributes:
-        resume: whether streams are, without an idempotency key.
-        log_ttl, background_ttl: seconds after the last entry of a log.
-        patience: seconds that a stream's first event waits for the store.
-        bounds: of what waits to be written.
-    """
-
-    resume: bool = True
-    log_ttl: float = 600.0
-    background_ttl: float = 3600.0
-    patience: float = 0.25
-    bounds: Bounds | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How far a generation has come.
-
-    Attributes:
-        state: "interrupted" where nobody runs it, and somebody who asks for the rest must.
-        pieces: what there is.
-        failure: why it failed.
-    """
-
-    record: Record
-    request: GenerationRequest
-    state: Literal["in_progress", "completed", "failed", "interrupted"]
-    pieces: tuple[Piece, ...]
-    failure: SlipstreamError | None
 
 
 class Runs:
@@ -85,70 +38,58 @@ class Runs:
         service: runs requests.
         store: where they are kept; None: nothing is.
         options: how.
-
-    Attributes:
         generate: runs a request: the service's `run`, or something around it that wants to know the
             record, where there is one.
-        resumed: generations that went on from their logs, by the way that led to it.
-        active: runs of this process.
+
+    Attributes:
+        resumed: generations that went on from their logs, by the way that led there.
     """
 
     def __init__(
-        self, service: GenerationService, store: Store | None, options: Options | None = None
+        self,
+        service: GenerationService,
+        store: Store | None,
+        options: Options | None = None,
+        generate: Generate | None = None,
     ) -> None:
         self.options: Final = options or Options()
-        self.generate: Callable[[GenerationRequest, Course, Record | None], Pieces] = (
-            lambda request, course, _: service.run(request, course)
-        )
-        self.active: set[Run] = set()
+        self.generate: Final = generate or (lambda asked, course, _: service.run(asked, course))
         self.resumed = service.metrics.resumed
         self._service = service
-        self._model: ServedModel | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._renewing: asyncio.Task[None] | None = None
-        times = Times(self.options.log_ttl, self.options.background_ttl)
-        self._records = None if store is None else Records(store, times)
-        self._journal = None if store is None else Journal(store, self.options.bounds)
-        if self._journal is not None:
-            service.metrics.journal = self._journal
+        self._keeper = (
+            None if store is None else Keeper(service, store, self.options, self.generate)
+        )
 
     def start(self) -> None:
-        if self._journal is not None:
-            self._journal.start()
-            self._renewing = asyncio.create_task(self._renew(), name="record-renewal")
+        if self._keeper is not None:
+            self._keeper.start()
 
     async def close(self, grace: float) -> None:
         """Lets go of all logs, for at most `grace` seconds."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._journal is not None:
-            await self._journal.close(grace)
-
-    @property
-    def records(self) -> Records:
-        """Raises InvalidParameter: nothing is kept here."""
-        if self._records is None:
-            raise InvalidParameter("this server keeps no generations (--session-store is off)")
-        return self._records
-
-    @property
-    def resumable(self) -> bool:
-        """Whether streams can be resumed here."""
-        return self.options.resume and self._records is not None
+        if self._keeper is not None:
+            await self._keeper.close(grace)
 
     @property
     def keeps(self) -> bool:
         """Whether there is a store."""
-        return self._records is not None
+        return self._keeper is not None
 
-    def adopted(self, record: Record) -> Run:
-        """A run of a record that has lost its own. Nobody waits for it."""
-        return self._run(record, alone=True)
+    @property
+    def resumable(self) -> bool:
+        """Whether streams can be resumed here."""
+        return self.options.resume and self.keeps
 
-    # What a client asks for.
+    @property
+    def keeper(self) -> Keeper:
+        """Raises InvalidParameter: nothing is kept here."""
+        return self._kept_here("id")
+
+    def _kept_here(self, param: str) -> Keeper:
+        if self._keeper is None:
+            raise InvalidParameter(
+                f"{param} is not served: nothing is kept here (--session-store is off)", param=param
+            )
+        return self._keeper
 
     async def known(self, asked: Asked) -> Answer | None:
         """The answer to a request that was made before; None: it is a new one.
@@ -180,7 +121,7 @@ class Runs:
             name, text = split_event_id(asked.last_event, param)
             if request_id and name != request_id:
                 raise InvalidParameter(f"{param} is of another generation: {name}", param=param)
-        record = await self.records.find(name, asked.owner)
+        record = await self.keeper.records.find(name, asked.owner)
         if asked.digest and asked.digest != record.digest:
             raise InvalidParameter(
                 f"{param} is of a request with another body; repeat it as it was", param=param
@@ -196,18 +137,18 @@ class Runs:
         """The record that the idempotency key stands for; None: it is free. Raises as `known`."""
         if not asked.key:
             return None
-        claim = await self._kept_here("Idempotency-Key").claimed(asked.owner, asked.key)
+        claim = await self._kept_here(KEY_HEADER).records.claimed(asked.owner, asked.key)
         if claim is None:
             return None
         if claim.digest != asked.digest:
             raise IdempotencyConflict(
                 "the idempotency key belongs to another request; use a new one for this request",
-                param="Idempotency-Key",
+                param=KEY_HEADER,
             )
-        record = await self.records.get(claim.request_id)
-        if record is None or await self.records.failure(claim.request_id) is not None:
+        record = await self.keeper.records.get(claim.request_id)
+        if record is None or await self.keeper.records.failure(claim.request_id) is not None:
             # Gone, or failed: another try is a new one.
-            await self.records.unclaim(asked.owner, asked.key, claim.request_id)
+            await self.keeper.records.unclaim(asked.owner, asked.key, claim.request_id)
             return None
         return record
 
@@ -233,7 +174,7 @@ class Runs:
         return Answer(
             request,
             run.record,
-            self._streamed(run, request, opened),
+            self.keeper.streamed(run, request, opened),
             None,
             asked.include_usage,
             opened,
@@ -246,12 +187,7 @@ class Runs:
         except SlipstreamError:
             # Told, and counted, where requests are run.
             return None
-        return self._run(record_of(request, asked, self._served().key), asked.key)
-
-    def _run(self, record: Record, key: str = "", *, alone: bool = False) -> Run:
-        assert self._journal is not None
-        ttl = self.records.times.log(record)
-        return Run(record, self._journal, ttl, self._lost, key=key, alone=alone)
+        return self.keeper.run(record_of(request, asked, self.keeper.served().key), asked.key)
 
     async def _begin_once(self, request: GenerationRequest, asked: Asked) -> Answer:
         for _ in range(_TRIES):
@@ -263,7 +199,7 @@ class Runs:
                     return answer
             else:
                 source = self.generate(request, run.course(), run.record)
-                pieces = self._attached(run, source, known, fresh=True)
+                pieces = self.keeper.attached(run, source, known, fresh=True)
                 return Answer(request, run.record, pieces, None, asked.include_usage)
         raise StoreUnavailable("the idempotency key is used by others all the time; try again")
 
@@ -281,8 +217,8 @@ class Runs:
         except SlipstreamError as failure:
             self._service.metrics.errors[failure.code] += 1
             raise
-        records = self._kept_here("background" if asked.background else "Idempotency-Key")
-        record = record_of(request, asked, self._served().key)
+        records = self._kept_here("background" if asked.background else KEY_HEADER).records
+        record = record_of(request, asked, self.keeper.served().key)
         await records.add(record)
         if asked.key:
             try:
@@ -296,87 +232,7 @@ class Runs:
             )
         except Fenced as failure:
             raise StoreUnavailable("another request was sooner; try again") from failure
-        return self._run(record, asked.key, alone=alone), known
-
-    def _kept_here(self, param: str) -> Records:
-        if self._records is None:
-            raise InvalidParameter(
-                f"{param} is not served: nothing is kept here (--session-store is off)", param=param
-            )
-        return self._records
-
-    # How a run goes on.
-
-    async def _streamed(
-        self, run: Run, request: GenerationRequest, opened: asyncio.Future[bool]
-    ) -> Pieces:
-        """A new stream; its record is put while it waits for its first token."""
-        opening = asyncio.create_task(self._open(run, opened))
-        try:
-            source = self.generate(request, run.course(), run.record)
-            async with contextlib.aclosing(self._attached(run, source, fresh=True)) as pieces:
-                async for piece in pieces:
-                    yield piece
-        finally:
-            opening.cancel()
-
-    async def _open(self, run: Run, opened: asyncio.Future[bool]) -> None:
-        kept = False
-        try:
-            await asyncio.sleep(_HEAD_START_SECONDS)
-            async with asyncio.timeout(self.options.patience):
-                await self.records.add(run.record)
-                run.open(await self.records.open(run.record))
-            kept = run.aborted is None
-        except (StoreUnavailable, Fenced, TimeoutError) as failure:
-            log.warning("%s: cannot be resumed: %r", run.id, failure)
-        finally:
-            if not kept:
-                run.forget()
-            if not opened.done():
-                opened.set_result(kept)
-
-    async def _attached(
-        self, run: Run, source: Pieces, known: list[Known] | None = None, *, fresh: bool = False
-    ) -> Pieces:
-        """The pieces of a run that ends with its client."""
-        if known is not None:
-            run.open(known)
-        self.active.add(run)
-        try:
-            async with contextlib.aclosing(run.pieces(source)) as pieces:
-                async for piece in pieces:
-                    yield piece
-        except SlipstreamError as failure:
-            await self._failed(run, failure, fresh=fresh)
-            raise
-        finally:
-            run.release()
-            self.active.discard(run)
-
-    async def _failed(self, run: Run, failure: SlipstreamError, *, fresh: bool) -> None:
-        """What is kept of a run that failed: where another try may go on from it, everything."""
-        if run.aborted is not None or isinstance(failure, StreamUnread):
-            return
-        nothing = fresh and not run.heard
-        hopeless = not failures.may_pass(failure)
-        with contextlib.suppress(StoreUnavailable):
-            if run.key and (nothing or hopeless):
-                run.forget()
-                await self.fail(run, failure)
-        if nothing and run.opened:
-            run.forget()
-            self._spawn(self._forget(run.record))
-
-    async def _forget(self, record: Record) -> None:
-        with contextlib.suppress(StoreUnavailable):
-            await self.records.forget(record)
-
-    async def fail(self, run: Run, failure: SlipstreamError) -> None:
-        """Tells those who wait for it, and leaves its key to another try."""
-        await self.records.fail(run.record, failure)
-        if run.key:
-            await self.records.unclaim(run.record.owner, run.key, run.id)
+        return self.keeper.run(record, asked.key, alone=alone), known
 
     def _answer(
         self, record: Record, key: str, cursor: Cursor | None, include_usage: bool, *, wins: bool
@@ -384,129 +240,19 @@ class Runs:
         request = request_of(record)
         if cursor is not None and cursor.complete(include_usage):
             return Answer(request, record, as_pieces(()), cursor, include_usage)
-        pieces = self._joined(record, request, key, cursor, wins=wins)
+        pieces = self.keeper.joined(record, request, key, cursor, wins=wins)
         return Answer(request, record, pieces, cursor, include_usage)
 
-    def follower(
-        self, record: Record, request: GenerationRequest, cursor: Cursor | None = None
-    ) -> Follower:
-        """Raises Unavailable: no verifier has told its model yet."""
-        model = self._served()
-        fresh = [
-            self._service.continuation(index, request, model) for index in range(choices_of(record))
-        ]
-        return Follower(self.records, record, fresh, cursor.counts if cursor else ())
-
-    def _served(self) -> ServedModel:
-        """The model, also while no verifier is there: what was decided can be read without one."""
-        try:
-            self._model = self._service.model()
-        except Unavailable:
-            if self._model is None:
-                raise
-        return self._model
-
-    async def _joined(
-        self,
-        record: Record,
-        request: GenerationRequest,
-        key: str,
-        cursor: Cursor | None,
-        *,
-        wins: bool,
-    ) -> Pieces:
-        """What comes behind the cursor: from the log, and where nobody goes on with that, or the
-        caller takes it from whoever does, from a verifier."""
-        follower = self.follower(record, request, cursor)
-        known: list[Known] | None = None
-        try:
-            while known is None:
-                followed = follower.now() if wins else follower.pieces()
-                async with contextlib.aclosing(followed) as pieces:
-                    async for piece in pieces:
-                        yield piece
-                if follower.over:
-                    return
-                await self._still_there(record)
-                with contextlib.suppress(Fenced):
-                    known = await self.records.take(record, follower.known, wins=wins)
-        except StoreUnavailable as failure:
-            # The tokens are the same without it.
-            log.warning("%s: goes on without the store: %s", record.request_id, failure.message)
-        run = self._run(record, key)
-        pasts = follower.pasts()
-        if known is None:
-            run.forget()
-        else:
-            pasts = [replace(p, messages=k.messages) for p, k in zip(pasts, known, strict=True)]
-        source = self.generate(request, run.course(pasts), record)
-        async with contextlib.aclosing(self._attached(run, source, known)) as pieces:
-            async for piece in pieces:
-                if piece.index not in follower.ended:
-                    yield piece
-
-    async def _still_there(self, record: Record) -> None:
-        if await self.records.was_deleted(record.request_id):
-            raise Cancelled(f"the generation '{record.request_id}' was deleted")
-
-    # What becomes of runs from outside.
-
-    def _lost(self, run: Run, reason: str) -> None:
-        """A run's logs cannot be written any more."""
-        if reason == "fenced":
-            # Somebody else goes on with it, and its own client has not asked for that.
-            if run.alone:
-                run.abort(Cancelled(f"the generation '{run.id}' is run elsewhere"))
-            return
-        self._spawn(self._look_after(run))
-
-    async def _look_after(self, run: Run) -> None:
-        """Ends a run whose client deleted it. One that the store lost goes on for its client."""
-        deleted = False
-        with contextlib.suppress(StoreUnavailable):
-            deleted = await self.records.was_deleted(run.id)
-        if deleted or run.alone:
-            run.abort(Cancelled(f"the generation '{run.id}' was deleted, or lost by the store"))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _renew(self) -> None:
-        """Records outlive their logs, however long these grow."""
-        while True:
-            await asyncio.sleep(min(self.options.log_ttl, self.options.background_ttl) / 8)
-            for run in list(self.active):
-                if time.monotonic() - run.renewed < self.records.times.log(run.record) / 2:
-                    continue
-                with contextlib.suppress(StoreUnavailable):
-                    await self.records.renew(run.id, run.key)
-                    run.renewed = time.monotonic()
-
     async def standing(self, request_id: str, owner: str) -> Standing:
-        """Raises GenerationNotFound, and StoreUnavailable."""
-        record = await self.records.find(request_id, owner)
-        request = request_of(record)
-        failure = await self.records.failure(request_id)
-        follower = self.follower(record, request)
-        pieces = tuple([piece async for piece in follower.now()])
-        state: Literal["in_progress", "completed", "failed", "interrupted"]
-        if follower.over:
-            state = "completed"
-        elif failure is not None:
-            state = "failed"
-        elif record.background or follower.alive:
-            state = "in_progress"
-        else:
-            state = "interrupted"
-        return Standing(record, request, state, pieces, failure)
+        """How far it has come. Raises GenerationNotFound, and StoreUnavailable."""
+        keeper = self.keeper
+        return await standing_of(keeper, await keeper.records.find(request_id, owner))
 
     async def delete(self, request_id: str, owner: str) -> None:
         """Ends it, wherever it runs, and forgets it. Raises as `standing`."""
-        record = await self.records.find(request_id, owner)
-        await self.records.delete(record)
-        for run in [run for run in self.active if run.id == request_id]:
+        record = await self.keeper.records.find(request_id, owner)
+        await self.keeper.records.delete(record)
+        for run in [run for run in self.keeper.active if run.id == request_id]:
             run.abort(Cancelled(f"the generation '{request_id}' was deleted"))
 
 
