@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from gateway.continuation import Continuation, Piece
 from slipstream.wire.proto import verifier_pb2
 
 Heard = Callable[[int, verifier_pb2.GenerateResponse], None]
@@ -76,3 +77,24 @@ def parted(
     del second.tokens[:at]
     yield first
     yield second
+
+
+def pieces_of(
+    continuation: Continuation, message: verifier_pb2.GenerateResponse, seen: int
+) -> Iterator[Piece]:
+    """What a message is to a client that has the first `seen` tokens, and what was final then.
+
+    The end is always a piece of its own, with what is only final because nothing comes any more:
+    so the text after so many tokens depends on nothing but the tokens. The end comes, too, where
+    the client has all tokens; behind it the continuation takes nothing.
+    """
+    for half in parted(message, len(message.tokens)):
+        for part in parted(half, seen - continuation.tokens):
+            piece = continuation.take(part)
+            if piece.completion_tokens > seen:
+                yield piece
+            elif piece.finish_reason is not None:
+                # A stop string that the client has the text before.
+                yield replace(piece, text="", tokens=(), offsets=()) if piece.tokens else piece
+            if piece.finish_reason is not None:
+                return

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 from gateway.continuation import Continuation, Piece
-from gateway.course import Course, parted
+from gateway.course import Course, pieces_of
 from gateway.metrics import Metrics
 from gateway.prompts import Prompts
 from gateway.request import GenerationRequest, check, stop_conditions
@@ -65,6 +65,10 @@ class GenerationService:
                 f"the model '{name}' does not exist; this server has '{self.name}'", param="model"
             )
 
+    def model(self) -> ServedModel:
+        """What is served now. Raises Unavailable: there is no verifier."""
+        return self.link.model()
+
     async def run(
         self, request: GenerationRequest, course: Course | None = None
     ) -> AsyncGenerator[Piece, None]:
@@ -103,6 +107,14 @@ class GenerationService:
                 # The verifier was sooner to cut it.
                 self.metrics.cut["unread"] += 1
                 raise
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raises what `run` does for a request that no verifier would take, without running it."""
+        model = self.link.model()
+        for prompt in request.prompts:
+            stop_conditions(request, len(prompt), model)
+        check(request, model)
+        request.terms.remaining()
 
     def cut(self, request_id: str, seconds: float) -> None:
         """Notes that a client which read nothing for so many seconds is cut."""
@@ -147,26 +159,28 @@ class GenerationService:
         trace: Headers,
         course: Course,
     ) -> AsyncGenerator[Piece, None]:
+        continuation = self.continuation(index, request, model)
+        seen = course.past(index).seen
+        async with contextlib.aclosing(self._messages(index, job, trace, course)) as messages:
+            async for message in messages:
+                for piece in pieces_of(continuation, message, seen):
+                    yield piece
+                    if piece.finish_reason is not None:
+                        # Where it is a stop string's, leaving cancels the verifier's work.
+                        return
+        raise continuation.cut()
+
+    def continuation(
+        self, index: int, request: GenerationRequest, model: ServedModel
+    ) -> Continuation:
+        """One of the request's, before its first token."""
         eos = frozenset() if request.ignore_eos else model.eos_token_ids
-        continuation = Continuation(
+        return Continuation(
             index,
             self.tokenizer.detokenizer(),
             StopStrings(request.stop_strings),
             request.stop_token_ids | eos,
         )
-        past = course.past(index)
-        async with contextlib.aclosing(self._messages(index, job, trace, course)) as messages:
-            async for message in messages:
-                for part in parted(message, past.seen - continuation.tokens):
-                    piece = continuation.take(part)
-                    if piece.completion_tokens > past.seen:
-                        yield piece
-                    elif piece.finish_reason is not None:
-                        yield replace(piece, text="", tokens=(), offsets=())
-                    if piece.finish_reason is not None:
-                        # Where it is a stop string's, leaving cancels the verifier's work.
-                        return
-        raise continuation.cut()
 
     async def _messages(
         self, index: int, job: verifier_pb2.GenerateRequest, trace: Headers, course: Course

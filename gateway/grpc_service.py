@@ -12,11 +12,16 @@ import grpc
 
 from gateway.admission import Admission
 from gateway.chat import known_role, turn
-from gateway.continuation import Piece
 from gateway.generation import GenerationService
+from gateway.grpc_shapes import response_of, standing_of
 from gateway.keys import KeyRing
 from gateway.request import GenerationRequest
 from gateway.request_id import request_name
+from gateway.runs.answer import Answer
+from gateway.runs.background import Background, behind_others
+from gateway.runs.cursor import Trail
+from gateway.runs.record import Asked, checked_key, digest_of_message
+from gateway.runs.service import Runs
 from gateway.terms import MAX_DEADLINE_SECONDS, Terms, deadline
 from slipstream.core.errors import (
     BodyTooLarge,
@@ -27,15 +32,12 @@ from slipstream.core.errors import (
 )
 from slipstream.wire import status
 from slipstream.wire.codec import sampling_from_proto
-from slipstream.wire.proto import gateway_pb2, gateway_pb2_grpc, types_pb2
+from slipstream.wire.proto import gateway_pb2, gateway_pb2_grpc
 from slipstream.wire.telemetry import tracing
 
 SERVICE = "slipstream.v1.GatewayService"
 _OPEN_PREFIXES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
-_REASONS = {
-    "stop": types_pb2.FINISH_REASON_STOP,
-    "length": types_pb2.FINISH_REASON_LENGTH,
-}
+Response = gateway_pb2.GatewayServiceGenerateResponse
 
 
 class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
@@ -44,12 +46,16 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     def __init__(
         self,
         service: GenerationService,
+        runs: Runs,
+        background: Background,
         keys: KeyRing | None,
         admission: Admission,
         max_body_bytes: int,
         send_timeout: float,
     ) -> None:
         self._service = service
+        self._runs = runs
+        self._background = background
         self._keys = keys
         self._admission = admission
         self._max_body_bytes = max_body_bytes
@@ -66,13 +72,51 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                 raise BodyTooLarge(
                     f"the request is larger than the limit of {self._max_body_bytes} bytes"
                 )
+            asked = _asked(request, tenant)
             terms = _terms(request, tenant, arrived, context.time_remaining())
-            generation = await self._request(request, terms)
-            length = len(generation.prompts[0])
-            async with contextlib.aclosing(self._service.run(generation)) as pieces:
-                async for piece in pieces:
-                    if piece.text or piece.tokens or piece.finish_reason:
-                        await self._write(context, _response(piece, generation, length))
+            if asked.background:
+                name = await self._in_background(request, asked, terms)
+                await self._write(context, Response(request_id=name))
+                return
+            answer = await self._runs.known(asked)
+            if answer is None:
+                answer = await self._runs.begin(await self._request(request, terms), asked)
+            await self._send(context, answer)
+
+    async def _in_background(
+        self, request: gateway_pb2.GatewayServiceGenerateRequest, asked: Asked, terms: Terms
+    ) -> str:
+        name = await self._background.found(asked)
+        if name:
+            return name
+        generation = await self._request(request, terms)
+        patient = generation if request.priority else behind_others(generation)
+        return await self._background.begin(patient, asked)
+
+    async def _send(self, context: Any, answer: Answer) -> None:
+        past = frozenset() if answer.cursor is None else answer.cursor.ended
+        trail: Trail | None = None
+        begun = False
+        async with contextlib.aclosing(answer.pieces) as pieces:
+            async for piece in pieces:
+                if not begun:
+                    # The record was put while the first token was waited for.
+                    trail, begun = await answer.trail(), True
+                if piece.index not in past and (piece.text or piece.tokens or piece.finish_reason):
+                    await self._write(context, response_of(piece, answer, trail))
+
+    @status.unary
+    async def GetGeneration(  # noqa: N802
+        self, request: gateway_pb2.GetGenerationRequest, context: Any
+    ) -> gateway_pb2.GetGenerationResponse:
+        return standing_of(await self._runs.standing(request.request_id, self._tenant(context)))
+
+    @status.unary
+    async def DeleteGeneration(  # noqa: N802
+        self, request: gateway_pb2.DeleteGenerationRequest, context: Any
+    ) -> gateway_pb2.DeleteGenerationResponse:
+        await self._runs.delete(request.request_id, self._tenant(context))
+        return gateway_pb2.DeleteGenerationResponse()
 
     async def _write(
         self, context: Any, response: gateway_pb2.GatewayServiceGenerateResponse
@@ -158,21 +202,18 @@ def _turns(chat: gateway_pb2.Chat) -> list[dict[str, str]]:
     return turns
 
 
-def _response(
-    piece: Piece, request: GenerationRequest, prompt_tokens: int
-) -> gateway_pb2.GatewayServiceGenerateResponse:
-    response = gateway_pb2.GatewayServiceGenerateResponse(
-        request_id=request.request_id, index=piece.index, text=piece.text, tokens=piece.tokens
+def _asked(request: gateway_pb2.GatewayServiceGenerateRequest, owner: str) -> Asked:
+    last_event = request.resume_from
+    return Asked(
+        owner,
+        # Nothing else of a request that resumes is looked at.
+        b"" if last_event else digest_of_message(request),
+        stream=True,
+        key=checked_key(request.idempotency_key or None, "idempotency_key"),
+        last_event=last_event,
+        background=request.background and not last_event,
+        param="resume_from",
     )
-    if piece.finish_reason is not None:
-        response.finish_reason = _REASONS[piece.finish_reason]
-        response.usage.prompt_tokens = prompt_tokens
-        response.usage.completion_tokens = piece.completion_tokens
-        response.usage.cached_prompt_tokens = piece.cached_tokens
-        response.seed = request.choice_seed(piece.index)
-        if piece.stats is not None:
-            response.stats.CopyFrom(piece.stats)
-    return response
 
 
 class KeyInterceptor(grpc.aio.ServerInterceptor):

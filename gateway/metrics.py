@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from prometheus_client import Metric, generate_latest
 
@@ -25,6 +26,17 @@ from slipstream.wire.telemetry.metrics import (
 )
 
 
+class Journalled(Protocol):
+    """What is told of the journal; `gateway.runs.journal` has one."""
+
+    pending_bytes: int
+    dropped: Counter[str]
+
+    @property
+    def lag(self) -> float:
+        """Seconds for which the oldest message has waited."""
+
+
 class Metrics:
     """Lives on the event loop, which alone counts.
 
@@ -33,7 +45,9 @@ class Metrics:
 
     Attributes:
         refused: requests, by the bound that they met; `cut`, streams, by the reason.
+        resumed: generations that went on from their logs, by the way that led there.
         verifier_calls, tasks: ask how many there are now.
+        journal: what waits to be written to the store; None where nothing is kept.
     """
 
     def __init__(self, model: str = "") -> None:
@@ -47,6 +61,8 @@ class Metrics:
         self.accepted_at: Counter[int] = Counter()
         self.refused: Counter[str] = Counter(gateway=0, key=0)
         self.cut: Counter[str] = Counter(unread=0)
+        self.resumed: Counter[str] = Counter(event_id=0, idempotency=0, adopted=0)
+        self.journal: Journalled | None = None
         self.verifier_calls: Callable[[], int] = int
         self.tasks: Callable[[], int] = int
         self._exposition = Exposition("gateway", model, self._families)
@@ -77,7 +93,20 @@ class Metrics:
         yield counter("streams_cut", "Streams that were ended early", self.cut, "reason")
         yield gauge("verifier_calls", "Calls to the verifier in progress", self.verifier_calls())
         yield gauge("asyncio_tasks", "Tasks of the event loop", self.tasks())
+        yield from self._kept()
         yield from self._speculation()
+
+    def _kept(self) -> Iterator[Metric]:
+        text = "Generations that went on from their logs"
+        yield counter("generations_resumed", text, self.resumed, "way")
+        journal = self.journal
+        waiting, lag, dropped = 0, 0.0, Counter(full=0, gap=0)
+        if journal is not None:
+            waiting, lag, dropped = journal.pending_bytes, journal.lag, journal.dropped
+        yield gauge("journal_pending_bytes", "Bytes of logs that wait for the store", waiting)
+        yield gauge("journal_lag_seconds", "For how long the oldest of them has waited", lag)
+        text = "Logs that were given up, to be computed again"
+        yield counter("journal_dropped_logs", text, dropped, "reason")
 
     def _speculation(self) -> Iterator[Metric]:
         prefix = "spec_decode_num_"

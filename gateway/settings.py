@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -59,6 +60,21 @@ class Settings(TelemetrySettings):
     )
     send_timeout: float = Field(
         120.0, gt=0, description="seconds that a client may leave a stream unread"
+    )
+    resume: Literal["on", "off"] = Field(
+        "on", description="off: streams are not kept, and end with their connection"
+    )
+    log_ttl: float = Field(
+        600.0, ge=10, description="seconds for which a generation is kept after its last token"
+    )
+    background_ttl: float = Field(3600.0, ge=10, description="the same for one in the background")
+    max_background: int = Field(
+        256, ge=0, description="most background requests at once; they hold no place of the others"
+    )
+    background_timeout: float = Field(
+        3600.0,
+        gt=0,
+        description="seconds after which a background request that cannot be served has failed",
     )
     stop_grace: float = Field(
         10.0, ge=0, description="seconds that requests in progress get when the gateway stops"

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import orjson
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway.admission import Admission
 from gateway.generation import GenerationService
-from gateway.http import errors, openapi
+from gateway.http import errors, generations, openapi
+from gateway.http.answers import AnswerWriter, json_response
 from gateway.http.body import parse, read_body
-from gateway.http.disconnect import unless_disconnected
 from gateway.http.door import Door
-from gateway.http.parsing import chat_generation, completion_generation, terms
+from gateway.http.generations import GenerationRoutes
+from gateway.http.parsing import asked_of, chat_generation, completion_generation, terms
 from gateway.http.request_id import RequestIds
 from gateway.http.schemas import ChatRequest, CompletionRequest
-from gateway.http.shapes import ChatShape, CompletionShape, Envelope, Shape
-from gateway.http.streaming import EventStream, first_piece, whole_body
 from gateway.keys import KeyRing
 from gateway.request import GenerationRequest
-from gateway.stats import Totals
+from gateway.runs.background import Background, behind_others
+from gateway.runs.record import Asked
+from gateway.runs.service import Runs
 from gateway.terms import TIMEOUT_HEADER, Terms
 from slipstream import __version__
-from slipstream.core.errors import Cancelled
 
 _Body = TypeVar("_Body", ChatRequest, CompletionRequest)
 
@@ -36,32 +36,43 @@ class Routes:
 
     Args:
         service: the core.
+        runs, background: where generations are kept.
+        writer: of answers.
         max_body_bytes: of a request.
-        send_timeout: seconds that a client may leave a stream unread.
     """
 
     def __init__(
-        self, service: GenerationService, max_body_bytes: int, send_timeout: float
+        self,
+        service: GenerationService,
+        runs: Runs,
+        background: Background,
+        writer: AnswerWriter,
+        max_body_bytes: int,
     ) -> None:
         self._service = service
+        self._runs = runs
+        self._background = background
+        self._writer = writer
         self._max_body_bytes = max_body_bytes
-        self._send_timeout = send_timeout
         self._started = int(time.time())
 
     async def chat(self, request: Request) -> Response:
         """Answer a chat."""
         body = await self._body(request, ChatRequest)
-        generation = await chat_generation(body, self._service.prompts, _terms(request, body))
-        shape = ChatShape(self._service.tokenizer.token_bytes, logprobs=bool(body.logprobs))
-        return await self._answer(request, body, generation, shape)
+
+        async def generation() -> GenerationRequest:
+            return await chat_generation(body, self._service.prompts, _terms(request, body))
+
+        return await self._respond(request, body, generation, "chat")
 
     async def completion(self, request: Request) -> Response:
         """Continue a prompt."""
         body = await self._body(request, CompletionRequest)
-        generation = await completion_generation(body, self._service.prompts, _terms(request, body))
-        with_logprobs = body.logprobs is not None
-        shape = CompletionShape(self._service.tokenizer.token_bytes, logprobs=with_logprobs)
-        return await self._answer(request, body, generation, shape)
+
+        async def generation() -> GenerationRequest:
+            return await completion_generation(body, self._service.prompts, _terms(request, body))
+
+        return await self._respond(request, body, generation, "text_completion")
 
     async def _body(self, request: Request, kind: type[_Body]) -> _Body:
         raw = await read_body(request.receive, request.headers, self._max_body_bytes)
@@ -69,45 +80,44 @@ class Routes:
         self._service.check_model(body.model)
         return body
 
-    async def _answer(
+    async def _respond(
         self,
         http: Request,
         body: ChatRequest | CompletionRequest,
-        generation: GenerationRequest,
-        shape: Shape,
+        generation: Callable[[], Awaitable[GenerationRequest]],
+        operation: str,
     ) -> Response:
-        pieces = self._service.run(generation)
-        envelope = Envelope(generation, self._service.name)
-        totals = Totals(generation.prompt_tokens, generation.n)
-        choices = len(generation.prompts) * generation.n
-        try:
-            if not body.stream:
-                work = whole_body(pieces, shape, envelope, totals, choices)
-                return _json(await unless_disconnected(http.receive, work))
-            first = await unless_disconnected(http.receive, first_piece(pieces))
-        except Cancelled:
-            return Response(status_code=499)
-        options = body.stream_options
-        return EventStream(
-            first,
-            pieces,
-            shape,
-            envelope,
-            totals,
-            choices=choices,
-            include_usage=bool(options and options.include_usage),
-            send_timeout=self._send_timeout,
-            on_cut=lambda: self._service.cut(generation.request_id, self._send_timeout),
-        )
+        """To a request that is new, or was made before."""
+        asked = asked_of(http.headers, body, operation, http.state.tenant)
+        if asked.background:
+            return await self._in_background(asked, body, generation)
+        answer = await self._runs.known(asked)
+        if answer is None:
+            answer = await self._runs.begin(await generation(), asked)
+        return await self._writer.write(http, answer, stream=asked.stream)
+
+    async def _in_background(
+        self,
+        asked: Asked,
+        body: ChatRequest | CompletionRequest,
+        generation: Callable[[], Awaitable[GenerationRequest]],
+    ) -> Response:
+        name = await self._background.found(asked)
+        if not name:
+            request = await generation()
+            patient = behind_others(request) if body.priority is None else request
+            name = await self._background.begin(patient, asked)
+        content = {"id": name, "object": "generation", "status": "in_progress"}
+        return json_response(content, status=202)
 
     async def models(self) -> Response:
         """List the models: there is one."""
-        return _json({"object": "list", "data": [self._model()]})
+        return json_response({"object": "list", "data": [self._model()]})
 
     async def model(self, model_id: str) -> Response:
         """Describe a model."""
         self._service.check_model(model_id)
-        return _json(self._model())
+        return json_response(self._model())
 
     def _model(self) -> dict[str, Any]:
         known = self._service.link.known_model
@@ -131,7 +141,7 @@ class Routes:
             "missing": found.missing,
             "drafter": {"connected": found.drafter_connected, "detail": found.drafter_detail},
         }
-        return _json(content, status=503 if found.missing else 200)
+        return json_response(content, status=503 if found.missing else 200)
 
     async def metrics(self) -> Response:
         """Metrics for Prometheus."""
@@ -143,19 +153,18 @@ def _terms(http: Request, body: ChatRequest | CompletionRequest) -> Terms:
     return terms(body, http.state.tenant, http.state.arrived, header)
 
 
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(content), status, media_type="application/json")
-
-
 def build(
     service: GenerationService,
+    runs: Runs,
+    background: Background,
     keys: KeyRing | None,
     admission: Admission,
     max_body_bytes: int,
     send_timeout: float,
 ) -> FastAPI:
     """The application; `keys` None leaves it open."""
-    routes = Routes(service, max_body_bytes, send_timeout)
+    writer = AnswerWriter(service, send_timeout)
+    routes = Routes(service, runs, background, writer, max_body_bytes)
     app = FastAPI(title="Slipstream", version=__version__, redirect_slashes=False)
     post, get = ["POST"], ["GET"]
     app.add_api_route(
@@ -170,6 +179,7 @@ def build(
         methods=post,
         openapi_extra=openapi.body(CompletionRequest),
     )
+    generations.install(app, GenerationRoutes(runs, writer))
     app.add_api_route("/v1/models", routes.models, methods=get)
     app.add_api_route("/v1/models/{model_id:path}", routes.model, methods=get)
     app.add_api_route("/health", routes.health, methods=get)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 
 from starlette.datastructures import Headers
@@ -18,6 +19,8 @@ from slipstream.core.errors import SlipstreamError
 # Probes carry no key.
 _OPEN = frozenset({"/health", "/ready"})
 _BOUNDED = frozenset({"/v1/chat/completions", "/v1/completions"})
+# The rest of a stream is a request like the first part.
+_RESUMED = re.compile(r"/v1/generations/[^/]+/events")
 
 
 class Door:
@@ -54,4 +57,6 @@ class Door:
             tenant = self._keys.check(Headers(scope=scope).get("authorization"))
         scope.setdefault("state", {}).update(tenant=tenant, arrived=time.monotonic())
         bounded = scope["method"] == "POST" and scope["path"] in _BOUNDED
-        return self._admission.enter(tenant) if bounded else contextlib.nullcontext()
+        if bounded or _RESUMED.fullmatch(scope["path"]):
+            return self._admission.enter(tenant)
+        return contextlib.nullcontext()

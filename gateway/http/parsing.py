@@ -9,6 +9,8 @@ from typing import Any
 from gateway.http.schemas import ChatRequest, CompletionRequest
 from gateway.prompts import Prompts
 from gateway.request import GenerationRequest
+from gateway.runs.cursor import HEADER as LAST_EVENT
+from gateway.runs.record import KEY_HEADER, Asked, checked_key, digest_of_fields
 from gateway.terms import TIMEOUT_HEADER, Terms, deadline, seconds_of
 from slipstream.core.errors import InvalidParameter
 from slipstream.core.params import MAX_LOGPROBS, SamplingParams
@@ -109,6 +111,32 @@ def terms(
             arrived, ("timeout", request.timeout), (TIMEOUT_HEADER, seconds_of(header))
         ),
         cache_salt=request.cache_salt or "",
+    )
+
+
+def asked_of(
+    headers: Mapping[str, str],
+    request: ChatRequest | CompletionRequest,
+    operation: str,
+    owner: str,
+) -> Asked:
+    """How the answer is wanted.
+
+    Raises:
+        InvalidParameter: the headers and fields do not go together.
+    """
+    key, last_event = checked_key(headers.get(KEY_HEADER)), headers.get(LAST_EVENT, "")
+    if last_event and not request.stream:
+        raise InvalidParameter(f"{LAST_EVENT} needs stream to be true", param=LAST_EVENT)
+    options = request.stream_options
+    return Asked(
+        owner,
+        digest_of_fields(operation, request.model_dump()) if request.stream or key else b"",
+        stream=bool(request.stream),
+        include_usage=bool(options and options.include_usage),
+        key=key,
+        last_event=last_event,
+        background=bool(request.background),
     )
 
 

@@ -142,6 +142,16 @@ class _Common(_Strict):
         None, description="false decodes plainly; the tokens are the same either way"
     )
 
+    background: bool | None = Field(
+        None, description="true: answered at once; fetch the result at /v1/generations/ID"
+    )
+
+    @model_validator(mode="after")
+    def _nobody_waits_for_a_stream(self) -> Self:
+        if self.background and self.stream:
+            raise ValueError("background and stream cannot both be true")
+        return self
+
     @model_validator(mode="after")
     def _options_need_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:

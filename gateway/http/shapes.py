@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -27,7 +26,8 @@ class Shape(Protocol):
         """The choice of a chunk with progress."""
 
     def ending(self, piece: Piece) -> dict[str, Any]:
-        """The choice of the chunk that only says why it ended."""
+        """The choice of the chunk that says why it ended: with the text of a piece without tokens,
+        which is final because nothing follows."""
 
     def choice(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
         """The choice of a whole body."""
@@ -50,7 +50,8 @@ class ChatShape:
         return self._chunk(piece.index, {"content": piece.text}, self._logprobs([piece]), None)
 
     def ending(self, piece: Piece) -> dict[str, Any]:
-        return self._chunk(piece.index, {}, None, piece.finish_reason)
+        delta = {"content": piece.text} if piece.text and not piece.tokens else {}
+        return self._chunk(piece.index, delta, None, piece.finish_reason)
 
     def choice(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
         content = "".join(piece.text for piece in pieces)
@@ -98,7 +99,8 @@ class CompletionShape:
         return self._choice(piece.index, piece.text, self._logprobs([piece]), None)
 
     def ending(self, piece: Piece) -> dict[str, Any]:
-        return self._choice(piece.index, "", None, piece.finish_reason)
+        text = "" if piece.tokens else piece.text
+        return self._choice(piece.index, text, None, piece.finish_reason)
 
     def choice(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
         text = "".join(piece.text for piece in pieces)
@@ -130,13 +132,24 @@ class CompletionShape:
         return self._bytes(token_id).decode(errors="replace")
 
 
-class Envelope:
-    """The fields around the choices, the same for all chunks of one request."""
+def shape_of(request: GenerationRequest, token_bytes: TokenBytes) -> Shape:
+    """As the request's endpoint writes its choices."""
+    kind = ChatShape if request.operation == "chat" else CompletionShape
+    return kind(token_bytes, logprobs=request.logprobs is not None)
 
-    def __init__(self, request: GenerationRequest, model: str) -> None:
+
+class Envelope:
+    """The fields around the choices, the same for all chunks of one request.
+
+    Args:
+        name: the answer's id.
+        created: seconds since the epoch.
+    """
+
+    def __init__(self, request: GenerationRequest, model: str, name: str, created: int) -> None:
         self._base = {
-            "id": request.request_id,
-            "created": int(time.time()),
+            "id": name,
+            "created": created,
             "model": model,
             "system_fingerprint": None,
         }

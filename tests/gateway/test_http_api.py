@@ -14,7 +14,9 @@ from tests.telemetry.scraped import values_of
 def events(response) -> list:
     lines = [line for line in response.text.split("\n\n") if line]
     assert all(line.startswith("data: ") for line in lines)
-    return [line[6:] if line == "data: [DONE]" else json.loads(line[6:]) for line in lines]
+    # An event's id follows its data.
+    data = [line[6:].partition("\n")[0] for line in lines]
+    return [one if one == "[DONE]" else json.loads(one) for one in data]
 
 
 async def test_chat_body(rig, ids):

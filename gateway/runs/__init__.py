@@ -1,0 +1,1 @@
+"""Generations that outlive their client's connection, and their gateway."""
