@@ -13,10 +13,13 @@ import grpc
 from gateway.admission import Admission
 from gateway.chat import known_role, turn
 from gateway.continuation import Piece
+from gateway.course import Course
 from gateway.generation import GenerationService
+from gateway.grpc_sessions import GrpcTurn, SessionRpcs
 from gateway.keys import KeyRing
 from gateway.request import GenerationRequest
 from gateway.request_id import request_name
+from gateway.sessions import Conversations
 from gateway.terms import MAX_DEADLINE_SECONDS, Terms, deadline
 from slipstream.core.errors import (
     BodyTooLarge,
@@ -38,7 +41,7 @@ _REASONS = {
 }
 
 
-class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
+class GatewayServicer(SessionRpcs, gateway_pb2_grpc.GatewayServiceServicer):
     """Translates requests and pieces; decides nothing itself. `keys` None leaves it open."""
 
     def __init__(
@@ -48,7 +51,9 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         admission: Admission,
         max_body_bytes: int,
         send_timeout: float,
+        conversations: Conversations,
     ) -> None:
+        super().__init__(conversations)
         self._service = service
         self._keys = keys
         self._admission = admission
@@ -67,9 +72,11 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                     f"the request is larger than the limit of {self._max_body_bytes} bytes"
                 )
             terms = _terms(request, tenant, arrived, context.time_remaining())
-            generation = await self._request(request, terms)
-            length = len(generation.prompts[0])
-            async with contextlib.aclosing(self._service.run(generation)) as pieces:
+            turn = await self._conversations.of(GrpcTurn(request), request, tenant)
+            generation = await turn.prepared(self._request(turn.body, terms))
+            length, course = len(generation.prompts[0]), Course()
+            run = turn.recorded(self._service.run(generation, course), generation, course)
+            async with contextlib.aclosing(run) as pieces:
                 async for piece in pieces:
                     if piece.text or piece.tokens or piece.finish_reason:
                         await self._write(context, _response(piece, generation, length))
@@ -172,6 +179,8 @@ def _response(
         response.seed = request.choice_seed(piece.index)
         if piece.stats is not None:
             response.stats.CopyFrom(piece.stats)
+        if piece.session is not None:
+            response.session.CopyFrom(piece.session)
     return response
 
 

@@ -18,10 +18,12 @@ from gateway.http.listener import Protocol, listen
 from gateway.http.listener import Server as HttpServer
 from gateway.keys import KeyRing
 from gateway.metrics import Metrics
+from gateway.sessions import Conversations, Limits, Sessions
 from gateway.settings import Settings
 from gateway.tokenizer import Tokenizer
 from gateway.verifier import VerifierLink
 from slipstream.core.errors import ConfigurationError
+from slipstream.store import MemoryStore, Store
 from slipstream.wire.proto import gateway_pb2_grpc
 from slipstream.wire.starting import orderly_stop
 from slipstream.wire.telemetry.tracing import tracing_to
@@ -41,8 +43,11 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[Running]:
+async def serving(settings: Settings, store: Store | None = None) -> AsyncIterator[Running]:
     """A gateway that serves while the block runs, and stops cleanly after it.
+
+    Args:
+        store: what it keeps beyond a request; without one, in this process's memory.
 
     Raises:
         ConfigurationError: a port is taken, the key file or the model folder is unusable.
@@ -64,6 +69,10 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             tracing=stack.enter_context(tracing_to("gateway", settings.otlp_endpoint)),
         )
         stack.push_async_callback(link.close)
+        limits = Limits(settings.session_ttl, settings.max_session_ttl, settings.max_session_bytes)
+        sessions = Sessions(MemoryStore() if store is None else store, limits)
+        stack.push_async_callback(sessions.close)
+        conversations = Conversations(sessions)
         listener = stack.enter_context(
             contextlib.closing(listen(host, port, 2 * settings.send_timeout))
         )
@@ -72,7 +81,12 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
         )
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(
             GatewayServicer(
-                service, keys, admission, settings.max_body_bytes, settings.send_timeout
+                service,
+                keys,
+                admission,
+                settings.max_body_bytes,
+                settings.send_timeout,
+                conversations,
             ),
             grpc_server.grpc,
         )
@@ -80,7 +94,14 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(grpc_server.stop, settings.stop_grace)
         link.start()
         config = uvicorn.Config(
-            build(service, keys, admission, settings.max_body_bytes, settings.send_timeout),
+            build(
+                service,
+                keys,
+                admission,
+                settings.max_body_bytes,
+                settings.send_timeout,
+                conversations,
+            ),
             http=Protocol,
             log_config=None,
             access_log=False,

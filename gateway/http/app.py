@@ -11,8 +11,9 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway.admission import Admission
+from gateway.course import Course
 from gateway.generation import GenerationService
-from gateway.http import errors, openapi
+from gateway.http import errors, openapi, sessions
 from gateway.http.body import parse, read_body
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.door import Door
@@ -21,8 +22,10 @@ from gateway.http.request_id import RequestIds
 from gateway.http.schemas import ChatRequest, CompletionRequest
 from gateway.http.shapes import ChatShape, CompletionShape, Envelope, Shape
 from gateway.http.streaming import EventStream, first_piece, whole_body
+from gateway.http.turns import ChatTurn, CompletionTurn
 from gateway.keys import KeyRing
 from gateway.request import GenerationRequest
+from gateway.sessions import Conversations, Stateless
 from gateway.stats import Totals
 from gateway.terms import TIMEOUT_HEADER, Terms
 from slipstream import __version__
@@ -38,30 +41,40 @@ class Routes:
         service: the core.
         max_body_bytes: of a request.
         send_timeout: seconds that a client may leave a stream unread.
+        conversations: makes requests the turns of sessions.
     """
 
     def __init__(
-        self, service: GenerationService, max_body_bytes: int, send_timeout: float
+        self,
+        service: GenerationService,
+        max_body_bytes: int,
+        send_timeout: float,
+        conversations: Conversations,
     ) -> None:
         self._service = service
         self._max_body_bytes = max_body_bytes
         self._send_timeout = send_timeout
+        self._conversations = conversations
         self._started = int(time.time())
 
     async def chat(self, request: Request) -> Response:
         """Answer a chat."""
         body = await self._body(request, ChatRequest)
-        generation = await chat_generation(body, self._service.prompts, _terms(request, body))
+        turn = await self._conversations.of(ChatTurn(body), body, request.state.tenant)
+        work = chat_generation(turn.body, self._service.prompts, _terms(request, body))
+        generation = await turn.prepared(work)
         shape = ChatShape(self._service.tokenizer.token_bytes, logprobs=bool(body.logprobs))
-        return await self._answer(request, body, generation, shape)
+        return await self._answer(request, body, generation, shape, turn)
 
     async def completion(self, request: Request) -> Response:
         """Continue a prompt."""
         body = await self._body(request, CompletionRequest)
-        generation = await completion_generation(body, self._service.prompts, _terms(request, body))
+        turn = await self._conversations.of(CompletionTurn(body), body, request.state.tenant)
+        work = completion_generation(turn.body, self._service.prompts, _terms(request, body))
+        generation = await turn.prepared(work)
         with_logprobs = body.logprobs is not None
         shape = CompletionShape(self._service.tokenizer.token_bytes, logprobs=with_logprobs)
-        return await self._answer(request, body, generation, shape)
+        return await self._answer(request, body, generation, shape, turn)
 
     async def _body(self, request: Request, kind: type[_Body]) -> _Body:
         raw = await read_body(request.receive, request.headers, self._max_body_bytes)
@@ -75,8 +88,10 @@ class Routes:
         body: ChatRequest | CompletionRequest,
         generation: GenerationRequest,
         shape: Shape,
+        turn: Stateless[Any],
     ) -> Response:
-        pieces = self._service.run(generation)
+        course = Course()
+        pieces = turn.recorded(self._service.run(generation, course), generation, course)
         envelope = Envelope(generation, self._service.name)
         totals = Totals(generation.prompt_tokens, generation.n)
         choices = len(generation.prompts) * generation.n
@@ -153,9 +168,10 @@ def build(
     admission: Admission,
     max_body_bytes: int,
     send_timeout: float,
+    conversations: Conversations,
 ) -> FastAPI:
     """The application; `keys` None leaves it open."""
-    routes = Routes(service, max_body_bytes, send_timeout)
+    routes = Routes(service, max_body_bytes, send_timeout, conversations)
     app = FastAPI(title="Slipstream", version=__version__, redirect_slashes=False)
     post, get = ["POST"], ["GET"]
     app.add_api_route(
@@ -178,8 +194,9 @@ def build(
     }
     app.add_api_route("/ready", routes.ready, methods=get, responses=not_ready)
     app.add_api_route("/metrics", routes.metrics, methods=get)
+    sessions.add_routes(app, conversations, max_body_bytes)
     errors.install(app)
-    openapi.install(app, [ChatRequest, CompletionRequest])
+    openapi.install(app, [ChatRequest, CompletionRequest, *sessions.BODIES])
     app.add_middleware(Door, keys=keys, admission=admission)
     # The last one is outermost: also who is not let in gets the request's name.
     app.add_middleware(RequestIds)

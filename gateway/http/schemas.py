@@ -142,6 +142,18 @@ class _Common(_Strict):
         None, description="false decodes plainly; the tokens are the same either way"
     )
 
+    session_id: str | None = Field(
+        None,
+        min_length=1,
+        description="the conversation that this continues; send only what is new",
+    )
+    session_turn: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        description="how many turns the session must have; 0 begins it where there is none",
+    )
+
     @model_validator(mode="after")
     def _options_need_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
