@@ -14,8 +14,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from gateway.continuation import Piece
 from gateway.course import Course
 from gateway.request import GenerationRequest
+from gateway.sessions.claim import Opened
 from gateway.sessions.sessions import Sessions
-from gateway.sessions.turn import Opened, Turn
+from gateway.sessions.turn import Turn
 from slipstream.core.errors import ContextTooLong, InvalidParameter, InvalidRequest
 from slipstream.wire.proto import gateway_pb2, store_pb2, types_pb2
 

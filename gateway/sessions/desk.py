@@ -23,14 +23,20 @@ class Desk:
         store: bounds its own waits.
         limits: of each session.
         clock: seconds since the epoch.
+        monotonic: seconds of a clock that nobody sets.
     """
 
     def __init__(
-        self, store: Store, limits: Limits, clock: Callable[[], float] = time.time
+        self,
+        store: Store,
+        limits: Limits,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
         self.limits = limits
         self.clock = clock
+        self.monotonic = monotonic
         self._tasks: set[asyncio.Task[None]] = set()
 
     def behind(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

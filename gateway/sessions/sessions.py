@@ -7,15 +7,16 @@ Every change of a document is a compare-and-set on its version, the session's fe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 from gateway.sessions import records
+from gateway.sessions.claim import Opened
 from gateway.sessions.desk import Desk
 from gateway.sessions.records import Limits
-from gateway.sessions.turn import Opened, Turn
+from gateway.sessions.turn import Turn
 from slipstream.core.errors import (
     InvalidParameter,
     SessionConflict,
@@ -27,6 +28,7 @@ from slipstream.wire.proto import gateway_pb2, store_pb2
 
 MAX_PAGE = 100
 DEFAULT_PAGE = 20
+_TRIES = 4
 # Records read side by side for a page of a list, each as large as a session may be.
 _READ_AT_ONCE = 8
 
@@ -37,15 +39,19 @@ class Sessions:
     Args:
         store: bounds its own waits.
         limits: of each session.
-        clock: seconds since the epoch.
+        clock, monotonic: for tests.
     """
 
     def __init__(
-        self, store: Store, limits: Limits | None = None, clock: Callable[[], float] = time.time
+        self,
+        store: Store,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
         self.limits = limits or Limits()
-        self.desk = Desk(store, self.limits, clock)
+        self.desk = Desk(store, self.limits, clock, monotonic)
 
     async def close(self) -> None:
         """Lets what is still being written end, for a second. The store is not closed."""
@@ -151,11 +157,17 @@ class Sessions:
             SessionNotFound: there is none.
         """
         key = records.key(owner, records.checked_id(session_id, "id"))
-        document = await self.store.get(key)
-        if document is None or document.value == records.TOMBSTONE:
-            raise _not_found(session_id, "id")
-        await self.store.put(key, records.TOMBSTONE, ttl=records.TOMBSTONE_SECONDS)
-        await self.store.index_remove(records.index(owner), session_id)
+        for _ in range(_TRIES):
+            document = await self.store.get(key)
+            if document is None or document.value == records.TOMBSTONE:
+                raise _not_found(session_id, "id")
+            value, ttl = records.TOMBSTONE, records.TOMBSTONE_SECONDS
+            # Of this version: one that arrives late must not end what has come since.
+            with contextlib.suppress(VersionConflict):
+                await self.store.put(key, value, ttl=ttl, expect=document.version)
+                await self.store.index_remove(records.index(owner), session_id)
+                return
+        raise SessionConflict(f"session '{session_id}' changes all the time; try again", param="id")
 
     async def fork(
         self, owner: str, session_id: str, turns: int | None = None, new_id: str = ""
@@ -225,7 +237,7 @@ class Sessions:
         self.desk.refuse_writer(record)
         return Opened(record, version, len(record.turns), forgiving=expected == 0)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def turn(
         self, owner: str, session_id: str, expected: int | None, request_id: str
     ) -> AsyncIterator[Turn]:

@@ -156,7 +156,7 @@ def make_rig(model_folder: Path) -> Callable[..., contextlib.AbstractAsyncContex
 
     @contextlib.asynccontextmanager
     async def rig(
-        tokens: Any = (5, 6, 7), context_length: int = 256, **settings: Any
+        tokens: Any = (5, 6, 7), context_length: int = 256, store: Any = None, **settings: Any
     ) -> AsyncIterator[Rig]:
         model = verifier_pb2.GetModelResponse(
             model_id="fake",
@@ -174,7 +174,7 @@ def make_rig(model_folder: Path) -> Callable[..., contextlib.AbstractAsyncContex
                 "stop_grace": 0.2,
             }
             chosen = Settings(**(fields | settings))
-            async with serving(chosen) as running:
+            async with serving(chosen, store) as running:
                 url = f"http://127.0.0.1:{running.http_port}"
                 async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as http:
                     address = f"127.0.0.1:{running.grpc_port}"
