@@ -573,3 +573,29 @@ async def test_a_session_with_turns_needs_the_store(clock):
     store.faults = {}
     with pytest.raises(SessionNotFound):
         await sessions.get("me", "new")
+
+
+@pytest.mark.parametrize("fault", ["before", "after", "hang"])
+async def test_one_failure_at_the_commit_costs_nothing(clock, fault):
+    """A commit that is not confirmed is tried again, and the turn is stored once."""
+    store = FaultyStore(MemoryStore(clock), {})
+    sessions = sessions_at(clock, store)
+    await say(sessions, "s", 0, "q", "a")
+    async with sessions.turn("me", "s", 1, "r") as turn:
+        await asyncio.sleep(0)
+        store.faults = {store.calls: fault}
+        assert (await turn.commit(text_turn("q1", "a1"), "text")).stored
+    assert await texts(sessions, "s") == [("q", "a"), ("q1", "a1")]
+
+
+async def test_a_renewal_that_was_not_confirmed_is_still_ours(clock, eventually):
+    """A renewal that was written, but timed out, does not make the turn lose its session."""
+    store = FaultyStore(MemoryStore(clock), {})
+    sessions = sessions_at(clock, store, claim=0.2)
+    async with sessions.turn("me", "s", 0, "r") as turn:
+        await asyncio.sleep(0)
+        first = store.calls
+        store.faults = {first: "after"}
+        await eventually(lambda: store.calls > first)
+        assert (await turn.commit(text_turn("q", "a"), "text")).stored
+    assert await texts(sessions, "s") == [("q", "a")]

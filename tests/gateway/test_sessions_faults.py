@@ -81,7 +81,7 @@ class Client:
         return [(turn.text, turn.output_text) for turn in session.turns]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.dictionaries(st.integers(0, CALLS + 8), st.sampled_from(KINDS), max_size=4))
 def test_faults_anywhere(faults):
     """Whichever calls fail, in whatever way: prompts are right and acknowledged turns are there."""
