@@ -8,12 +8,25 @@ from dataclasses import dataclass
 from gateway.detokenizer import Detokenizer
 from gateway.stop_strings import StopStrings
 from slipstream.core.errors import InternalError, Unavailable
-from slipstream.wire.proto import types_pb2, verifier_pb2
+from slipstream.wire.proto import gateway_pb2, types_pb2, verifier_pb2
 
 _REASONS = {
     types_pb2.FINISH_REASON_STOP: "stop",
     types_pb2.FINISH_REASON_LENGTH: "length",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """All of a continuation, whatever of it the client has.
+
+    Attributes:
+        text: without the stop string.
+        token_ids: without the token that ended it; those that spell a stop string are there.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +42,8 @@ class Piece:
         completion_tokens: how many so far, the one that ends a stop string included.
         cached_tokens: of the prompt, those whose keys and values the verifier had already.
         stats: of speculation; on the last piece, where the verifier has told them.
+        output: on the last piece.
+        session: on the last piece of a session's turn.
     """
 
     index: int
@@ -39,6 +54,8 @@ class Piece:
     completion_tokens: int
     cached_tokens: int
     stats: types_pb2.SpeculationStats | None
+    output: Output | None = None
+    session: gateway_pb2.SessionState | None = None
 
 
 class Continuation:
@@ -67,6 +84,8 @@ class Continuation:
         self._end_tokens = end_tokens
         self.tokens = 0
         self._characters = 0
+        self._texts: list[str] = []
+        self._ids: list[int] = []
 
     def take(self, message: verifier_pb2.GenerateResponse) -> Piece:
         """The piece that the message completes. After one with a finish reason, stop reading.
@@ -85,6 +104,7 @@ class Continuation:
                 break
         if reason is None and message.finish_reason:
             reason = self._finish(message.finish_reason, texts)
+        self._texts += texts
         return Piece(
             index=self._index,
             text="".join(texts),
@@ -94,11 +114,17 @@ class Continuation:
             completion_tokens=self.tokens,
             cached_tokens=message.cached_prompt_tokens,
             stats=message.stats if reason and message.HasField("stats") else None,
+            output=self._output(reason) if reason else None,
         )
+
+    def _output(self, reason: str) -> Output:
+        ended = reason == "stop" and self._ids and self._ids[-1] in self._end_tokens
+        return Output("".join(self._texts), tuple(self._ids[:-1] if ended else self._ids))
 
     def _push(self, token_id: int, texts: list[str]) -> bool:
         """Whether a stop string is complete with this token."""
         self.tokens += 1
+        self._ids.append(token_id)
         if token_id in self._end_tokens:
             return False
         text = self._detokenizer.push(token_id)

@@ -10,18 +10,17 @@ from typing import Any
 
 import grpc
 
-from gateway.admission import Admission
 from gateway.chat import known_role, turn
-from gateway.generation import GenerationService
+from gateway.grpc_sessions import GrpcTurn, SessionRpcs
 from gateway.grpc_shapes import response_of, standing_of
 from gateway.keys import KeyRing
+from gateway.parts import Parts
 from gateway.request import GenerationRequest
 from gateway.request_id import request_name
 from gateway.runs.answer import Answer
-from gateway.runs.background import Background, behind_others
+from gateway.runs.background import behind_others
 from gateway.runs.cursor import Trail
 from gateway.runs.record import Asked, checked_key, digest_of_message
-from gateway.runs.service import Runs
 from gateway.terms import MAX_DEADLINE_SECONDS, Terms, deadline
 from slipstream.core.errors import (
     BodyTooLarge,
@@ -40,26 +39,17 @@ _OPEN_PREFIXES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 Response = gateway_pb2.GatewayServiceGenerateResponse
 
 
-class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
+class GatewayServicer(SessionRpcs, gateway_pb2_grpc.GatewayServiceServicer):
     """Translates requests and pieces; decides nothing itself. `keys` None leaves it open."""
 
-    def __init__(
-        self,
-        service: GenerationService,
-        runs: Runs,
-        background: Background,
-        keys: KeyRing | None,
-        admission: Admission,
-        max_body_bytes: int,
-        send_timeout: float,
-    ) -> None:
-        self._service = service
-        self._runs = runs
-        self._background = background
-        self._keys = keys
-        self._admission = admission
-        self._max_body_bytes = max_body_bytes
-        self._send_timeout = send_timeout
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts.kept.conversations)
+        self._service = parts.service
+        self._runs, self._background = parts.kept.runs, parts.kept.background
+        self._keys = parts.keys
+        self._admission = parts.admission
+        self._max_body_bytes = parts.max_body_bytes
+        self._send_timeout = parts.send_timeout
 
     @status.unary
     async def Generate(  # noqa: N802
@@ -80,8 +70,17 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                 return
             answer = await self._runs.known(asked)
             if answer is None:
-                answer = await self._runs.begin(await self._request(request, terms), asked)
+                generation, asked = await self._new(request, asked, terms)
+                answer = await self._runs.begin(generation, asked)
             await self._send(context, answer)
+
+    async def _new(
+        self, request: gateway_pb2.GatewayServiceGenerateRequest, asked: Asked, terms: Terms
+    ) -> tuple[GenerationRequest, Asked]:
+        """A request that was not made before, whole, and how it is run."""
+        turn = await self._conversations.of(GrpcTurn(request), request, terms.tenant)
+        generation = await turn.prepared(self._request(turn.body, terms))
+        return generation, turn.asked(asked, generation)
 
     async def _in_background(
         self, request: gateway_pb2.GatewayServiceGenerateRequest, asked: Asked, terms: Terms
@@ -89,7 +88,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         name = await self._background.found(asked)
         if name:
             return name
-        generation = await self._request(request, terms)
+        generation, asked = await self._new(request, asked, terms)
         patient = generation if request.priority else behind_others(generation)
         return await self._background.begin(patient, asked)
 

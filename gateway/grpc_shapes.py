@@ -47,6 +47,8 @@ def _end(response: Response, piece: Piece, request: GenerationRequest) -> None:
     response.seed = request.choice_seed(piece.index)
     if piece.stats is not None:
         response.stats.CopyFrom(piece.stats)
+    if piece.session is not None:
+        response.session.CopyFrom(piece.session)
 
 
 def standing_of(standing: Standing) -> gateway_pb2.GetGenerationResponse:

@@ -12,6 +12,7 @@ from typing import Protocol
 from prometheus_client import Metric, generate_latest
 
 from gateway.continuation import Piece
+from gateway.store_metrics import StoreMetrics
 from slipstream.core.errors import SlipstreamError
 from slipstream.wire.proto import types_pb2
 from slipstream.wire.telemetry.metrics import (
@@ -48,6 +49,7 @@ class Metrics:
         resumed: generations that went on from their logs, by the way that led there.
         verifier_calls, tasks: ask how many there are now.
         journal: what waits to be written to the store; None where nothing is kept.
+        store: how the store answers.
     """
 
     def __init__(self, model: str = "") -> None:
@@ -63,6 +65,7 @@ class Metrics:
         self.cut: Counter[str] = Counter(unread=0)
         self.resumed: Counter[str] = Counter(event_id=0, idempotency=0, adopted=0)
         self.journal: Journalled | None = None
+        self.store = StoreMetrics()
         self.verifier_calls: Callable[[], int] = int
         self.tasks: Callable[[], int] = int
         self._exposition = Exposition("gateway", model, self._families)
@@ -94,6 +97,7 @@ class Metrics:
         yield gauge("verifier_calls", "Calls to the verifier in progress", self.verifier_calls())
         yield gauge("asyncio_tasks", "Tasks of the event loop", self.tasks())
         yield from self._kept()
+        yield from self.store.families()
         yield from self._speculation()
 
     def _kept(self) -> Iterator[Metric]:

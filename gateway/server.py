@@ -16,16 +16,16 @@ from gateway.grpc_service import SERVICE, GatewayServicer, KeyInterceptor
 from gateway.http.app import build
 from gateway.http.listener import Protocol, listen
 from gateway.http.listener import Server as HttpServer
+from gateway.kept import keeping
 from gateway.keys import KeyRing
 from gateway.metrics import Metrics
-from gateway.runs.background import Background, Limits
-from gateway.runs.options import Options
+from gateway.parts import Parts
 from gateway.runs.service import Runs
 from gateway.settings import Settings
 from gateway.tokenizer import Tokenizer
 from gateway.verifier import VerifierLink
 from slipstream.core.errors import ConfigurationError
-from slipstream.store import MemoryStore, Store
+from slipstream.store import Store
 from slipstream.wire.proto import gateway_pb2_grpc
 from slipstream.wire.starting import orderly_stop
 from slipstream.wire.telemetry.tracing import tracing_to
@@ -33,7 +33,6 @@ from slipstream.wire.transport import Server
 
 _START_SECONDS = 10.0
 # Of a gateway that gives its clients no grace.
-_LEAST_FLUSH_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 
@@ -53,7 +52,8 @@ async def serving(settings: Settings, store: Store | None = None) -> AsyncIterat
     """A gateway that serves while the block runs, and stops cleanly after it.
 
     Args:
-        store: keeps sessions and generations; closed by its owner. None: in memory.
+        store: keeps sessions and generations, closed by its owner; None: the one that the settings
+            name.
 
     Raises:
         ConfigurationError: a port is taken, the key file or the model folder is unusable.
@@ -75,10 +75,11 @@ async def serving(settings: Settings, store: Store | None = None) -> AsyncIterat
             tracing=stack.enter_context(tracing_to("gateway", settings.otlp_endpoint)),
         )
         stack.push_async_callback(link.close)
-        kept = store if store is not None else MemoryStore()
-        runs, background = _kept(service, kept, settings)
         # Behind the doors: what they cut short is let go of, and written.
-        stack.push_async_callback(runs.close, max(_LEAST_FLUSH_SECONDS, settings.stop_grace))
+        kept = await stack.enter_async_context(keeping(settings, service, store))
+        parts = Parts(
+            service, kept, keys, admission, settings.max_body_bytes, settings.send_timeout
+        )
         listener = stack.enter_context(
             contextlib.closing(listen(host, port, 2 * settings.send_timeout))
         )
@@ -86,31 +87,14 @@ async def serving(settings: Settings, store: Store | None = None) -> AsyncIterat
             settings.grpc, [SERVICE], [] if keys is None else [KeyInterceptor(keys)]
         )
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(
-            GatewayServicer(
-                service,
-                runs,
-                background,
-                keys,
-                admission,
-                settings.max_body_bytes,
-                settings.send_timeout,
-            ),
-            grpc_server.grpc,
+            GatewayServicer(parts), grpc_server.grpc
         )
         grpc_port = await grpc_server.start()
         stack.push_async_callback(grpc_server.stop, settings.stop_grace)
         link.start()
-        runs.start()
+        kept.runs.start()
         config = uvicorn.Config(
-            build(
-                service,
-                runs,
-                background,
-                keys,
-                admission,
-                settings.max_body_bytes,
-                settings.send_timeout,
-            ),
+            build(parts),
             http=Protocol,
             log_config=None,
             access_log=False,
@@ -121,26 +105,13 @@ async def serving(settings: Settings, store: Store | None = None) -> AsyncIterat
         task = asyncio.create_task(http_server.serve(sockets=[listener]), name="http")
         stack.push_async_callback(_stop, http_server, task, grpc_server, settings.stop_grace)
         await _started(http_server, task)
-        background.start()
+        kept.background.start()
         # First of all: others may go on with them while clients here get their grace.
-        stack.push_async_callback(background.close)
+        stack.push_async_callback(kept.background.close)
         await grpc_server.set_serving(True)
         if keys is None:
             log.info("no --api-keys: open to the users of this machine only")
-        yield Running(listener.getsockname()[1], grpc_port, task, runs)
-
-
-def _kept(service: GenerationService, store: Store, settings: Settings) -> tuple[Runs, Background]:
-    options = Options(
-        resume=settings.resume == "on",
-        log_ttl=settings.log_ttl,
-        background_ttl=settings.background_ttl,
-    )
-    limits = Limits(
-        settings.max_background, settings.max_requests_per_key, settings.background_timeout
-    )
-    runs = Runs(service, store, options)
-    return runs, Background(runs, limits)
+        yield Running(listener.getsockname()[1], grpc_port, task, kept.runs)
 
 
 async def _started(server: uvicorn.Server, task: asyncio.Task[None]) -> None:

@@ -61,6 +61,15 @@ class Settings(TelemetrySettings):
     send_timeout: float = Field(
         120.0, gt=0, description="seconds that a client may leave a stream unread"
     )
+    session_store: str = Field(
+        "sqlite",
+        description="where sessions and generations are kept: sqlite (a file of the user's),"
+        " sqlite:///PATH, redis://..., rediss://..., redis+sentinel://..., redis+cluster://...,"
+        " or off",
+    )
+    store_timeout: float = Field(
+        0.25, gt=0, description="seconds that a call to the session store may take"
+    )
     resume: Literal["on", "off"] = Field(
         "on", description="off: streams are not kept, and end with their connection"
     )
@@ -75,6 +84,17 @@ class Settings(TelemetrySettings):
         3600.0,
         gt=0,
         description="seconds after which a background request that cannot be served has failed",
+    )
+    session_ttl: float = Field(
+        86400.0, gt=0, description="seconds for which a session is kept after its last turn"
+    )
+    max_session_ttl: float = Field(
+        30 * 86400.0, gt=0, description="the most seconds that a session may ask for"
+    )
+    max_session_bytes: int = Field(
+        1024 * 1024,
+        ge=1024,
+        description="largest session; a turn that would begin beyond it is refused",
     )
     stop_grace: float = Field(
         10.0, ge=0, description="seconds that requests in progress get when the gateway stops"
@@ -91,6 +111,11 @@ class Settings(TelemetrySettings):
     def check(self) -> None:
         """Raises ConfigurationError for addresses that are malformed, or open without keys."""
         split(self.verifier, "--verifier")
+        if self.session_ttl > self.max_session_ttl:
+            raise ConfigurationError(
+                f"--session-ttl {self.session_ttl:g} is beyond --max-session-ttl"
+                f" {self.max_session_ttl:g}"
+            )
         for option, address in (("--http", self.http), ("--grpc", self.grpc)):
             host, _ = split(address, option)
             if self.api_keys is None and not _is_loopback(host):

@@ -16,6 +16,9 @@ class Totals:
     Args:
         prompt_tokens: of all prompts.
         n: continuations of each prompt.
+
+    Attributes:
+        session: what became of it as a session's turn, in JSON's shape; None where it was none.
     """
 
     prompt_tokens: int
@@ -23,6 +26,7 @@ class Totals:
     completion_tokens: int = 0
     complete: bool = True
     stats: list[types_pb2.SpeculationStats] = field(default_factory=list)
+    session: dict[str, Any] | None = None
     _cached: dict[int, int] = field(default_factory=dict)
 
     def add(self, piece: Piece) -> None:
@@ -35,6 +39,14 @@ class Totals:
             self.complete = False
         else:
             self.stats.append(piece.stats)
+        state = piece.session
+        if state is not None:
+            self.session = {
+                "id": state.id,
+                "turns": state.turns,
+                "stored": state.stored,
+                "detail": state.detail,
+            }
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's `usage`."""

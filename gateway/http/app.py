@@ -10,9 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from gateway.admission import Admission
-from gateway.generation import GenerationService
-from gateway.http import errors, generations, openapi
+from gateway.http import errors, generations, openapi, sessions
 from gateway.http.answers import AnswerWriter, json_response
 from gateway.http.body import parse, read_body
 from gateway.http.door import Door
@@ -20,59 +18,54 @@ from gateway.http.generations import GenerationRoutes
 from gateway.http.parsing import asked_of, chat_generation, completion_generation, terms
 from gateway.http.request_id import RequestIds
 from gateway.http.schemas import ChatRequest, CompletionRequest
-from gateway.keys import KeyRing
+from gateway.http.turns import ChatTurn, CompletionTurn
+from gateway.parts import Parts
 from gateway.request import GenerationRequest
-from gateway.runs.background import Background, behind_others
+from gateway.runs.background import behind_others
 from gateway.runs.record import Asked
-from gateway.runs.service import Runs
 from gateway.terms import TIMEOUT_HEADER, Terms
 from slipstream import __version__
 
 _Body = TypeVar("_Body", ChatRequest, CompletionRequest)
+# Makes a request that was not made before whole, and says how it is run.
+New = Callable[[Asked], Awaitable[tuple[GenerationRequest, Asked]]]
 
 
 class Routes:
-    """Handlers over one GenerationService.
+    """Handlers over the gateway's parts."""
 
-    Args:
-        service: the core.
-        runs, background: where generations are kept.
-        writer: of answers.
-        max_body_bytes: of a request.
-    """
-
-    def __init__(
-        self,
-        service: GenerationService,
-        runs: Runs,
-        background: Background,
-        writer: AnswerWriter,
-        max_body_bytes: int,
-    ) -> None:
-        self._service = service
-        self._runs = runs
-        self._background = background
+    def __init__(self, parts: Parts, writer: AnswerWriter) -> None:
+        self._service = parts.service
+        self._kept = parts.kept
+        self._runs, self._background = parts.kept.runs, parts.kept.background
+        self._conversations = parts.kept.conversations
         self._writer = writer
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes = parts.max_body_bytes
         self._started = int(time.time())
 
     async def chat(self, request: Request) -> Response:
         """Answer a chat."""
         body = await self._body(request, ChatRequest)
 
-        async def generation() -> GenerationRequest:
-            return await chat_generation(body, self._service.prompts, _terms(request, body))
+        async def new(asked: Asked) -> tuple[GenerationRequest, Asked]:
+            turn = await self._conversations.of(ChatTurn(body), body, asked.owner)
+            work = chat_generation(turn.body, self._service.prompts, _terms(request, body))
+            generation = await turn.prepared(work)
+            return generation, turn.asked(asked, generation)
 
-        return await self._respond(request, body, generation, "chat")
+        return await self._respond(request, body, new, "chat")
 
     async def completion(self, request: Request) -> Response:
         """Continue a prompt."""
         body = await self._body(request, CompletionRequest)
 
-        async def generation() -> GenerationRequest:
-            return await completion_generation(body, self._service.prompts, _terms(request, body))
+        async def new(asked: Asked) -> tuple[GenerationRequest, Asked]:
+            turn = await self._conversations.of(CompletionTurn(body), body, asked.owner)
+            work = completion_generation(turn.body, self._service.prompts, _terms(request, body))
+            generation = await turn.prepared(work)
+            return generation, turn.asked(asked, generation)
 
-        return await self._respond(request, body, generation, "text_completion")
+        return await self._respond(request, body, new, "text_completion")
 
     async def _body(self, request: Request, kind: type[_Body]) -> _Body:
         raw = await read_body(request.receive, request.headers, self._max_body_bytes)
@@ -84,27 +77,24 @@ class Routes:
         self,
         http: Request,
         body: ChatRequest | CompletionRequest,
-        generation: Callable[[], Awaitable[GenerationRequest]],
+        new: New,
         operation: str,
     ) -> Response:
         """To a request that is new, or was made before."""
         asked = asked_of(http.headers, body, operation, http.state.tenant)
         if asked.background:
-            return await self._in_background(asked, body, generation)
+            return await self._in_background(asked, body, new)
         answer = await self._runs.known(asked)
         if answer is None:
-            answer = await self._runs.begin(await generation(), asked)
+            answer = await self._runs.begin(*await new(asked))
         return await self._writer.write(http, answer, stream=asked.stream)
 
     async def _in_background(
-        self,
-        asked: Asked,
-        body: ChatRequest | CompletionRequest,
-        generation: Callable[[], Awaitable[GenerationRequest]],
+        self, asked: Asked, body: ChatRequest | CompletionRequest, new: New
     ) -> Response:
         name = await self._background.found(asked)
         if not name:
-            request = await generation()
+            request, asked = await new(asked)
             patient = behind_others(request) if body.priority is None else request
             name = await self._background.begin(patient, asked)
         content = {"id": name, "object": "generation", "status": "in_progress"}
@@ -153,18 +143,10 @@ def _terms(http: Request, body: ChatRequest | CompletionRequest) -> Terms:
     return terms(body, http.state.tenant, http.state.arrived, header)
 
 
-def build(
-    service: GenerationService,
-    runs: Runs,
-    background: Background,
-    keys: KeyRing | None,
-    admission: Admission,
-    max_body_bytes: int,
-    send_timeout: float,
-) -> FastAPI:
-    """The application; `keys` None leaves it open."""
-    writer = AnswerWriter(service, send_timeout)
-    routes = Routes(service, runs, background, writer, max_body_bytes)
+def build(parts: Parts) -> FastAPI:
+    """The application."""
+    writer = AnswerWriter(parts.service, parts.send_timeout)
+    routes = Routes(parts, writer)
     app = FastAPI(title="Slipstream", version=__version__, redirect_slashes=False)
     post, get = ["POST"], ["GET"]
     app.add_api_route(
@@ -179,7 +161,7 @@ def build(
         methods=post,
         openapi_extra=openapi.body(CompletionRequest),
     )
-    generations.install(app, GenerationRoutes(runs, writer))
+    generations.install(app, GenerationRoutes(parts.kept.runs, writer))
     app.add_api_route("/v1/models", routes.models, methods=get)
     app.add_api_route("/v1/models/{model_id:path}", routes.model, methods=get)
     app.add_api_route("/health", routes.health, methods=get)
@@ -188,9 +170,10 @@ def build(
     }
     app.add_api_route("/ready", routes.ready, methods=get, responses=not_ready)
     app.add_api_route("/metrics", routes.metrics, methods=get)
+    sessions.add_routes(app, parts.kept.conversations, parts.max_body_bytes)
     errors.install(app)
-    openapi.install(app, [ChatRequest, CompletionRequest])
-    app.add_middleware(Door, keys=keys, admission=admission)
+    openapi.install(app, [ChatRequest, CompletionRequest, *sessions.BODIES])
+    app.add_middleware(Door, keys=parts.keys, admission=parts.admission)
     # The last one is outermost: also who is not let in gets the request's name.
     app.add_middleware(RequestIds)
     return app

@@ -14,6 +14,7 @@ from slipstream.core.errors import (
     DeadlineExceeded,
     InternalError,
     Overloaded,
+    SessionConflict,
     SlipstreamError,
     Unavailable,
 )
@@ -36,6 +37,10 @@ def error_response(failure: SlipstreamError) -> Response:
     headers: dict[str, str] = {}
     if isinstance(failure, Overloaded | Unavailable):
         headers |= _retry_headers(failure.retry_after or _RETRY_SECONDS)
+    if isinstance(failure, SessionConflict):
+        # OpenAI's clients would try again at every 409, which helps only where a writer ends.
+        retry = failure.retry_after
+        headers |= {"X-Should-Retry": "false"} if retry is None else _retry_headers(retry)
     if isinstance(failure, DeadlineExceeded) and failure.param is not None:
         # The client's own time is over; OpenAI's clients would try again at every 5xx.
         headers["X-Should-Retry"] = "false"

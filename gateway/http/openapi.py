@@ -12,10 +12,11 @@ from pydantic import BaseModel
 _REFERENCE = "#/components/schemas/{model}"
 
 
-def body(model: type[BaseModel]) -> dict[str, Any]:
+def body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
     """A route's `openapi_extra`."""
     schema = {"$ref": _REFERENCE.format(model=model.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    content = {"application/json": {"schema": schema}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def install(app: FastAPI, models: Sequence[type[BaseModel]]) -> None:

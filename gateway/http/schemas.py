@@ -145,6 +145,17 @@ class _Common(_Strict):
     background: bool | None = Field(
         None, description="true: answered at once; fetch the result at /v1/generations/ID"
     )
+    session_id: str | None = Field(
+        None,
+        min_length=1,
+        description="the conversation that this continues; send only what is new",
+    )
+    session_turn: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        description="how many turns the session must have; 0 begins it where there is none",
+    )
 
     @model_validator(mode="after")
     def _nobody_waits_for_a_stream(self) -> Self:

@@ -160,4 +160,5 @@ class Envelope:
 
     def closing(self, totals: Totals) -> dict[str, Any]:
         """What the last chunk, or the body, carries beyond OpenAI's fields."""
-        return {"seed": self._seed, "metrics": totals.metrics()}
+        closing = {"seed": self._seed, "metrics": totals.metrics()}
+        return closing if totals.session is None else {**closing, "session": totals.session}

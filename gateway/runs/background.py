@@ -182,7 +182,9 @@ class Background:
         pasts = run.pasts()
         while True:
             heard = run.heard
-            source = self._runs.generate(request_of(run.record), run.course(pasts), run.record)
+            source = self._runs.keeper.generate(
+                request_of(run.record), run.course(pasts), run.record
+            )
             try:
                 async with contextlib.aclosing(run.pieces(source)) as pieces:
                     async for _ in pieces:

@@ -7,9 +7,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from gateway.continuation import Piece
 from gateway.course import Course
@@ -21,7 +21,7 @@ from gateway.runs.follower import Follower
 from gateway.runs.journal import Journal
 from gateway.runs.log import Known
 from gateway.runs.options import Options
-from gateway.runs.record import Record, choices_of
+from gateway.runs.record import Pieces, Record, choices_of
 from gateway.runs.records import Records, Times
 from gateway.runs.run import Run
 from gateway.verifier import ServedModel
@@ -33,12 +33,28 @@ from slipstream.core.errors import (
     Unavailable,
 )
 from slipstream.store import Fenced, Store
+from slipstream.wire.proto import gateway_pb2
 
 log = logging.getLogger(__name__)
 # A request that is refused at once is not worth a record.
 _HEAD_START_SECONDS = 0.002
-Pieces = AsyncGenerator[Piece, None]
-Generate = Callable[[GenerationRequest, Course, Record | None], Pieces]
+
+
+class Turn(Protocol):
+    """Of a session, by a request that is taken up again."""
+
+    def recorded(self, pieces: Pieces, request: GenerationRequest, course: Course) -> Pieces:
+        """The pieces of the run; before the last one is given out, the turn is stored."""
+
+
+class Turns(Protocol):
+    """What sessions have to do with kept generations."""
+
+    async def resumed(self, record: Record) -> Turn:
+        """Of one that belongs to a session. Raises SessionConflict, StoreUnavailable."""
+
+    async def state(self, record: Record) -> gateway_pb2.SessionState:
+        """What became of the turn of one that has ended. Raises StoreUnavailable."""
 
 
 class Keeper:
@@ -48,7 +64,7 @@ class Keeper:
         service: runs requests.
         store: where they are kept.
         options: how.
-        generate: runs a request.
+        turns: of sessions.
 
     Attributes:
         records: what is kept.
@@ -56,11 +72,15 @@ class Keeper:
     """
 
     def __init__(
-        self, service: GenerationService, store: Store, options: Options, generate: Generate
+        self,
+        service: GenerationService,
+        store: Store,
+        options: Options,
+        turns: Turns | None = None,
     ) -> None:
         self.records: Final = Records(store, Times(options.log_ttl, options.background_ttl))
         self.active: set[Run] = set()
-        self.generate = generate
+        self._turns = turns
         self._service = service
         self._options = options
         self._journal = Journal(store, options.bounds)
@@ -87,13 +107,20 @@ class Keeper:
         ttl = self.records.times.log(record)
         return Run(record, self._journal, ttl, self._lost, key=key, alone=alone)
 
-    async def streamed(
-        self, run: Run, request: GenerationRequest, opened: asyncio.Future[bool]
-    ) -> Pieces:
+    async def generate(self, request: GenerationRequest, course: Course, record: Record) -> Pieces:
+        """The pieces of a request that was begun before, or that nobody waits for."""
+        pieces = self._service.run(request, course)
+        if record.session_id and self._turns is not None:
+            turn = await self._turns.resumed(record)
+            pieces = turn.recorded(pieces, request, course)
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    async def streamed(self, run: Run, source: Pieces, opened: asyncio.Future[bool]) -> Pieces:
         """A new stream; its record is put while it waits for its first token."""
         opening = asyncio.create_task(self._open(run, opened))
         try:
-            source = self.generate(request, run.course(), run.record)
             async with contextlib.aclosing(self.attached(run, source, fresh=True)) as pieces:
                 async for piece in pieces:
                     yield piece
@@ -101,11 +128,12 @@ class Keeper:
             opening.cancel()
 
     async def _open(self, run: Run, opened: asyncio.Future[bool]) -> None:
-        kept = False
+        kept = added = False
         try:
             await asyncio.sleep(_HEAD_START_SECONDS)
             async with asyncio.timeout(self._options.patience):
                 await self.records.add(run.record)
+                added = True
                 run.open(await self.records.open(run.record))
             kept = run.aborted is None
         except (StoreUnavailable, Fenced, TimeoutError) as failure:
@@ -113,6 +141,8 @@ class Keeper:
         finally:
             if not kept:
                 run.forget()
+            if added and not kept:
+                self._spawn(self._forget(run.record))
             if not opened.done():
                 opened.set_result(kept)
 
@@ -195,7 +225,7 @@ class Keeper:
                 followed = follower.now() if wins else follower.pieces()
                 async with contextlib.aclosing(followed) as pieces:
                     async for piece in pieces:
-                        yield piece
+                        yield await self._told(piece, record)
                 if follower.over:
                     return
                 await self._still_there(record)
@@ -215,6 +245,12 @@ class Keeper:
             async for piece in pieces:
                 if piece.index not in follower.ended:
                     yield piece
+
+    async def _told(self, piece: Piece, record: Record) -> Piece:
+        """A piece from a log: the last one of a session's turn says whether that is stored."""
+        if piece.finish_reason is None or not record.session_id or self._turns is None:
+            return piece
+        return replace(piece, session=await self._turns.state(record))
 
     async def _still_there(self, record: Record) -> None:
         if await self.records.was_deleted(record.request_id):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
 
+from gateway.continuation import Piece
+from gateway.course import Course
 from gateway.request import GenerationRequest
 from gateway.terms import Terms
 from slipstream.core.errors import InvalidParameter
@@ -17,6 +19,9 @@ from slipstream.wire.codec import sampling_from_proto, sampling_to_proto
 from slipstream.wire.proto import gateway_pb2, store_pb2, types_pb2
 
 Record = store_pb2.GenerationRecord
+Pieces = AsyncGenerator[Piece, None]
+# Put around the pieces of a run, which has not begun.
+Recorded = Callable[[Pieces, GenerationRequest, Course], Pieces]
 
 KEY_HEADER = "Idempotency-Key"
 _MOST_KEY_CHARACTERS = 255
@@ -40,6 +45,7 @@ class Asked:
         background: whether nobody waits for the answer.
         param: what the client calls `last_event`.
         session_id, session_turn, turn: the turn of a session that it becomes; empty: none.
+        recorded: makes it that turn, when it is first run; None: nothing is to be done.
     """
 
     owner: str
@@ -53,6 +59,7 @@ class Asked:
     session_id: str = ""
     session_turn: int = 0
     turn: gateway_pb2.SessionTurn | None = None
+    recorded: Recorded | None = None
 
 
 def checked_key(key: str | None, param: str = KEY_HEADER) -> str:

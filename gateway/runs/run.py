@@ -62,6 +62,9 @@ class Run:
         self._lost = lost
         self._losing = False
         self._waiting: asyncio.Task[Any] | None = None
+        # A session's turn is stored before its last word is, or who reads that would tell of a turn
+        # that may yet be lost. Any message may be the last.
+        self._held: list[Message | None] = [None] * choices_of(record)
         self._messages: list[list[Message]] = [[] for _ in range(choices_of(record))]
         self._writers: list[Writer | None] = [
             Writer("", ttl, self._lose) for _ in range(choices_of(record))
@@ -105,8 +108,15 @@ class Run:
         self.heard += 1
         if self.alone:
             self._messages[index].append(message)
+        self._note(index, self._exchanged(index, message) if self.record.session_id else message)
+
+    def _exchanged(self, index: int, message: Message | None) -> Message | None:
+        held, self._held[index] = self._held[index], message
+        return held
+
+    def _note(self, index: int, message: Message | None) -> None:
         writer = self._writers[index]
-        if writer is not None:
+        if writer is not None and message is not None:
             self._journal.note(writer, message)
 
     async def pieces(self, source: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
@@ -117,10 +127,15 @@ class Run:
         """
         async with contextlib.aclosing(source):
             while (piece := await self._next(source)) is not None:
-                writer = self._writers[piece.index]
-                if piece.finish_reason is not None and writer is not None:
-                    self._journal.end(writer)
+                if piece.finish_reason is not None:
+                    self._end(piece.index)
                 yield piece
+
+    def _end(self, index: int) -> None:
+        self._note(index, self._exchanged(index, None))
+        writer = self._writers[index]
+        if writer is not None:
+            self._journal.end(writer)
 
     async def _next(self, source: AsyncGenerator[Piece, None]) -> Piece | None:
         if self.aborted is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from gateway.continuation import Piece
@@ -12,10 +12,18 @@ from gateway.generation import GenerationService
 from gateway.request import GenerationRequest
 from gateway.runs.answer import Answer, plain
 from gateway.runs.cursor import Cursor, parse_cursor, split_event_id
-from gateway.runs.keeper import Generate, Keeper
+from gateway.runs.keeper import Keeper, Turns
 from gateway.runs.log import Known
 from gateway.runs.options import Options
-from gateway.runs.record import KEY_HEADER, Asked, Record, choices_of, record_of, request_of
+from gateway.runs.record import (
+    KEY_HEADER,
+    Asked,
+    Pieces,
+    Record,
+    choices_of,
+    record_of,
+    request_of,
+)
 from gateway.runs.run import Run
 from gateway.runs.standing import Standing, standing_of
 from slipstream.core.errors import (
@@ -28,7 +36,6 @@ from slipstream.core.errors import (
 from slipstream.store import Fenced, Store, VersionConflict
 
 _TRIES = 4
-Pieces = AsyncGenerator[Piece, None]
 
 
 class Runs:
@@ -38,8 +45,7 @@ class Runs:
         service: runs requests.
         store: where they are kept; None: nothing is.
         options: how.
-        generate: runs a request: the service's `run`, or something around it that wants to know the
-            record, where there is one.
+        turns: of sessions, which some requests are.
 
     Attributes:
         resumed: generations that went on from their logs, by the way that led there.
@@ -50,15 +56,12 @@ class Runs:
         service: GenerationService,
         store: Store | None,
         options: Options | None = None,
-        generate: Generate | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.options: Final = options or Options()
-        self.generate: Final = generate or (lambda asked, course, _: service.run(asked, course))
         self.resumed = service.metrics.resumed
         self._service = service
-        self._keeper = (
-            None if store is None else Keeper(service, store, self.options, self.generate)
-        )
+        self._keeper = None if store is None else Keeper(service, store, self.options, turns)
 
     def start(self) -> None:
         if self._keeper is not None:
@@ -169,16 +172,21 @@ class Runs:
         wanted = self.resumable and (asked.stream or asked.session_id)
         run = self._fresh(request, asked) if wanted else None
         if run is None:
-            return plain(request, self.generate(request, Course(), None), asked.include_usage)
+            return plain(request, self._first(request, asked, Course()), asked.include_usage)
         opened: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         return Answer(
             request,
             run.record,
-            self.keeper.streamed(run, request, opened),
+            self.keeper.streamed(run, self._first(request, asked, run.course()), opened),
             None,
             asked.include_usage,
             opened,
         )
+
+    def _first(self, request: GenerationRequest, asked: Asked, course: Course) -> Pieces:
+        """A new request's pieces."""
+        pieces = self._service.run(request, course)
+        return pieces if asked.recorded is None else asked.recorded(pieces, request, course)
 
     def _fresh(self, request: GenerationRequest, asked: Asked) -> Run | None:
         """None: it will be refused."""
@@ -198,7 +206,7 @@ class Runs:
                 if answer is not None:
                     return answer
             else:
-                source = self.generate(request, run.course(), run.record)
+                source = self._first(request, asked, run.course())
                 pieces = self.keeper.attached(run, source, known, fresh=True)
                 return Answer(request, run.record, pieces, None, asked.include_usage)
         raise StoreUnavailable("the idempotency key is used by others all the time; try again")

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from gateway import tokenizer as gateway_tokenizer
 from gateway.server import serving
 from gateway.settings import Settings
-from slipstream.store import Store
+from slipstream.store import MemoryStore, Store
 from slipstream.wire.fakes import FakeVerifier
 from slipstream.wire.proto import verifier_pb2
 
@@ -178,7 +178,7 @@ def make_rig(model_folder: Path) -> Callable[..., contextlib.AbstractAsyncContex
                 "stop_grace": 0.2,
             }
             chosen = Settings(**(fields | settings))
-            async with serving(chosen, store) as running:
+            async with serving(chosen, store or MemoryStore()) as running:
                 url = f"http://127.0.0.1:{running.http_port}"
                 async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as http:
                     address = f"127.0.0.1:{running.grpc_port}"

@@ -1,0 +1,7 @@
+"""Conversations that live on the server: a turn sends only what is new."""
+
+from gateway.sessions.conversation import Conversation, Conversations, Stateless
+from gateway.sessions.records import Limits
+from gateway.sessions.sessions import Sessions
+
+__all__ = ["Conversation", "Conversations", "Limits", "Sessions", "Stateless"]
