@@ -102,8 +102,9 @@ class Admission:
             Overloaded: too much waits already; `retry_after` says when to come back.
         """
         self._check_length(request)
-        prompt = self.drain.new(len(request.prompt))
-        work = self.drain.work(len(request.prompt), request.stop.max_tokens)
+        prompt = self.drain.new(request.given)
+        left = request.stop.max_tokens - len(request.committed)
+        work = self.drain.work(request.given, left)
         key = (request.priority, request.tenant)
         with self._lock:
             self._check_load(request, self.backlog.takes(prompt, work))
@@ -177,12 +178,15 @@ class Admission:
             backlog.waiting(request.priority, tenant) for tenant in (None, request.tenant)
         )
         room = bounds.requests - before
-        if room <= 0 or own >= _SHARE * room or backlog.waiting() >= _IN_ALL * bounds.requests:
+        # Whoever resumes was let in before: turned away now, what it has had so far would be lost.
+        resumed = request.resumed
+        full = room <= 0 or own >= _SHARE * room or backlog.waiting() >= _IN_ALL * bounds.requests
+        if full and not resumed:
             why = f"{before} requests wait already, {own} of this tenant"
             self._refuse("queue", why, expected, request.tenant, takes)
         most = self._longest_wait()
         late = expected - backlog.residual(request.priority) - most
-        if late > 0.0:
+        if late > 0.0 and not resumed:
             why = f"a request would wait for about {expected:.1f} s, and {most:g} s are allowed"
             self._refuse("wait", why, late, request.tenant, takes)
         seconds = request.deadline_seconds
@@ -221,6 +225,7 @@ class Admission:
         ends = request.stop.stop_token_ids
         if not request.stop.ignore_eos:
             ends = ends | self._loaded.eos_token_ids
+        _check_committed(request, ends, vocab)
         return Generation(
             number,
             request,
@@ -229,6 +234,20 @@ class Admission:
             len(request.prompt) + request.stop.max_tokens,
             self._clock(),
         )
+
+
+def _check_committed(request: GenerationRequest, ends: frozenset[int], vocab: int) -> None:
+    """Raises InvalidParameter where what was committed cannot be the beginning of an answer."""
+    for token in request.committed:
+        why = ""
+        if not 0 <= token < vocab:
+            why = f"the vocabulary has {vocab} tokens"
+        elif token in ends:
+            why = "that token ends the generation"
+        if why:
+            raise InvalidParameter(
+                f"committed_token_ids holds token id {token}; {why}", param="committed_token_ids"
+            )
 
 
 def retry_after(seconds: float) -> float:

@@ -32,6 +32,8 @@ class EngineCounters:
     # Sequences that gave their room back for a while; requests ended by their deadline, or because
     # no place came free in time; clients that did not read.
     preemptions: int = 0
+    # Generations that went on behind tokens decided before.
+    resumed: int = 0
     deadlines: int = 0
     given_up: int = 0
     cut_clients: int = 0
@@ -50,6 +52,7 @@ class EngineCounters:
     def started(self, generation: Generation) -> None:
         """A request got its place."""
         self.prompt_tokens += generation.sequence.num_prompt
+        self.resumed += bool(generation.request.committed)
 
     def prefilled(self, generation: Generation) -> None:
         """The prompt of a request is computed: its first token comes."""

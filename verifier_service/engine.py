@@ -204,7 +204,7 @@ class VerifierEngine(EngineLoop):
 
     def _until(self, generation: Generation) -> float:
         """When a generation is ended if it has not got so far."""
-        if generation.started:
+        if generation.started or generation.request.resumed:
             return generation.deadline
         return min(generation.deadline, generation.arrived + _GIVEN_UP * self.bounds.seconds)
 
@@ -232,7 +232,8 @@ class VerifierEngine(EngineLoop):
         self.kv.started(generation.number, generation.sequence)
         if not generation.started:
             self.admission.left(generation)
-            self.admission.drain.started(generation.sequence.num_prompt, generation.cached)
+            given, todo = generation.request.given, generation.sequence.todo
+            self.admission.drain.started(given, given - todo)
             self.counters.started(generation)
         self.speculation.open(generation)
         self.telemetry.started(generation)
@@ -261,7 +262,7 @@ class VerifierEngine(EngineLoop):
         if item.segment.num_logits == 0:
             self._rooms.publish(generation)
             return
-        if not generation.num_output:
+        if not generation.num_new:
             self.counters.prefilled(generation)
         pending = generation.num_pending
         verdict = decide(item, draws, row)
@@ -274,7 +275,7 @@ class VerifierEngine(EngineLoop):
         counts = generation.counts.copy()
         progress = Progress(verdict.tokens, generation.finish, None, counts, generation.cached)
         if generation.finish:
-            self.admission.drain.ended(generation.num_output)
+            self.admission.drain.ended(generation.num_new)
             self._end(generation, progress)
             return
         self.speculation.committed(generation, count)

@@ -169,6 +169,9 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             deadline_seconds=(
                 request.deadline_seconds if request.HasField("deadline_seconds") else None
             ),
+            committed=tuple(request.committed_token_ids),
+            resumed=request.resumed,
+            kv_holder=request.kv_holder,
         )
 
     @unary
@@ -228,6 +231,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             cached_prompt_tokens=counters.cached_prompt_tokens,
             kv_blocks_cached=pool.num_cached,
             expected_wait_seconds=engine.expected_wait_seconds,
+            resumed=counters.resumed,
         )
 
 
