@@ -32,6 +32,7 @@ from slipstream.wire.telemetry.metrics import Exposition, exposed
 from slipstream.wire.telemetry.tracing import Tracing, tracing_to
 from slipstream.wire.transport import Server
 from verifier_service.admission import Bounds
+from verifier_service.departure import Departure
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
 from verifier_service.kv_holder import KvHolder
@@ -48,6 +49,8 @@ from verifier_service.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 SERVICES = ["slipstream.v1.VerifierService", "slipstream.v1.KvService"]
+# What has ended by then still has to reach whoever asked.
+_LAST_WORDS_SECONDS = 0.5
 # A row must not depend on how many rows there are, so nothing else serves as int8.
 _PLANS = {
     "native": LayerPlan(),
@@ -150,8 +153,19 @@ async def _serve(settings: Settings, exposition: Exposition, tracing: Tracing) -
     exposition.read = VerifierMetrics(engine, link)
     running = asyncio.wrap_future(engine.start(thread))
     exactness = "strict" if limits.strict else "fast"
-    identity = Identity(exposition.model, settings.precision, exactness, settings.speculative)
-    servicer = VerifierServicer(engine, identity, link, mailbox, settings.send_timeout, tracing)
+    identity = Identity(
+        exposition.model,
+        settings.precision,
+        exactness,
+        settings.speculative,
+        incarnation,
+        address,
+        settings.zone,
+    )
+    departure = Departure(lambda: engine.kv.num_pulls)
+    servicer = VerifierServicer(
+        engine, identity, link, mailbox, settings.send_timeout, tracing, departure
+    )
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
     kv_servicer = KvServicer(engine, address, incarnation)
     kv_pb2_grpc.add_KvServiceServicer_to_server(kv_servicer, server.grpc)
@@ -161,13 +175,22 @@ async def _serve(settings: Settings, exposition: Exposition, tracing: Tracing) -
     await server.set_serving(True)
     log.info("serving on %s", settings.listen)
     await until_stopped(stop, running)
-    log.info("stopping")
-    await server.stop(settings.stop_grace)
+    log.info("stopping; %d generations may take %g s", engine.num_alive, settings.stop_grace)
+    await _leave(server, departure, settings.stop_grace)
     if linking is not None:
         linking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await linking
     await asyncio.to_thread(engine.stop)
+
+
+async def _leave(server: Server, departure: Departure, grace: float) -> None:
+    """Lets generations end or move, then ends all calls."""
+    departure.begin(grace)
+    await server.set_serving(False)
+    await departure.over()
+    departure.cut()
+    await server.stop(_LAST_WORDS_SECONDS)
 
 
 if __name__ == "__main__":

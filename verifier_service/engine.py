@@ -98,6 +98,11 @@ class VerifierEngine(EngineLoop):
         return len(self.scheduler.waiting)
 
     @property
+    def num_alive(self) -> int:
+        """Generations that have not ended, those included that the engine has not seen yet."""
+        return len(self._by_number)
+
+    @property
     def expected_wait_seconds(self) -> float:
         """That a request which came now would wait until its prompt is begun."""
         return self.admission.expected_wait()

@@ -164,6 +164,11 @@ class KvHolder:
     def num_leases(self) -> int:
         return len(self._leases)
 
+    @property
+    def num_pulls(self) -> int:
+        """Under way; any thread may ask."""
+        return len(self._pulls)
+
     def acquire(self, prefix: Prefix, number: int | None, seconds: float) -> Lease:
         """A lease on a prefix that a running sequence has, or that another lease keeps.
 

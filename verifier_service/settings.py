@@ -80,6 +80,12 @@ class Settings(ModelServiceSettings):
         0.0, ge=0, le=1, description="share of rounds with the drafter that traced requests show"
     )
     speculative: bool = Field(True, description="speculate where a request does not say")
+    stop_grace: float = Field(
+        10.0,
+        ge=0,
+        description="seconds that generations get when it stops, to end or to move to another"
+        " verifier",
+    )
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Settings:
