@@ -36,6 +36,7 @@ from verifier_service.departure import Departure
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
 from verifier_service.kv_holder import KvHolder
+from verifier_service.kv_import import KvImports
 from verifier_service.kv_servicer import KvServicer
 from verifier_service.layouts import Drafter
 from verifier_service.metrics import VerifierMetrics
@@ -163,8 +164,9 @@ async def _serve(settings: Settings, exposition: Exposition, tracing: Tracing) -
         settings.zone,
     )
     departure = Departure(lambda: engine.kv.num_pulls)
+    imports = KvImports(engine, address, incarnation)
     servicer = VerifierServicer(
-        engine, identity, link, mailbox, settings.send_timeout, tracing, departure
+        engine, identity, link, mailbox, settings.send_timeout, tracing, departure, imports
     )
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
     kv_servicer = KvServicer(engine, address, incarnation)
@@ -177,6 +179,7 @@ async def _serve(settings: Settings, exposition: Exposition, tracing: Tracing) -
     await until_stopped(stop, running)
     log.info("stopping; %d generations may take %g s", engine.num_alive, settings.stop_grace)
     await _leave(server, departure, settings.stop_grace)
+    await imports.close()
     if linking is not None:
         linking.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -93,6 +93,12 @@ class Admission:
         # Up to when those of a tenant that were refused are promised that they will be taken.
         self._promised: dict[str, float] = {}
 
+    def check(self, request: GenerationRequest) -> None:
+        """Raises InvalidParameter, ContextTooLong or DeadlineExceeded where a request could not be
+        served by anyone."""
+        self._check_length(request)
+        self._check_tokens(request)
+
     def admit(self, number: int, request: GenerationRequest) -> Generation:
         """The generation of a request, which from now on counts as waiting.
 
@@ -213,7 +219,7 @@ class Admission:
         self._promised[tenant] = at if at <= soonest + _SPREAD_SECONDS else soonest
         raise Overloaded(f"{why}; try again later", retry_after=self._promised[tenant] - now)
 
-    def _make(self, number: int, request: GenerationRequest) -> Generation:
+    def _check_tokens(self, request: GenerationRequest) -> None:
         vocab = self._loaded.config.vocab_size
         if not 0 <= min(request.prompt) <= max(request.prompt) < vocab:
             beyond = next(token for token in request.prompt if not 0 <= token < vocab)
@@ -222,15 +228,20 @@ class Admission:
                 param="prompt",
             )
         request.params.check_vocabulary(vocab)
+        _check_committed(request, self._ends(request), vocab)
+
+    def _ends(self, request: GenerationRequest) -> frozenset[int]:
+        """Tokens that end it."""
         ends = request.stop.stop_token_ids
-        if not request.stop.ignore_eos:
-            ends = ends | self._loaded.eos_token_ids
-        _check_committed(request, ends, vocab)
+        return ends if request.stop.ignore_eos else ends | self._loaded.eos_token_ids
+
+    def _make(self, number: int, request: GenerationRequest) -> Generation:
+        self._check_tokens(request)
         return Generation(
             number,
             request,
             salted(self._loaded.fingerprint, request.cache_salt),
-            ends,
+            self._ends(request),
             len(request.prompt) + request.stop.max_tokens,
             self._clock(),
         )

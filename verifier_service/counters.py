@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -37,6 +38,13 @@ class EngineCounters:
     deadlines: int = 0
     given_up: int = 0
     cut_clients: int = 0
+    # Prefixes whose keys and values came from other verifiers, seconds spent on that, and attempts
+    # that failed, by reason.
+    kv_imports: int = 0
+    kv_imported_tokens: int = 0
+    kv_imported_bytes: int = 0
+    kv_import_seconds: float = 0.0
+    kv_import_failures: Counter[str] = field(default_factory=Counter)
     # By position in the drafts of a step: verified there, and accepted.
     drafted_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)

@@ -26,6 +26,7 @@ from verifier_service.generation import (
     Progress,
     SpeculationCounts,
 )
+from verifier_service.kv_import import KvImports
 from verifier_service.outbox import Outbox
 from verifier_service.watch import watched
 
@@ -61,6 +62,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
     Args:
         send_timeout: seconds for which a client may leave a full stream unread.
         departure: says whether the verifier is about to stop.
+        imports: brings in keys and values that others have; None: all are computed.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         send_timeout: float = 300.0,
         tracing: Tracing = NO_TRACING,
         departure: Departure | None = None,
+        imports: KvImports | None = None,
     ) -> None:
         self._engine = engine
+        self._imports = imports
         self._departure = departure or Departure()
         self._send_timeout = send_timeout
         self._identity = identity
@@ -95,6 +99,8 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             self._departure.stream(outbox),
             watched(self._tracing, parsed, context.invocation_metadata()) as watch,
         ):
+            if self._imports is not None:
+                parsed = await self._imports.fetch(parsed)
             cancel = self._engine.submit(parsed)
             try:
                 # Apart from the first message: one that is never read would hold it up, and then
@@ -255,6 +261,10 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             expected_wait_seconds=engine.expected_wait_seconds,
             resumed=counters.resumed,
             draining=self._departure.begun,
+            kv_imports=counters.kv_imports,
+            kv_imported_tokens=counters.kv_imported_tokens,
+            kv_imported_bytes=counters.kv_imported_bytes,
+            kv_import_failures=counters.kv_import_failures.total(),
         )
 
 

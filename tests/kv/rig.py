@@ -39,6 +39,7 @@ from tests.integration.processes import until
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
 from verifier_service.kv_holder import KvHolder
+from verifier_service.kv_import import KvImports
 from verifier_service.kv_servicer import KvServicer
 from verifier_service.layouts import Drafter as DrafterPlace
 from verifier_service.placement import Placement
@@ -52,6 +53,8 @@ from verifier_service.telemetry import Telemetry
 CORES = (0, 1)
 # What an adaptive drafter begins with.
 SKIPS = Skips(mlp=frozenset({1}))
+# However busy the machine is, a pull that gets on is not given up.
+IMPORT_SECONDS = 4.0
 FIXED = SpeculationSettings(window=8, length=8)
 
 
@@ -183,6 +186,8 @@ async def verifier(
     drafter_address: str = "",
     *,
     kv_address: str | None = None,
+    incarnation: str = "first life",
+    limits: Limits | None = None,
     holder: KvHolder | None = None,
     pause: float = 0.008,
     drafting: SpeculationSettings = FIXED,
@@ -192,13 +197,14 @@ async def verifier(
 
     Args:
         kv_address: what it tells the drafter instead of its own address.
+        incarnation: names its life.
         pause: seconds by which each of its steps is longer, so that the drafter keeps up.
     """
     forward = runner.forward
 
-    def slowly(segments):
+    def slowly(segments, hidden=None):
         time.sleep(pause)
-        return forward(segments)
+        return forward(segments, hidden)
 
     runner.forward = slowly  # type: ignore[method-assign]
     server = Server("127.0.0.1:0", ["slipstream.v1.VerifierService", "slipstream.v1.KvService"])
@@ -210,7 +216,7 @@ async def verifier(
         drafter_pb2.Hello(
             model_fingerprint=loaded.fingerprint,
             vocab_size=loaded.config.vocab_size,
-            incarnation="first life",
+            incarnation=incarnation,
             kv_address=address if kv_address is None else kv_address,
         ),
         mailbox,
@@ -222,10 +228,12 @@ async def verifier(
         {1: 0.001, 32: 0.002},
         Placement(placement, DrafterPlace(host_id(), frozenset(CORES)), lambda cores: None),
     )
-    engine = VerifierEngine(runner, speculation, limits=Limits(strict=True), kv=holder)
+    limits = limits or Limits(strict=True)
+    engine = VerifierEngine(runner, speculation, limits=limits, kv=holder)
     identity = Identity("tiny", "native", "strict", True)
-    servicer = VerifierServicer(engine, identity, link, mailbox)
-    kv = KvServicer(engine, address, "first life")
+    imports = KvImports(engine, address, incarnation, least=IMPORT_SECONDS)
+    servicer = VerifierServicer(engine, identity, link, mailbox, imports=imports)
+    kv = KvServicer(engine, address, incarnation)
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
     kv_pb2_grpc.add_KvServiceServicer_to_server(kv, server.grpc)
     await server.start()
@@ -239,8 +247,10 @@ async def verifier(
         if linking is not None:
             linking.cancel()
         await server.stop(0)
+        await imports.close()
         await asyncio.to_thread(engine.stop)
         assert runner.pool.num_used == 0
+        runner.forward = forward  # type: ignore[method-assign]
 
 
 def rows_of(runner: ModelRunner, table, layers: tuple[int, ...], start: int, end: int):
