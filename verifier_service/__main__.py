@@ -23,6 +23,7 @@ from slipstream.engine.exactness import choose_shapes, step_seconds
 from slipstream.engine.loop import model_thread
 from slipstream.engine.placement import compute_on, computing_cores, place, resolve_device
 from slipstream.engine.runner import ModelRunner
+from slipstream.wire.endpoints import Endpoints
 from slipstream.wire.host import host_id
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.process import run_service, until_stopped
@@ -33,6 +34,7 @@ from slipstream.wire.telemetry.tracing import Tracing, tracing_to
 from slipstream.wire.transport import Server
 from verifier_service.admission import Bounds
 from verifier_service.departure import Departure
+from verifier_service.drafter_choice import DrafterChoice, Drafters
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
 from verifier_service.kv_holder import KvHolder
@@ -114,16 +116,14 @@ async def _serve(settings: Settings, exposition: Exposition, tracing: Tracing) -
     incarnation = uuid.uuid4().hex
     address = advertised(settings) if settings.kv_leases else ""
     telemetry = Telemetry()
-    link: DrafterLink | None = None
-    if settings.drafter != "off":
-        hello = drafter_pb2.Hello(
-            model_fingerprint=loaded.fingerprint,
-            vocab_size=loaded.config.vocab_size,
-            incarnation=incarnation,
-            kv_address=address,
-        )
-        rounds = Rounds(telemetry, tracing, settings.trace_rounds)
-        link = DrafterLink(settings.drafter, hello, mailbox, rounds)
+    hello = drafter_pb2.Hello(
+        model_fingerprint=loaded.fingerprint,
+        vocab_size=loaded.config.vocab_size,
+        incarnation=incarnation,
+        kv_address=address,
+    )
+    rounds = Rounds(telemetry, tracing, settings.trace_rounds)
+    link = _make_link(settings, hello, mailbox, rounds)
 
     def send(connection: int, commands: list[Command]) -> None:
         assert link is not None, "only a link announces a drafter"
@@ -185,6 +185,16 @@ async def _serve(settings: Settings, exposition: Exposition, tracing: Tracing) -
         with contextlib.suppress(asyncio.CancelledError):
             await linking
     await asyncio.to_thread(engine.stop)
+
+
+def _make_link(
+    settings: Settings, hello: drafter_pb2.Hello, mailbox: Mailbox, rounds: Rounds
+) -> DrafterLink | None:
+    if settings.drafter == "off":
+        return None
+    endpoints = Endpoints(settings.drafter, "--drafter")
+    drafters = Drafters(endpoints, hello.model_fingerprint, settings.zone, hello.incarnation)
+    return DrafterLink(DrafterChoice(drafters), hello, mailbox, rounds)
 
 
 async def _leave(server: Server, departure: Departure, grace: float) -> None:

@@ -261,6 +261,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             expected_wait_seconds=engine.expected_wait_seconds,
             resumed=counters.resumed,
             draining=self._departure.begun,
+            drafter_address=link.address if link is not None and link.connected else "",
             kv_imports=counters.kv_imports,
             kv_imported_tokens=counters.kv_imported_tokens,
             kv_imported_bytes=counters.kv_imported_bytes,

@@ -25,6 +25,7 @@ from drafter_service.shards import ShardedStage
 from slipstream.core.layer_plan import Skips
 from slipstream.engine.runner import ModelRunner
 from slipstream.engine.step_cost import StepCost
+from slipstream.wire.endpoints import Endpoints
 from slipstream.wire.host import host_id
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import (
@@ -36,6 +37,7 @@ from slipstream.wire.proto import (
 )
 from slipstream.wire.transport import Server
 from tests.integration.processes import until
+from verifier_service.drafter_choice import DrafterChoice, Drafters
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
 from verifier_service.kv_holder import KvHolder
@@ -85,6 +87,7 @@ class Verifier:
     address: str
     engine: VerifierEngine
     kv: KvServicer
+    link: DrafterLink
 
     async def on_engine(self, action: Callable[[KvHolder], object]) -> object:
         return await asyncio.wrap_future(self.engine.call(lambda: action(self.engine.kv)))
@@ -98,10 +101,11 @@ async def drafter(
     ngram: Assistance = "off",
     early_stop: Stopping = "off",
     adaptive: bool = False,
+    zone: str = "",
     **options: object,
 ) -> AsyncIterator[Drafter]:
     context = KvContext(runner, mode, **options)  # type: ignore[arg-type]
-    servicer = DrafterServicer(context, CORES)
+    servicer = DrafterServicer(context, CORES, zone=zone)
     parts: list[Part] = [context]
     if adaptive:
         cost = StepCost(0.001, 0.001, 0.001, runner.loaded.skips.num_layers)
@@ -187,6 +191,7 @@ async def verifier(
     *,
     kv_address: str | None = None,
     incarnation: str = "first life",
+    zone: str = "",
     limits: Limits | None = None,
     holder: KvHolder | None = None,
     pause: float = 0.008,
@@ -197,6 +202,7 @@ async def verifier(
 
     Args:
         kv_address: what it tells the drafter instead of its own address.
+        drafter_address: several, too, separated by commas.
         incarnation: names its life.
         pause: seconds by which each of its steps is longer, so that the drafter keeps up.
     """
@@ -211,8 +217,10 @@ async def verifier(
     address = f"127.0.0.1:{server.bind()}"
     loaded = runner.loaded
     mailbox = Mailbox(asyncio.get_running_loop())
+    endpoints = Endpoints(drafter_address or "127.0.0.1:1", "--drafter")
+    drafters = Drafters(endpoints, loaded.fingerprint, zone, incarnation)
     link = DrafterLink(
-        drafter_address,
+        DrafterChoice(drafters),
         drafter_pb2.Hello(
             model_fingerprint=loaded.fingerprint,
             vocab_size=loaded.config.vocab_size,
@@ -242,7 +250,7 @@ async def verifier(
     try:
         if linking is not None:
             await until(lambda: link.connected)
-        yield Verifier(address, engine, kv)
+        yield Verifier(address, engine, kv, link)
     finally:
         if linking is not None:
             linking.cancel()
