@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Sequence
 
 import grpc
 import pytest
@@ -20,8 +21,10 @@ OPTIONS = ("--threads", "1", "--dtype", "float32", "--kv-cache-gib", "0.0625")
 class Stream:
     """A long generation, and what its client has heard of it."""
 
-    def __init__(self, client: Client, max_tokens: int = 1500) -> None:
-        asked = request(PROMPT, SAMPLED, max_tokens=max_tokens)
+    def __init__(
+        self, client: Client, max_tokens: int = 1500, prompt: Sequence[int] = PROMPT, **fields: str
+    ) -> None:
+        asked = request(prompt, SAMPLED, max_tokens=max_tokens, **fields)
         self.call = client.stub.Generate(asked, timeout=60)
         self.tokens: list[int] = []
         self.finish = 0
