@@ -131,7 +131,8 @@ async def _serve_drafter(settings: Settings, exposition: Exposition, tracing: Tr
         share_memory=settings.kv_transport == "auto",
         others=sharded,
     )
-    servicer = DrafterServicer(context, computing_cores(runner.loaded.device), tracing)
+    cores = computing_cores(runner.loaded.device)
+    servicer = DrafterServicer(context, cores, tracing, settings.zone)
     adaptive = await loop.run_in_executor(thread, _make_adaptive, settings, runner, skips, context)
     stage: Stage = sharded or (AdaptiveStage(runner) if adaptive else LocalStage(runner))
     if settings.slowdown > 1:

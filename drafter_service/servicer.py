@@ -32,10 +32,15 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         context: is told where a verifier's keys and values are.
         cores: that this process may compute on; none where it computes elsewhere.
         tracing: takes the drafter's part of rounds that a verifier traces.
+        zone: where this process runs, as its operator calls it.
     """
 
     def __init__(
-        self, context: KvContext, cores: Iterable[int] = (), tracing: Tracing = NO_TRACING
+        self,
+        context: KvContext,
+        cores: Iterable[int] = (),
+        tracing: Tracing = NO_TRACING,
+        zone: str = "",
     ) -> None:
         self._engine: DrafterEngine
         self._context = context
@@ -47,6 +52,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         # The traced round of each connection that no drafts have answered yet.
         self._rounds: dict[int, Span] = {}
         self._refusal = ""
+        self._zone = zone
         self._incarnation = uuid.uuid4().hex
         self._loop = asyncio.get_running_loop()
 
@@ -178,6 +184,9 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             right_guesses=counters.right_guesses,
             early_stops=counters.early_stops,
             kv=self._kv_counters(),
+            zone=self._zone,
+            verifiers=len(self._outboxes),
+            host=host_id(),
         )
 
     def _kv_counters(self) -> drafter_pb2.KvCounters:

@@ -23,6 +23,7 @@ from slipstream.engine.exactness import choose_shapes, step_seconds
 from slipstream.engine.loop import model_thread
 from slipstream.engine.placement import compute_on, computing_cores, place, resolve_device
 from slipstream.engine.runner import ModelRunner
+from slipstream.wire.endpoints import Endpoints
 from slipstream.wire.host import host_id
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.process import run_service, until_stopped
@@ -32,9 +33,12 @@ from slipstream.wire.telemetry.metrics import Exposition, exposed
 from slipstream.wire.telemetry.tracing import Tracing, tracing_to
 from slipstream.wire.transport import Server
 from verifier_service.admission import Bounds
+from verifier_service.departure import Departure
+from verifier_service.drafter_choice import DrafterChoice, Drafters
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
 from verifier_service.kv_holder import KvHolder
+from verifier_service.kv_import import KvImports
 from verifier_service.kv_servicer import KvServicer
 from verifier_service.layouts import Drafter
 from verifier_service.metrics import VerifierMetrics
@@ -48,6 +52,8 @@ from verifier_service.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 SERVICES = ["slipstream.v1.VerifierService", "slipstream.v1.KvService"]
+# What has ended by then still has to reach whoever asked.
+_LAST_WORDS_SECONDS = 0.5
 # A row must not depend on how many rows there are, so nothing else serves as int8.
 _PLANS = {
     "native": LayerPlan(),
@@ -110,16 +116,14 @@ async def _serve(settings: Settings, exposition: Exposition, tracing: Tracing) -
     incarnation = uuid.uuid4().hex
     address = advertised(settings) if settings.kv_leases else ""
     telemetry = Telemetry()
-    link: DrafterLink | None = None
-    if settings.drafter != "off":
-        hello = drafter_pb2.Hello(
-            model_fingerprint=loaded.fingerprint,
-            vocab_size=loaded.config.vocab_size,
-            incarnation=incarnation,
-            kv_address=address,
-        )
-        rounds = Rounds(telemetry, tracing, settings.trace_rounds)
-        link = DrafterLink(settings.drafter, hello, mailbox, rounds)
+    hello = drafter_pb2.Hello(
+        model_fingerprint=loaded.fingerprint,
+        vocab_size=loaded.config.vocab_size,
+        incarnation=incarnation,
+        kv_address=address,
+    )
+    rounds = Rounds(telemetry, tracing, settings.trace_rounds)
+    link = _make_link(settings, hello, mailbox, rounds)
 
     def send(connection: int, commands: list[Command]) -> None:
         assert link is not None, "only a link announces a drafter"
@@ -150,8 +154,20 @@ async def _serve(settings: Settings, exposition: Exposition, tracing: Tracing) -
     exposition.read = VerifierMetrics(engine, link)
     running = asyncio.wrap_future(engine.start(thread))
     exactness = "strict" if limits.strict else "fast"
-    identity = Identity(exposition.model, settings.precision, exactness, settings.speculative)
-    servicer = VerifierServicer(engine, identity, link, mailbox, settings.send_timeout, tracing)
+    identity = Identity(
+        exposition.model,
+        settings.precision,
+        exactness,
+        settings.speculative,
+        incarnation,
+        address,
+        settings.zone,
+    )
+    departure = Departure(lambda: engine.kv.num_pulls)
+    imports = KvImports(engine, address, incarnation)
+    servicer = VerifierServicer(
+        engine, identity, link, mailbox, settings.send_timeout, tracing, departure, imports
+    )
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
     kv_servicer = KvServicer(engine, address, incarnation)
     kv_pb2_grpc.add_KvServiceServicer_to_server(kv_servicer, server.grpc)
@@ -161,13 +177,33 @@ async def _serve(settings: Settings, exposition: Exposition, tracing: Tracing) -
     await server.set_serving(True)
     log.info("serving on %s", settings.listen)
     await until_stopped(stop, running)
-    log.info("stopping")
-    await server.stop(settings.stop_grace)
+    log.info("stopping; %d generations may take %g s", engine.num_alive, settings.stop_grace)
+    await _leave(server, departure, settings.stop_grace)
+    await imports.close()
     if linking is not None:
         linking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await linking
     await asyncio.to_thread(engine.stop)
+
+
+def _make_link(
+    settings: Settings, hello: drafter_pb2.Hello, mailbox: Mailbox, rounds: Rounds
+) -> DrafterLink | None:
+    if settings.drafter == "off":
+        return None
+    endpoints = Endpoints(settings.drafter, "--drafter")
+    drafters = Drafters(endpoints, hello.model_fingerprint, settings.zone, hello.incarnation)
+    return DrafterLink(DrafterChoice(drafters), hello, mailbox, rounds)
+
+
+async def _leave(server: Server, departure: Departure, grace: float) -> None:
+    """Lets generations end or move, then ends all calls."""
+    departure.begin(grace)
+    await server.set_serving(False)
+    await departure.over()
+    departure.cut()
+    await server.stop(_LAST_WORDS_SECONDS)
 
 
 if __name__ == "__main__":

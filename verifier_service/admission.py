@@ -93,6 +93,12 @@ class Admission:
         # Up to when those of a tenant that were refused are promised that they will be taken.
         self._promised: dict[str, float] = {}
 
+    def check(self, request: GenerationRequest) -> None:
+        """Raises InvalidParameter, ContextTooLong or DeadlineExceeded where a request could not be
+        served by anyone."""
+        self._check_length(request)
+        self._check_tokens(request)
+
     def admit(self, number: int, request: GenerationRequest) -> Generation:
         """The generation of a request, which from now on counts as waiting.
 
@@ -102,8 +108,9 @@ class Admission:
             Overloaded: too much waits already; `retry_after` says when to come back.
         """
         self._check_length(request)
-        prompt = self.drain.new(len(request.prompt))
-        work = self.drain.work(len(request.prompt), request.stop.max_tokens)
+        prompt = self.drain.new(request.given)
+        left = request.stop.max_tokens - len(request.committed)
+        work = self.drain.work(request.given, left)
         key = (request.priority, request.tenant)
         with self._lock:
             self._check_load(request, self.backlog.takes(prompt, work))
@@ -177,12 +184,15 @@ class Admission:
             backlog.waiting(request.priority, tenant) for tenant in (None, request.tenant)
         )
         room = bounds.requests - before
-        if room <= 0 or own >= _SHARE * room or backlog.waiting() >= _IN_ALL * bounds.requests:
+        # Whoever resumes was let in before: turned away now, what it has had so far would be lost.
+        resumed = request.resumed
+        full = room <= 0 or own >= _SHARE * room or backlog.waiting() >= _IN_ALL * bounds.requests
+        if full and not resumed:
             why = f"{before} requests wait already, {own} of this tenant"
             self._refuse("queue", why, expected, request.tenant, takes)
         most = self._longest_wait()
         late = expected - backlog.residual(request.priority) - most
-        if late > 0.0:
+        if late > 0.0 and not resumed:
             why = f"a request would wait for about {expected:.1f} s, and {most:g} s are allowed"
             self._refuse("wait", why, late, request.tenant, takes)
         seconds = request.deadline_seconds
@@ -209,7 +219,7 @@ class Admission:
         self._promised[tenant] = at if at <= soonest + _SPREAD_SECONDS else soonest
         raise Overloaded(f"{why}; try again later", retry_after=self._promised[tenant] - now)
 
-    def _make(self, number: int, request: GenerationRequest) -> Generation:
+    def _check_tokens(self, request: GenerationRequest) -> None:
         vocab = self._loaded.config.vocab_size
         if not 0 <= min(request.prompt) <= max(request.prompt) < vocab:
             beyond = next(token for token in request.prompt if not 0 <= token < vocab)
@@ -218,17 +228,37 @@ class Admission:
                 param="prompt",
             )
         request.params.check_vocabulary(vocab)
+        _check_committed(request, self._ends(request), vocab)
+
+    def _ends(self, request: GenerationRequest) -> frozenset[int]:
+        """Tokens that end it."""
         ends = request.stop.stop_token_ids
-        if not request.stop.ignore_eos:
-            ends = ends | self._loaded.eos_token_ids
+        return ends if request.stop.ignore_eos else ends | self._loaded.eos_token_ids
+
+    def _make(self, number: int, request: GenerationRequest) -> Generation:
+        self._check_tokens(request)
         return Generation(
             number,
             request,
             salted(self._loaded.fingerprint, request.cache_salt),
-            ends,
+            self._ends(request),
             len(request.prompt) + request.stop.max_tokens,
             self._clock(),
         )
+
+
+def _check_committed(request: GenerationRequest, ends: frozenset[int], vocab: int) -> None:
+    """Raises InvalidParameter where what was committed cannot be the beginning of an answer."""
+    for token in request.committed:
+        why = ""
+        if not 0 <= token < vocab:
+            why = f"the vocabulary has {vocab} tokens"
+        elif token in ends:
+            why = "that token ends the generation"
+        if why:
+            raise InvalidParameter(
+                f"committed_token_ids holds token id {token}; {why}", param="committed_token_ids"
+            )
 
 
 def retry_after(seconds: float) -> float:

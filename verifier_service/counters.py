@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -32,9 +33,18 @@ class EngineCounters:
     # Sequences that gave their room back for a while; requests ended by their deadline, or because
     # no place came free in time; clients that did not read.
     preemptions: int = 0
+    # Generations that went on behind tokens decided before.
+    resumed: int = 0
     deadlines: int = 0
     given_up: int = 0
     cut_clients: int = 0
+    # Prefixes whose keys and values came from other verifiers, seconds spent on that, and attempts
+    # that failed, by reason.
+    kv_imports: int = 0
+    kv_imported_tokens: int = 0
+    kv_imported_bytes: int = 0
+    kv_import_seconds: float = 0.0
+    kv_import_failures: Counter[str] = field(default_factory=Counter)
     # By position in the drafts of a step: verified there, and accepted.
     drafted_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
@@ -50,6 +60,7 @@ class EngineCounters:
     def started(self, generation: Generation) -> None:
         """A request got its place."""
         self.prompt_tokens += generation.sequence.num_prompt
+        self.resumed += bool(generation.request.committed)
 
     def prefilled(self, generation: Generation) -> None:
         """The prompt of a request is computed: its first token comes."""

@@ -1,4 +1,4 @@
-"""The verifier's stream to its drafter: connects, says who it is, and comes back after a loss."""
+"""The verifier's stream to a drafter: connects, says who it is, and comes back after a loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 import grpc
 
 from slipstream.core.draft import Command
-from slipstream.core.errors import SlipstreamError, Unavailable
+from slipstream.core.errors import InternalError, SlipstreamError, Unavailable
 from slipstream.wire.draft_codec import (
     command_to_proto,
     proposals_from_proto,
@@ -20,6 +20,7 @@ from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
 from slipstream.wire.status import error_of
 from slipstream.wire.transport import channel
+from verifier_service.drafter_choice import DrafterChoice
 from verifier_service.engine import VerifierEngine
 from verifier_service.layouts import Drafter
 from verifier_service.rounds import Rounds
@@ -29,38 +30,42 @@ _HELLO_TIMEOUT_SECONDS = 10.0
 _FIRST_BACKOFF_SECONDS = 0.2
 _MOST_BACKOFF_SECONDS = 2.0
 _PATIENCE_SECONDS = 30.0
+_LASTING_SECONDS = 0.5
 
 
 class DrafterLink:
-    """Keeps one stream open to a drafter. Lives on the event loop; `send` is for any thread.
+    """Keeps one stream open to a drafter, the same one for as long as it lives. Lives on the event
+    loop; `send` is for any thread.
 
     Args:
-        address: host:port of the drafter.
+        choice: of the drafters that there may be.
         hello: says who we are.
         mailbox: brings what `send` takes to the event loop.
         rounds: is told what goes out and what comes back.
 
     Attributes:
-        connected: whether a drafter has accepted us.
+        connected: whether a drafter has accepted us; `address`, which one.
         detail: why there is none, where there is none.
         connections: how many times one has.
         draft_step_seconds: what the drafter last said of its own speed.
     """
 
     def __init__(
-        self, address: str, hello: drafter_pb2.Hello, mailbox: Mailbox, rounds: Rounds
+        self, choice: DrafterChoice, hello: drafter_pb2.Hello, mailbox: Mailbox, rounds: Rounds
     ) -> None:
         self.connected = False
+        self.address = ""
         self.detail = "not connected yet"
         self.connections = 0
         self.draft_step_seconds = 0.0
-        self._address = address
+        self._choice = choice
         self._hello = hello
         self._numbers = itertools.count(1)
         self._number = 0
         self._outbox: asyncio.Queue[list[Command]] = asyncio.Queue()
         self._mailbox = mailbox
         self.rounds = rounds
+        self._connected_at = 0.0
         self._absent_before = 0.0
         self._absent_since: float | None = time.monotonic()
 
@@ -82,34 +87,61 @@ class DrafterLink:
         """Connects again and again until cancelled."""
         backoff, started = _FIRST_BACKOFF_SECONDS, time.monotonic()
         while True:
-            try:
-                async with channel(self._address) as link:
-                    await self._serve(link, engine)
-                failure = "the drafter ended the stream"
-            except grpc.aio.AioRpcError as error:
-                failure = error_of(error).message
-            except (TimeoutError, SlipstreamError) as error:
-                failure = str(error) or "the drafter did not answer in time"
-            except Exception as error:
-                log.exception("the link to the drafter failed")
-                failure = f"internal error: {error}"
+            failure = await self._once(engine)
             if self.connected:
-                backoff = _FIRST_BACKOFF_SECONDS
                 engine.drafter_down(self._number)
-                log.warning("drafter %s lost: %s; decoding goes on without", self._address, failure)
-            elif failure != self.detail:
+                log.warning(
+                    "drafter %s lost: %s; decoding goes on without", self.address, failure.message
+                )
+            elif failure.message != self.detail:
                 # A drafter that starts beside us loads its model for some seconds.
                 patient = time.monotonic() - started < _PATIENCE_SECONDS
                 level = logging.INFO if patient else logging.WARNING
-                log.log(level, "no drafter at %s: %s", self._address, failure)
-            # What the engine still sends for the lost stream must not reach the next one.
-            self._number = 0
-            self.connected, self.detail = False, failure
-            self.rounds.lost()
-            if self._absent_since is None:
-                self._absent_since = time.monotonic()
-            await asyncio.sleep(backoff)
-            backoff = min(backoff * 2, _MOST_BACKOFF_SECONDS)
+                log.log(level, "no drafter%s: %s", self._at, failure.message)
+            # Where there are others the next one is tried at once; where that fails, too, later.
+            at_once = self._lasted and self._choice.several
+            backoff = _FIRST_BACKOFF_SECONDS if self.connected else backoff
+            self._lost(failure)
+            if not at_once:
+                await asyncio.sleep(backoff)
+                backoff = min(backoff * 2, _MOST_BACKOFF_SECONDS)
+
+    @property
+    def _lasted(self) -> bool:
+        """Whether the stream that has just ended was more than a hello and a goodbye."""
+        return self.connected and time.monotonic() - self._connected_at > _LASTING_SECONDS
+
+    @property
+    def _at(self) -> str:
+        return f" at {self.address}" if self.address else ""
+
+    async def _once(self, engine: VerifierEngine) -> SlipstreamError:
+        """One stream to the drafter that suits best. Returns why there is none (any more)."""
+        self.address = ""
+        try:
+            self.address = await self._choice.best()
+            async with channel(self.address) as link:
+                await self._serve(link, engine)
+            return Unavailable("the drafter ended the stream")
+        except grpc.aio.AioRpcError as error:
+            return error_of(error)
+        except SlipstreamError as error:
+            return error
+        except TimeoutError as error:
+            return Unavailable(str(error) or "the drafter did not answer in time")
+        except Exception as error:
+            log.exception("the link to the drafter failed")
+            return InternalError(f"internal error: {error}")
+
+    def _lost(self, failure: SlipstreamError) -> None:
+        if self.address:
+            self._choice.failed(self.address, failure)
+        # What the engine still sends for the lost stream must not reach the next one.
+        self._number = 0
+        self.connected, self.detail, self.address = False, failure.message, ""
+        self.rounds.lost()
+        if self._absent_since is None:
+            self._absent_since = time.monotonic()
 
     async def _serve(self, link: grpc.aio.Channel, engine: VerifierEngine) -> None:
         self._outbox = asyncio.Queue()
@@ -123,8 +155,9 @@ class DrafterLink:
         self._number = next(self._numbers)
         self.connected, self.detail = True, ""
         self.connections += 1
+        self._connected_at = time.monotonic()
         self._absent_before, self._absent_since = self.absent_seconds, None
-        log.info("drafter %s connected", self._address)
+        log.info("drafter %s connected", self.address)
         theirs = first.hello
         engine.drafter_up(self._number, Drafter(theirs.host, frozenset(theirs.cores)))
         writer = asyncio.create_task(self._write(stream))

@@ -98,6 +98,11 @@ class VerifierEngine(EngineLoop):
         return len(self.scheduler.waiting)
 
     @property
+    def num_alive(self) -> int:
+        """Generations that have not ended, those included that the engine has not seen yet."""
+        return len(self._by_number)
+
+    @property
     def expected_wait_seconds(self) -> float:
         """That a request which came now would wait until its prompt is begun."""
         return self.admission.expected_wait()
@@ -204,7 +209,7 @@ class VerifierEngine(EngineLoop):
 
     def _until(self, generation: Generation) -> float:
         """When a generation is ended if it has not got so far."""
-        if generation.started:
+        if generation.started or generation.request.resumed:
             return generation.deadline
         return min(generation.deadline, generation.arrived + _GIVEN_UP * self.bounds.seconds)
 
@@ -232,7 +237,8 @@ class VerifierEngine(EngineLoop):
         self.kv.started(generation.number, generation.sequence)
         if not generation.started:
             self.admission.left(generation)
-            self.admission.drain.started(generation.sequence.num_prompt, generation.cached)
+            given, todo = generation.request.given, generation.sequence.todo
+            self.admission.drain.started(given, given - todo)
             self.counters.started(generation)
         self.speculation.open(generation)
         self.telemetry.started(generation)
@@ -261,7 +267,7 @@ class VerifierEngine(EngineLoop):
         if item.segment.num_logits == 0:
             self._rooms.publish(generation)
             return
-        if not generation.num_output:
+        if not generation.num_new:
             self.counters.prefilled(generation)
         pending = generation.num_pending
         verdict = decide(item, draws, row)
@@ -274,7 +280,7 @@ class VerifierEngine(EngineLoop):
         counts = generation.counts.copy()
         progress = Progress(verdict.tokens, generation.finish, None, counts, generation.cached)
         if generation.finish:
-            self.admission.drain.ended(generation.num_output)
+            self.admission.drain.ended(generation.num_new)
             self._end(generation, progress)
             return
         self.speculation.committed(generation, count)

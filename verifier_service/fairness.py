@@ -83,8 +83,14 @@ class FairQueue:
                 yield from line
 
     def push(self, generation: Generation) -> None:
-        """Waits behind those of its tenant."""
-        self._line(generation).append(generation)
+        """Waits behind those of its tenant; one that was taken before, elsewhere, behind those of
+        them that have begun."""
+        line = self._line(generation)
+        place = len(line)
+        if generation.request.resumed:
+            new = (i for i, g in enumerate(line) if not (g.started or g.request.resumed))
+            place = next(new, place)
+        line.insert(place, generation)
         self._length += 1
 
     def push_back(self, generation: Generation) -> None:

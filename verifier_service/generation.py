@@ -100,6 +100,9 @@ class GenerationRequest:
         cache_salt: keys and values are shared among requests of one salt only.
         priority: lower ones go first.
         deadline_seconds: from its arrival, within which it must have ended; None: never.
+        committed: tokens of its output that were decided before, here or elsewhere.
+        resumed: it was taken before, so it is not refused for load.
+        kv_holder: host:port of who may have keys and values of it; empty: nobody is known.
 
     Raises:
         InvalidParameter: names the field that is too long, too far away, or not fit for a log.
@@ -116,6 +119,9 @@ class GenerationRequest:
     cache_salt: str = ""
     priority: int = 0
     deadline_seconds: float | None = None
+    committed: tuple[int, ...] = ()
+    resumed: bool = False
+    kv_holder: str = ""
     times: Times = field(default_factory=Times)
 
     def __post_init__(self) -> None:
@@ -123,6 +129,7 @@ class GenerationRequest:
             ("request_id", self.request_id, _MOST_OF_A_NAME),
             ("tenant", self.tenant, _MOST_OF_A_NAME),
             ("cache_salt", self.cache_salt, _MOST_OF_A_SALT),
+            ("kv_holder", self.kv_holder, _MOST_OF_A_NAME),
         ):
             if len(value) > most:
                 raise InvalidParameter(
@@ -139,6 +146,17 @@ class GenerationRequest:
                 f"a deadline may be at most {_MOST_SECONDS:g} seconds away, not {seconds:g}",
                 param="deadline_seconds",
             )
+        if len(self.committed) >= self.stop.max_tokens:
+            raise InvalidParameter(
+                f"committed_token_ids holds {len(self.committed)} tokens, and max_tokens is"
+                f" {self.stop.max_tokens}: nothing is left to generate",
+                param="committed_token_ids",
+            )
+
+    @property
+    def given(self) -> int:
+        """Tokens that it comes with: prompt and what was committed before."""
+        return len(self.prompt) + len(self.committed)
 
 
 class Generation:
@@ -195,7 +213,8 @@ class Generation:
         self.new_prompt = self.work = 0.0
         self.started = False
         self.cached = 0
-        self.sequence = Sequence(request.prompt, len(request.prompt), request.params, salt)
+        tokens = (*request.prompt, *request.committed)
+        self.sequence = Sequence(tokens, len(request.prompt), request.params, salt)
         self.max_length = max_length
         self.finish: Finish | None = None
         self.counts = SpeculationCounts()
@@ -228,8 +247,9 @@ class Generation:
         return len(self._pending)
 
     @property
-    def num_output(self) -> int:
-        return len(self.sequence) - self.sequence.num_prompt
+    def num_new(self) -> int:
+        """Tokens that were decided for it here."""
+        return len(self.sequence) - self.request.given
 
     @property
     def rank(self) -> tuple[int, int]:

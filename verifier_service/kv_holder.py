@@ -5,9 +5,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 
@@ -17,61 +16,12 @@ from slipstream.engine.kv_pool import BlockTable
 from slipstream.engine.kv_rows import read_rows
 from slipstream.engine.runner import ModelRunner
 from slipstream.engine.sequence import Sequence
+from verifier_service.kv_lease import Lease, NamedBlocks, Read, Rows, Text
 
 # Bytes that are copied between two steps: a few milliseconds at the speed of memory.
 _STEP_BYTES = 16 * 2**20
 # Pulls of one lease at a time: a puller needs one, and each holds chunks that may never be read.
 _MOST_PULLS = 4
-
-
-@dataclass(slots=True, eq=False)
-class Lease:
-    """A promise to give a prefix's keys and values to whoever asks for them in time.
-
-    Attributes:
-        table: the prefix's blocks, held by the lease itself; None while its sequence runs and holds
-            them, or is to compute them (again).
-        expiry: seconds since the epoch; counts only while nobody pulls.
-        running: whether its sequence still grows.
-    """
-
-    id: str
-    prefix: Prefix
-    sequence: Sequence
-    table: BlockTable | None
-    expiry: float
-    running: bool
-    pulls: int = 0
-    gone: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """What a read gave: the bytes of [start, end), and the name of the first `end` tokens."""
-
-    start: int
-    end: int
-    prefix: Prefix
-    data: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Read:
-    """Somebody waits for positions of a lease.
-
-    Attributes:
-        key: of the pull that it belongs to.
-        end: None for what there is behind `start`, at most `most` positions of a running sequence.
-        out: takes the bytes, None for a new tensor.
-        done: gets the rows; None where the sequence ended before `start`.
-    """
-
-    key: object
-    start: int
-    end: int | None
-    most: int = 0
-    out: torch.Tensor | None = None
-    done: Future[Rows | None] = field(default_factory=Future)
 
 
 class KvHolder:
@@ -82,7 +32,8 @@ class KvHolder:
 
     Args:
         most: leases at once.
-        share: of the pool's blocks that leases may keep beyond their sequences.
+        share: of the pool's blocks that leases may keep beyond their sequences; those of blocks by
+            their names do not count.
         clock: seconds since the epoch.
 
     Attributes:
@@ -136,11 +87,7 @@ class KvHolder:
 
         The oldest, of those that nobody pulls where there are any.
         """
-        ended = (lease for lease in self._leases.values() if not lease.running)
-        lease = min(ended, key=lambda lease: lease.pulls > 0, default=None)
-        if lease is not None:
-            self._drop(lease)
-        return lease is not None
+        return self._drop_oldest(lease for lease in self._leases.values() if not lease.running)
 
     def serve(self) -> bool:
         """Between two steps: ends leases, answers reads. True where there is more to copy."""
@@ -164,6 +111,11 @@ class KvHolder:
     def num_leases(self) -> int:
         return len(self._leases)
 
+    @property
+    def num_pulls(self) -> int:
+        """Under way; any thread may ask."""
+        return len(self._pulls)
+
     def acquire(self, prefix: Prefix, number: int | None, seconds: float) -> Lease:
         """A lease on a prefix that a running sequence has, or that another lease keeps.
 
@@ -176,21 +128,42 @@ class KvHolder:
         found = self._find(prefix, number)
         if found is None:
             raise KvNotFound(f"nothing here has the prefix of {prefix.length} tokens asked for")
-        if len(self._leases) >= self._most:
-            raise Overloaded(f"{self._most} KV leases are out already")
-        sequence, table = found
+        self._check_room()
+        text, table = found
         lease = Lease(
             # Nobody else's to guess: whoever knows it can release it.
             id=secrets.token_hex(8),
             prefix=prefix,
-            sequence=sequence,
+            text=text,
             table=table and self._pool.retain(table, prefix.length),
             expiry=self._clock() + seconds,
             running=table is None,
         )
-        self._leases[lease.id] = lease
-        self.num_kept += len(lease.table.blocks) if lease.table else 0
-        self._keep_to_share()
+        self._grant(lease)
+        return lease
+
+    def acquire_blocks(self, names: tuple[bytes, ...], seconds: float) -> Lease:
+        """A lease on the longest run of blocks with these names, whoever computed them.
+
+        They are cache that is about to be read, and stay so: it counts for no share.
+
+        Raises:
+            KvNotFound: not one is here. Overloaded: there are too many leases.
+        """
+        self._check_room()
+        table = self._pool.hold(names)
+        if table is None:
+            raise KvNotFound("no block of the prefix asked for is here")
+        text = NamedBlocks(names[: len(table.blocks)])
+        lease = Lease(
+            id=secrets.token_hex(8),
+            prefix=text.chain.at(text.computed),
+            text=text,
+            table=table,
+            expiry=self._clock() + seconds,
+            running=False,
+        )
+        self._grant(lease)
         return lease
 
     def renew(self, lease_id: str, seconds: float) -> Lease:
@@ -245,15 +218,22 @@ class KvHolder:
 
     # ---- inside ----------------------------------------------------------------------------
 
+    def _check_room(self) -> None:
+        if len(self._leases) >= self._most:
+            raise Overloaded(f"{self._most} KV leases are out already")
+
+    def _grant(self, lease: Lease) -> None:
+        self._leases[lease.id] = lease
+        self.num_kept += len(lease.table.blocks) if lease.table else 0
+        self._keep_to_share()
+
     def _get(self, lease_id: str) -> Lease:
         lease = self._leases.get(lease_id)
         if lease is None:
             raise KvExpired(f"the KV lease {lease_id} is gone")
         return lease
 
-    def _find(
-        self, prefix: Prefix, number: int | None
-    ) -> tuple[Sequence, BlockTable | None] | None:
+    def _find(self, prefix: Prefix, number: int | None) -> tuple[Text, BlockTable | None] | None:
         """A sequence with the prefix, and the blocks of one that has ended."""
         preferred = None if number is None else self._running.get(number)
         running = [preferred] if preferred is not None else []
@@ -261,12 +241,12 @@ class KvHolder:
             if sequence.chain.names(prefix):
                 return sequence, None
         for lease in self._leases.values():
-            if prefix.length <= lease.prefix.length and lease.sequence.chain.names(prefix):
-                return lease.sequence, lease.table
+            if prefix.length <= lease.prefix.length and lease.text.chain.names(prefix):
+                return lease.text, lease.table
         return None
 
     def _of(self, sequence: Sequence) -> list[Lease]:
-        return [lease for lease in self._leases.values() if lease.sequence is sequence]
+        return [lease for lease in self._leases.values() if lease.text is sequence]
 
     def _drop(self, lease: Lease) -> None:
         del self._leases[lease.id]
@@ -277,8 +257,17 @@ class KvHolder:
 
     def _keep_to_share(self) -> None:
         """Drops leases of ended sequences until the rest is within its share."""
-        while self.num_kept > self._most_kept and self.give_up():
-            pass
+        kept = True
+        while kept:
+            ended = [x for x in self._leases.values() if not (x.running or x.of_blocks)]
+            blocks = sum(len(lease.table.blocks) for lease in ended if lease.table is not None)
+            kept = blocks > self._most_kept and self._drop_oldest(ended)
+
+    def _drop_oldest(self, leases: Iterable[Lease]) -> bool:
+        lease = min(leases, key=lambda lease: lease.pulls > 0, default=None)
+        if lease is not None:
+            self._drop(lease)
+        return lease is not None
 
     def _answer(self, read: Read) -> int | None:
         """How many bytes were copied for a read; None where it has to wait on."""
@@ -289,17 +278,17 @@ class KvHolder:
             return _resolve(read, None)
         if pull is None or pull.lease.gone:
             return _fail(read, KvExpired("the KV lease is gone"))
-        lease, sequence = pull.lease, pull.lease.sequence
-        end = min(read.start + read.most, sequence.computed) if read.end is None else read.end
-        if end <= read.start or end > sequence.computed:
+        lease, text = pull.lease, pull.lease.text
+        end = min(read.start + read.most, text.computed) if read.end is None else read.end
+        if end <= read.start or end > text.computed:
             return None
-        table = lease.table or sequence.table
+        table = lease.table or text.table
         assert table is not None, "what is computed has its place"
         try:
             data = read_rows(self._pool, table, pull.layers, read.start, end, read.out)
         except Exception as failure:
             return _fail(read, failure)
-        return _resolve(read, Rows(read.start, end, sequence.chain.at(end), data))
+        return _resolve(read, Rows(read.start, end, text.chain.at(end), data))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,19 @@ from slipstream.core.errors import (
     DeadlineExceeded,
     InvalidRequest,
     KvHolderRestarted,
+    KvNotFound,
     ModelMismatch,
 )
 from slipstream.core.prefix import Prefix
+from slipstream.engine.kv_pool import BLOCK_TOKENS
 from slipstream.engine.kv_rows import dtype_name, row_bytes
 from slipstream.wire.proto import kv_pb2, kv_pb2_grpc, types_pb2
 from slipstream.wire.shared_memory import memory_host, open_ring
 from slipstream.wire.status import streaming, unary
 from verifier_service.engine import VerifierEngine
-from verifier_service.kv_holder import KvHolder, Lease
+from verifier_service.kv_holder import KvHolder
+from verifier_service.kv_identity import kv_identity
+from verifier_service.kv_lease import Lease
 from verifier_service.kv_stream import Chunk, KvStream
 
 T = TypeVar("T")
@@ -48,17 +52,22 @@ class KvServicer(kv_pb2_grpc.KvServiceServicer):
     async def Acquire(
         self, request: kv_pb2.AcquireRequest, context: grpc.aio.ServicerContext
     ) -> kv_pb2.AcquireResponse:
+        by_blocks = len(request.block_hashes) > 0
         own = self._engine.runner.loaded.fingerprint
+        if by_blocks:
+            own = kv_identity(self._engine.runner, self._engine.limits)
         if request.model_fingerprint != own:
             raise ModelMismatch(
-                f"keys and values of model {own[:12]} are here, not of "
-                f"{request.model_fingerprint[:12]}"
+                f"keys and values of model {_short(own)} are here, not of "
+                f"{_short(request.model_fingerprint)}"
             )
-        prefix = Prefix(request.prefix.length, request.prefix.hash)
-        number = request.sequence_id if request.HasField("sequence_id") else None
+        if by_blocks and request.block_tokens != BLOCK_TOKENS:
+            raise KvNotFound(f"blocks have {BLOCK_TOKENS} tokens here, not {request.block_tokens}")
         seconds = _allowed(request.lease_seconds)
-        lease = await self._granted(prefix, number, seconds)
-        return kv_pb2.AcquireResponse(handle=self._handle(lease), memory_host=self._memory_host)
+        lease = await self._granted(_asked(request, seconds))
+        handle = self._handle(lease)
+        handle.model_fingerprint = own
+        return kv_pb2.AcquireResponse(handle=handle, memory_host=self._memory_host)
 
     @unary
     async def Renew(
@@ -105,12 +114,12 @@ class KvServicer(kv_pb2_grpc.KvServiceServicer):
             # Not awaited, as the call may be cancelled: it happens within a step.
             self._engine.call(lambda: kv.end_pull(key))
 
-    async def _granted(self, prefix: Prefix, number: int | None, seconds: float) -> Lease:
+    async def _granted(self, ask: Callable[[KvHolder], Lease]) -> Lease:
         """A lease, for a caller who is still there to hear of it."""
         granted: list[Lease] = []
 
         def acquire(kv: KvHolder) -> Lease:
-            granted.append(kv.acquire(prefix, number, seconds))
+            granted.append(ask(kv))
             return granted[0]
 
         try:
@@ -166,6 +175,22 @@ class KvServicer(kv_pb2_grpc.KvServiceServicer):
         else:
             response.shared.CopyFrom(chunk.place)
         return response
+
+
+def _asked(request: kv_pb2.AcquireRequest, seconds: float) -> Callable[[KvHolder], Lease]:
+    """What a request wants of the lease table."""
+    if request.block_hashes:
+        names = tuple(request.block_hashes)
+        return lambda kv: kv.acquire_blocks(names, seconds)
+    prefix = Prefix(request.prefix.length, request.prefix.hash)
+    number = request.sequence_id if request.HasField("sequence_id") else None
+    return lambda kv: kv.acquire(prefix, number, seconds)
+
+
+def _short(identity: str) -> str:
+    """A fingerprint's beginning, and all of what may stand behind it."""
+    fingerprint, *rest = identity.split(" ", 1)
+    return " ".join((fingerprint[:12], *rest))
 
 
 def _prefix(prefix: Prefix) -> types_pb2.Prefix:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from slipstream.core.errors import Unavailable
+from slipstream.engine.kv_pool import BLOCK_TOKENS
 from slipstream.wire.proto import kv_pb2
 from slipstream.wire.shared_memory import Ring
 from verifier_service.engine import VerifierEngine
-from verifier_service.kv_holder import Read, Rows
+from verifier_service.kv_lease import Read, Rows
 
 # Reads asked for before the first is sent: copying goes on while the network is busy.
 _AHEAD = 4
@@ -29,6 +30,13 @@ class Chunk:
 
     rows: Rows
     place: kv_pb2.SharedSlice | None
+
+
+def _whole_blocks(start: int, count: int, end: int) -> int:
+    """Up to the last border of a block, where there is one: prefixes have names there."""
+    stop = start + count
+    border = stop - stop % BLOCK_TOKENS
+    return count if stop == end or border <= start else border - start
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,7 @@ class KvStream:
         try:
             while start < end or asked:
                 while start < end and len(asked) < _AHEAD:
-                    count = min(self._most, end - start)
+                    count = _whole_blocks(start, min(self._most, end - start), end)
                     if not await self._room(count, wait=not asked):
                         break
                     asked.append(self._ask(start, start + count))

@@ -9,6 +9,7 @@ from prometheus_client import Metric
 from slipstream.wire.telemetry.metrics import counter, gauge, histogram
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
+from verifier_service.kv_import import REASONS
 
 _LAYOUTS = ("alone", "separate", "shared")
 
@@ -95,7 +96,22 @@ class VerifierMetrics:
         yield counter("prefix_cache_hits", text, counters.cached_prompt_tokens)
         text = "Blocks kept for reuse whose room was needed"
         yield counter("kv_cache_evictions", text, pool.num_evicted)
-        yield gauge("kv_leases", "Leases on keys and values that drafters hold", kv.num_leases)
+        yield gauge("kv_leases", "Leases on keys and values that others hold", kv.num_leases)
+        yield from self._imports()
+
+    def _imports(self) -> Iterator[Metric]:
+        counters = self._engine.counters
+        failures = {why: counters.kv_import_failures[why] for why in REASONS}
+        for name, text, value in (
+            ("resumed", "Generations that went on behind tokens decided before", counters.resumed),
+            ("kv_imports", "Prefixes pulled from other verifiers", counters.kv_imports),
+            ("kv_imported_tokens", "Tokens of those prefixes", counters.kv_imported_tokens),
+            ("kv_imported_bytes", "Their keys and values", counters.kv_imported_bytes),
+            ("kv_import_seconds", "Time that requests waited", counters.kv_import_seconds),
+        ):
+            yield counter(name, text, value)
+        text = "Pulls that failed, by reason"
+        yield counter("kv_import_failures", text, failures, label="reason")
 
     def _drafts(self) -> Iterator[Metric]:
         counters, told = self._engine.counters, self._engine.telemetry

@@ -38,8 +38,7 @@ class Rooms:
             Whether there was enough.
         """
         sequence, pool = generation.sequence, self._pool
-        # The last token is computed in any case: its logits are wanted.
-        prefix = pool.adopt(sequence.chain, len(sequence) - 1, self._multiple)
+        prefix = pool.adopt(sequence.chain, self._shareable(generation), self._multiple)
         held = 0 if prefix is None else len(prefix.blocks)
         tokens = self._fitting(generation, held, spare)
         table = pool.allocate(tokens, prefix) if tokens else None
@@ -49,7 +48,7 @@ class Rooms:
             return False
         sequence.table, sequence.computed = table, held * BLOCK_TOKENS
         if not generation.started:
-            generation.cached = sequence.computed
+            generation.cached = min(sequence.computed, sequence.num_prompt)
         return True
 
     def share(self, generation: Generation) -> None:
@@ -57,10 +56,14 @@ class Rooms:
         sequence = generation.sequence
         assert sequence.table is not None, "it has no place"
         sequence.table, found = self._pool.exchange(
-            sequence.table, sequence.chain, sequence.computed, len(sequence) - 1, self._multiple
+            sequence.table,
+            sequence.chain,
+            sequence.computed,
+            self._shareable(generation),
+            self._multiple,
         )
         sequence.computed += found
-        if not generation.num_output:
+        if not generation.num_new:
             generation.cached = min(generation.cached + found, sequence.num_prompt)
 
     def grow(self, generation: Generation) -> bool:
@@ -100,6 +103,15 @@ class Rooms:
         assert sequence.table is not None, "it has no place"
         self._pool.release(sequence.table)
         sequence.table = None
+
+    def _shareable(self, generation: Generation) -> int:
+        """How many of a sequence's positions may be what others computed.
+
+        Not the last one: its logits are wanted. Where bits depend on the shape, none of its output:
+        in a longer prompt the same tokens were rows of a chunk.
+        """
+        sequence = generation.sequence
+        return min(len(sequence) - 1, sequence.num_prompt if self._canonical else len(sequence))
 
     def _fitting(self, generation: Generation, held: int, spare: int) -> int:
         """For how many tokens a sequence that holds `held` blocks gets room; 0: not for enough."""

@@ -118,8 +118,8 @@ class Scheduler:
             self.waiting.remove(generation)
             self._running[generation.number] = generation
             if not generation.started:
-                prompt = generation.sequence.num_prompt - generation.cached
-                self.accounts.charge(generation.request.tenant, service(prompt, 0))
+                todo = generation.sequence.todo
+                self.accounts.charge(generation.request.tenant, service(todo, 0))
             self._started(generation)
             generation.started = True
 

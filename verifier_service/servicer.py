@@ -16,6 +16,7 @@ from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import types_pb2, verifier_pb2, verifier_pb2_grpc
 from slipstream.wire.status import unary
 from slipstream.wire.telemetry.tracing import NO_TRACING, Tracing
+from verifier_service.departure import Departure
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
 from verifier_service.generation import (
@@ -25,6 +26,7 @@ from verifier_service.generation import (
     Progress,
     SpeculationCounts,
 )
+from verifier_service.kv_import import KvImports
 from verifier_service.outbox import Outbox
 from verifier_service.watch import watched
 
@@ -49,6 +51,9 @@ class Identity:
     precision: str
     exactness: str
     speculative: bool
+    incarnation: str = ""
+    kv_address: str = ""
+    zone: str = ""
 
 
 class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
@@ -56,6 +61,8 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
 
     Args:
         send_timeout: seconds for which a client may leave a full stream unread.
+        departure: says whether the verifier is about to stop.
+        imports: brings in keys and values that others have; None: all are computed.
     """
 
     def __init__(
@@ -66,8 +73,12 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         mailbox: Mailbox,
         send_timeout: float = 300.0,
         tracing: Tracing = NO_TRACING,
+        departure: Departure | None = None,
+        imports: KvImports | None = None,
     ) -> None:
         self._engine = engine
+        self._imports = imports
+        self._departure = departure or Departure()
         self._send_timeout = send_timeout
         self._identity = identity
         self._link = link
@@ -83,8 +94,13 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         def listen(progress: Progress) -> None:
             self._mailbox.post(lambda: outbox.put(progress))
 
-        parsed = self._parse(request, listen)
-        with watched(self._tracing, parsed, context.invocation_metadata()) as watch:
+        parsed, warned = self._parse(request, listen), False
+        with (
+            self._departure.stream(outbox),
+            watched(self._tracing, parsed, context.invocation_metadata()) as watch,
+        ):
+            if self._imports is not None:
+                parsed = await self._imports.fetch(parsed)
             cancel = self._engine.submit(parsed)
             try:
                 # Apart from the first message: one that is never read would hold it up, and then
@@ -92,8 +108,12 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
                 await context.send_initial_metadata(())
                 while True:
                     progress = await self._next(outbox)
-                    if progress is None:
+                    if self._departure.begun and not warned:
+                        warned = True
+                        await self._write(context, self._warning(), parsed.request_id)
+                    elif progress is None:
                         await self._write(context, _SIGN, parsed.request_id)
+                    if progress is None:
                         continue
                     watch.heard(progress)
                     if progress.tokens or progress.error is None:
@@ -108,10 +128,11 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
                 cancel()
 
     async def _next(self, outbox: Outbox) -> Progress | None:
-        """What is new; None: nothing yet, but the engine does steps. One that hangs says nothing.
+        """What is new; None: nothing yet, but the engine does steps, or it is about to stop. One
+        that hangs says nothing.
 
         Raises:
-            Unavailable: the engine has ended.
+            Unavailable: the engine has ended, or has no time left.
         """
         while True:
             before = self._engine.counters.steps
@@ -123,6 +144,9 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
                     raise Unavailable("the verifier's engine has stopped") from None
                 if self._engine.counters.steps > before:
                     return None
+
+    def _warning(self) -> verifier_pb2.GenerateResponse:
+        return verifier_pb2.GenerateResponse(draining_seconds=self._departure.seconds_left)
 
     async def _write(
         self,
@@ -169,6 +193,9 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             deadline_seconds=(
                 request.deadline_seconds if request.HasField("deadline_seconds") else None
             ),
+            committed=tuple(request.committed_token_ids),
+            resumed=request.resumed,
+            kv_holder=request.kv_holder,
         )
 
     @unary
@@ -186,6 +213,10 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             device=str(loaded.device),
             exactness=self._identity.exactness,
             precision=self._identity.precision,
+            incarnation=self._identity.incarnation,
+            kv_address=self._identity.kv_address,
+            zone=self._identity.zone,
+            draining=self._departure.begun,
         )
 
     @unary
@@ -228,6 +259,13 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             cached_prompt_tokens=counters.cached_prompt_tokens,
             kv_blocks_cached=pool.num_cached,
             expected_wait_seconds=engine.expected_wait_seconds,
+            resumed=counters.resumed,
+            draining=self._departure.begun,
+            drafter_address=link.address if link is not None and link.connected else "",
+            kv_imports=counters.kv_imports,
+            kv_imported_tokens=counters.kv_imported_tokens,
+            kv_imported_bytes=counters.kv_imported_bytes,
+            kv_import_failures=counters.kv_import_failures.total(),
         )
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from slipstream.core.errors import ConfigurationError
 from slipstream.wire.address import join, split
+from slipstream.wire.endpoints import Endpoints
 from slipstream.wire.process import ModelServiceSettings, settings_config
 from verifier_service.generation import MOST_PENDING
 from verifier_service.lengths import AHEAD
@@ -20,7 +21,11 @@ class Settings(ModelServiceSettings):
     model_config = settings_config("verifier")
 
     listen: str = Field("127.0.0.1:50051", description="host:port to serve gRPC on")
-    drafter: str = Field("off", description="host:port of the drafter, or off")
+    drafter: str = Field(
+        "off",
+        description="the drafter, or several to choose one from: host:port or dns:///name:port,"
+        " separated by commas; off: none",
+    )
     precision: Literal["native", "int8"] = Field(
         "native",
         description="of the target model itself; int8: weights and activations at 8 bits, another"
@@ -70,7 +75,9 @@ class Settings(ModelServiceSettings):
         description="prompt tokens of a step where exactness strict allows no other shape",
     )
     advertise: str = Field(
-        "", description="host:port by which drafters reach it for keys and values; empty: --listen"
+        "",
+        description="host:port by which drafters and other verifiers reach it for keys and values;"
+        " empty: --listen",
     )
     kv_leases: int = Field(512, ge=0, description="most leases on keys and values; 0: none")
     kv_lease_share: float = Field(
@@ -80,6 +87,18 @@ class Settings(ModelServiceSettings):
         0.0, ge=0, le=1, description="share of rounds with the drafter that traced requests show"
     )
     speculative: bool = Field(True, description="speculate where a request does not say")
+    stop_grace: float = Field(
+        10.0,
+        ge=0,
+        description="seconds that generations get when it stops, to end or to move to another"
+        " verifier",
+    )
+
+    @model_validator(mode="after")
+    def _drafters_can_be_read(self) -> Settings:
+        if self.drafter != "off":
+            Endpoints(self.drafter, "--drafter")
+        return self
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Settings:
@@ -98,13 +117,15 @@ class Settings(ModelServiceSettings):
 
 
 def advertised(settings: Settings) -> str:
-    """host:port for drafters. Of a wildcard address, the one that packets to the drafter carry."""
+    """host:port for drafters and other verifiers. Of a wildcard address, the one that packets to
+    the (first) drafter carry; without one, the host's name."""
     if settings.advertise:
         return settings.advertise
     host, port = split(settings.listen, "--listen", any_host=True)
     if host not in ("", "0.0.0.0", "::", "*"):  # noqa: S104 compared with, not bound
         return settings.listen
-    return join(_own_host(settings.drafter), port)
+    drafter, _, _ = settings.drafter.partition(",")
+    return join(_own_host(drafter.strip().removeprefix("dns:///")), port)
 
 
 def _own_host(peer: str) -> str:

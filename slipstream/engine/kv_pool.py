@@ -161,6 +161,22 @@ class KvPool:
         self._hold(blocks)
         return self._table(blocks)
 
+    def hold(self, names: Sequence[bytes]) -> BlockTable | None:
+        """A hold on the longest run of blocks with these names; None where there is not one.
+
+        Args:
+            names: of a sequence's blocks, from its first on.
+        """
+        blocks = [self._by_name[name] for name in names[: self.count(names)]]
+        if not blocks:
+            return None
+        self._hold(blocks)
+        return self._table(blocks)
+
+    def count(self, names: Sequence[bytes]) -> int:
+        """How many blocks `hold` would find."""
+        return next((i for i, name in enumerate(names) if name not in self._by_name), len(names))
+
     def exchange(
         self,
         table: BlockTable,

@@ -61,21 +61,33 @@ class KvClient:
             sequence_id=sequence_id,
             lease_seconds=lease_seconds,
         )
-        reply = await self._ask(self._stub.Acquire, request)
-        handle = reply.handle
-        return KvHandle(
-            id=handle.id,
-            model_fingerprint=handle.model_fingerprint,
-            prefix=Prefix(handle.prefix.length, handle.prefix.hash),
-            layers=tuple(handle.layers),
-            dtype=handle.dtype,
-            num_kv_heads=handle.num_kv_heads,
-            head_dim=handle.head_dim,
-            holder=handle.holder,
-            incarnation=handle.incarnation,
-            expiry=handle.expiry_unix_ms / 1000,
-            memory_host=reply.memory_host,
+        return _handle(await self._ask(self._stub.Acquire, request))
+
+    async def acquire_blocks(
+        self,
+        identity: str,
+        names: Sequence[bytes],
+        block_tokens: int,
+        *,
+        lease_seconds: float = 30.0,
+    ) -> KvHandle:
+        """A lease on the longest prefix that the holder has computed; the handle says which.
+
+        Args:
+            identity: names the model and all else that decides the bits of keys and values.
+            names: of the first k * `block_tokens` tokens for k = 1, 2, ...
+
+        Raises:
+            KvNotFound: it has none. ModelMismatch: what it has was computed otherwise.
+            Overloaded, Unavailable, DeadlineExceeded.
+        """
+        request = kv_pb2.AcquireRequest(
+            model_fingerprint=identity,
+            block_hashes=names,
+            block_tokens=block_tokens,
+            lease_seconds=lease_seconds,
         )
+        return _handle(await self._ask(self._stub.Acquire, request))
 
     async def renew(self, handle: KvHandle, lease_seconds: float) -> float:
         """Returns the new expiry, seconds since the epoch. Raises KvExpired."""
@@ -169,6 +181,23 @@ class KvClient:
             raise error_of(failure) from failure
         except grpc.aio.UsageError as failure:
             raise Unavailable("the channel to the holder was closed") from failure
+
+
+def _handle(reply: Any) -> KvHandle:
+    handle = reply.handle
+    return KvHandle(
+        id=handle.id,
+        model_fingerprint=handle.model_fingerprint,
+        prefix=Prefix(handle.prefix.length, handle.prefix.hash),
+        layers=tuple(handle.layers),
+        dtype=handle.dtype,
+        num_kv_heads=handle.num_kv_heads,
+        head_dim=handle.head_dim,
+        holder=handle.holder,
+        incarnation=handle.incarnation,
+        expiry=handle.expiry_unix_ms / 1000,
+        memory_host=reply.memory_host,
+    )
 
 
 def _chunk(response: Any, ring: OwnRing | None) -> KvChunk:

@@ -65,6 +65,9 @@ class ModelServiceSettings(TelemetrySettings):
     kv_cache_gib: float = Field(2.0, gt=0, description="size of the KV pool in GiB")
     max_sequences: int = Field(128, ge=1, description="most sequences at once")
     stop_grace: float = Field(5.0, ge=0, description="seconds that calls get when it stops")
+    zone: str = Field(
+        "", description="where it runs, as you call it; peers of one zone are preferred"
+    )
     metrics: str = Field(
         "off", description="host:port to answer Prometheus on, at /metrics, or off"
     )

@@ -167,3 +167,28 @@ def test_size_is_what_a_block_says_it_costs() -> None:
     each = KvPool.bytes_per_block(2, 1, 2, torch.float32)
     held = sum(t.numel() * t.element_size() for t in (*pool.keys, *pool.values))
     assert held == each * 6
+
+
+def test_blocks_are_held_by_their_names() -> None:
+    """The longest run of known names from the first on, whoever holds them or nobody; held, they
+    do not give way, and released they are cache again."""
+    pool = small_pool()
+    text = _text(1, 2, 3, 4)
+    names = [text.at(BLOCK_TOKENS * i).hash for i in range(1, 5)]
+    assert pool.hold(names) is None
+    running = pool.allocate(len(text))
+    assert running is not None
+    pool.publish(running, text, 2 * BLOCK_TOKENS)
+    assert pool.count(names) == 2
+    held = pool.hold(names)
+    assert held is not None
+    assert held.blocks == running.blocks[:2]
+    assert pool.count([bytes(16), *names]) == 0
+    pool.release(running)
+    assert (pool.num_used, pool.num_cached) == (2, 0)
+    pool.forget()
+    assert pool.count(names) == 2
+    pool.release(held)
+    assert (pool.num_used, pool.num_cached) == (0, 2)
+    pool.forget()
+    assert pool.hold(names) is None

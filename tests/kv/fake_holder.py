@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from slipstream.core.prefix import PrefixChain
+from slipstream.engine.kv_pool import BLOCK_TOKENS
 from slipstream.engine.runner import ModelRunner
 from slipstream.wire.proto import kv_pb2, kv_pb2_grpc, types_pb2
 from slipstream.wire.transport import Server
@@ -44,10 +45,14 @@ class FakeHolder(kv_pb2_grpc.KvServiceServicer):
         if self.waits is not None:
             await self.waits.wait()
         loaded, pool = self.runner.loaded, self.runner.pool
+        prefix = request.prefix
+        if request.block_hashes:
+            names = request.block_hashes
+            prefix = types_pb2.Prefix(length=len(names) * BLOCK_TOKENS, hash=names[-1])
         truth = {
             "id": "1",
-            "model_fingerprint": loaded.fingerprint,
-            "prefix": request.prefix,
+            "model_fingerprint": request.model_fingerprint,
+            "prefix": prefix,
             "layers": loaded.kv_layers,
             "dtype": "float32",
             "num_kv_heads": pool.num_kv_heads,

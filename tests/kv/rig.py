@@ -26,6 +26,7 @@ from slipstream.bench.faults import FaultProxy
 from slipstream.core.layer_plan import Skips
 from slipstream.engine.runner import ModelRunner
 from slipstream.engine.step_cost import StepCost
+from slipstream.wire.endpoints import Endpoints
 from slipstream.wire.host import host_id
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import (
@@ -37,9 +38,11 @@ from slipstream.wire.proto import (
 )
 from slipstream.wire.transport import Server
 from tests.integration.processes import until
+from verifier_service.drafter_choice import DrafterChoice, Drafters
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.engine import VerifierEngine
 from verifier_service.kv_holder import KvHolder
+from verifier_service.kv_import import KvImports
 from verifier_service.kv_servicer import KvServicer
 from verifier_service.layouts import Drafter as DrafterPlace
 from verifier_service.placement import Placement
@@ -53,6 +56,8 @@ from verifier_service.telemetry import Telemetry
 CORES = (0, 1)
 # What an adaptive drafter begins with.
 SKIPS = Skips(mlp=frozenset({1}))
+# However busy the machine is, a pull that gets on is not given up.
+IMPORT_SECONDS = 4.0
 FIXED = SpeculationSettings(window=8, length=8)
 
 
@@ -83,6 +88,7 @@ class Verifier:
     address: str
     engine: VerifierEngine
     kv: KvServicer
+    link: DrafterLink
 
     async def on_engine(self, action: Callable[[KvHolder], object]) -> object:
         return await asyncio.wrap_future(self.engine.call(lambda: action(self.engine.kv)))
@@ -96,10 +102,11 @@ async def drafter(
     ngram: Assistance = "off",
     early_stop: Stopping = "off",
     adaptive: bool = False,
+    zone: str = "",
     **options: object,
 ) -> AsyncIterator[Drafter]:
     context = KvContext(runner, mode, **options)  # type: ignore[arg-type]
-    servicer = DrafterServicer(context, CORES)
+    servicer = DrafterServicer(context, CORES, zone=zone)
     parts: list[Part] = [context]
     if adaptive:
         cost = StepCost(0.001, 0.001, 0.001, runner.loaded.skips.num_layers)
@@ -192,6 +199,9 @@ async def verifier(
     drafter_address: str = "",
     *,
     kv_address: str | None = None,
+    incarnation: str = "first life",
+    zone: str = "",
+    limits: Limits | None = None,
     holder: KvHolder | None = None,
     pause: float = 0.008,
     drafting: SpeculationSettings = FIXED,
@@ -201,25 +211,29 @@ async def verifier(
 
     Args:
         kv_address: what it tells the drafter instead of its own address.
+        drafter_address: several, too, separated by commas.
+        incarnation: names its life.
         pause: seconds by which each of its steps is longer, so that the drafter keeps up.
     """
     forward = runner.forward
 
-    def slowly(segments):
+    def slowly(segments, hidden=None):
         time.sleep(pause)
-        return forward(segments)
+        return forward(segments, hidden)
 
     runner.forward = slowly  # type: ignore[method-assign]
     server = Server("127.0.0.1:0", ["slipstream.v1.VerifierService", "slipstream.v1.KvService"])
     address = f"127.0.0.1:{server.bind()}"
     loaded = runner.loaded
     mailbox = Mailbox(asyncio.get_running_loop())
+    endpoints = Endpoints(drafter_address or "127.0.0.1:1", "--drafter")
+    drafters = Drafters(endpoints, loaded.fingerprint, zone, incarnation)
     link = DrafterLink(
-        drafter_address,
+        DrafterChoice(drafters),
         drafter_pb2.Hello(
             model_fingerprint=loaded.fingerprint,
             vocab_size=loaded.config.vocab_size,
-            incarnation="first life",
+            incarnation=incarnation,
             kv_address=address if kv_address is None else kv_address,
         ),
         mailbox,
@@ -231,10 +245,12 @@ async def verifier(
         {1: 0.001, 32: 0.002},
         Placement(placement, DrafterPlace(host_id(), frozenset(CORES)), lambda cores: None),
     )
-    engine = VerifierEngine(runner, speculation, limits=Limits(strict=True), kv=holder)
+    limits = limits or Limits(strict=True)
+    engine = VerifierEngine(runner, speculation, limits=limits, kv=holder)
     identity = Identity("tiny", "native", "strict", True)
-    servicer = VerifierServicer(engine, identity, link, mailbox)
-    kv = KvServicer(engine, address, "first life")
+    imports = KvImports(engine, address, incarnation, least=IMPORT_SECONDS)
+    servicer = VerifierServicer(engine, identity, link, mailbox, imports=imports)
+    kv = KvServicer(engine, address, incarnation)
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
     kv_pb2_grpc.add_KvServiceServicer_to_server(kv, server.grpc)
     await server.start()
@@ -243,13 +259,15 @@ async def verifier(
     try:
         if linking is not None:
             await until(lambda: link.connected)
-        yield Verifier(address, engine, kv)
+        yield Verifier(address, engine, kv, link)
     finally:
         if linking is not None:
             linking.cancel()
         await server.stop(0)
+        await imports.close()
         await asyncio.to_thread(engine.stop)
         assert runner.pool.num_used == 0
+        runner.forward = forward  # type: ignore[method-assign]
 
 
 def rows_of(runner: ModelRunner, table, layers: tuple[int, ...], start: int, end: int):

@@ -13,7 +13,8 @@ from slipstream.engine.kv_rows import as_tensor
 from slipstream.engine.sequence import Sequence
 from tests.kv.rig import rows_of
 from tests.verifier.rig import Rig
-from verifier_service.kv_holder import KvHolder, Lease, Read
+from verifier_service.kv_holder import KvHolder
+from verifier_service.kv_lease import Lease, Read
 from verifier_service.plan import Limits
 
 PROMPT = tuple(range(10, 60))
@@ -29,10 +30,11 @@ class Clock:
 class HolderRig(Rig):
     """Beside the engine, a clock that stands still."""
 
-    def __init__(self, runner, *, chunk: int = 16, **bounds) -> None:
+    def __init__(self, runner, *, chunk: int = 16, limits: Limits | None = None, **bounds) -> None:
         self.clock = Clock()
         self.kv = KvHolder(runner, clock=self.clock, **bounds)
-        super().__init__(runner, limits=Limits(prefill_chunk=chunk, strict=True), kv=self.kv)
+        limits = limits or Limits(prefill_chunk=chunk, strict=True)
+        super().__init__(runner, limits=limits, kv=self.kv)
 
     def steps(self, count: int) -> None:
         for _ in range(count):
@@ -69,7 +71,7 @@ def test_reads_come_as_they_are_computed(runner) -> None:
     assert [read.done.done() for read in reads] == [True, False, False]
     rig.steps(2)
     assert [read.done.done() for read in reads] == [True, True, True]
-    table = lease.sequence.table
+    table = lease.text.table
     for read in reads:
         rows = read.done.result()
         wanted = rows_of(runner, table, (0, 1), rows.start, rows.end)
@@ -110,7 +112,7 @@ def test_outlives_its_sequence(runner) -> None:
     outcome = rig.submit(PROMPT, max_tokens=200)
     rig.steps(5)
     lease = rig.lease()
-    before = rows_of(runner, lease.sequence.table, (0, 1), 0, 50).clone()
+    before = rows_of(runner, lease.text.table, (0, 1), 0, 50).clone()
     outcome.cancel()
     rig.steps(1)
     assert runner.pool.num_used == 4 == rig.kv.num_kept
@@ -228,8 +230,8 @@ def test_the_sequence_that_is_meant(runner) -> None:
     rig.steps(4)
     numbers = list(rig.kv._running)
     for number in numbers:
-        assert rig.lease(number=number).sequence is rig.kv._running[number]
-    assert rig.lease(number=999).sequence is rig.kv._running[numbers[0]]
+        assert rig.lease(number=number).text is rig.kv._running[number]
+    assert rig.lease(number=999).text is rig.kv._running[numbers[0]]
     for outcome in outcomes:
         outcome.cancel()
     rig.steps(1)

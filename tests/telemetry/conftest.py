@@ -17,10 +17,12 @@ from drafter_service.shard_engine import ShardEngine
 from gateway.metrics import Metrics
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.runner import ModelRunner
+from slipstream.wire.endpoints import Endpoints
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import drafter_pb2
 from slipstream.wire.telemetry.metrics import PREFIX
 from tests.verifier.rig import Rig, write_checkpoint
+from verifier_service.drafter_choice import DrafterChoice, Drafters
 from verifier_service.drafter_link import DrafterLink
 from verifier_service.metrics import VerifierMetrics
 from verifier_service.rounds import Rounds
@@ -39,7 +41,8 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
 def exported(runner: ModelRunner) -> Exported:
     engine = Rig(runner).engine
     loop = asyncio.new_event_loop()
-    link = DrafterLink("127.0.0.1:1", drafter_pb2.Hello(), Mailbox(loop), Rounds(engine.telemetry))
+    choice = DrafterChoice(Drafters(Endpoints("127.0.0.1:1", "--drafter"), ""))
+    link = DrafterLink(choice, drafter_pb2.Hello(), Mailbox(loop), Rounds(engine.telemetry))
     drafter = DrafterEngine(runner, lambda *_: None)
     watch, shard = Watch(), ShardCounters()
     reads: dict[str, Callable[[], object]] = {
