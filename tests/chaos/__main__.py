@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -77,8 +76,6 @@ def settings(given: argparse.Namespace) -> ChaosSettings:
 async def run(given: argparse.Namespace) -> int:
     """The exit code. Raises SlipstreamError where there is no stack to disturb."""
     end_on_signals()
-    # What starts a process here does nothing between fork and exec that gRPC would have to know of.
-    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     report = await chaos(settings(given), _say)
     for line in report.lines():
         _say(line)

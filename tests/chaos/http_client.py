@@ -138,7 +138,7 @@ class HttpClient:
                 raise
             answer.ways["polled"] += 1
             if found.get("status") == "completed":
-                answer.body(found.get("response") or found, self._clock())
+                answer.body(found["result"], self._clock())
                 return
             if found.get("status") == "failed":
                 error = found.get("error") or {}

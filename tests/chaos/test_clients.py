@@ -169,7 +169,7 @@ async def test_whole_answers_are_asked_for_again_and_fetched_later():
         httpx.Response(202, json={"id": "r", "status": "in_progress"}),
         httpx.Response(200, json={"id": "r", "status": "in_progress"}),
         httpx.ReadError("cut"),
-        httpx.Response(200, json=whole(status="completed")),
+        httpx.Response(200, json={"id": "r", "status": "completed", "result": whole()}),
     )
     client, _ = server.client()
     answer = await client.ask(ASK, "background", "key", {})
