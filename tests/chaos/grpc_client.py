@@ -50,10 +50,9 @@ class GrpcClient:
         if answer.last_event:
             request = gateway_pb2.GatewayServiceGenerateRequest(resume_from=answer.last_event)
         else:
-            answer.begin_again()
+            self._tries.anew(answer)
             request = grpc_request(ask, idempotency_key=key, **extra)
-        if answer.ways["tried"]:
-            answer.ways["resumed" if answer.last_event else "repeated"] += 1
+        tried = answer.ways["tried"] > 0
         answer.ways["tried"] += 1
         stub = gateway_pb2_grpc.GatewayServiceStub(self._channels[self._tries.gateway.grpc])
         call = stub.Generate(request, timeout=max(1.0, self._tries.left))
@@ -64,6 +63,9 @@ class GrpcClient:
                 if message is grpc.aio.EOF:
                     break
                 self._tries.progress()
+                if tried:
+                    answer.ways["resumed" if request.resume_from else "repeated"] += 1
+                    tried = False
                 answer.named(message.event_id, answer.message(message, self._clock()))
         except TimeoutError as failure:
             raise Broken("the stream is silent") from failure

@@ -80,8 +80,7 @@ class HttpClient:
             path = f"/v1/generations/{answer.request_id}/events"
             method, sent, headers = "GET", None, {"Last-Event-ID": answer.last_event}
         else:
-            # Whatever came without a name comes again.
-            answer.begin_again()
+            self._tries.anew(answer)
             method, sent = "POST", body
         tried = answer.ways["tried"] > 0
         answer.ways["tried"] += 1

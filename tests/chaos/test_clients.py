@@ -35,8 +35,8 @@ DOORS = (Gateway("http://one", ""), Gateway("http://two", ""))
 class Stream(httpx.AsyncByteStream):
     """Events of an answer from token `begin` on, cut before token `cut`."""
 
-    def __init__(self, begin=0, cut=None, error=None, session=None):
-        self.begin, self.cut, self.error, self.session = begin, cut, error, session
+    def __init__(self, begin=0, cut=None, error=None, named=True):
+        self.begin, self.cut, self.error, self.named = begin, cut, error, named
 
     async def __aiter__(self):
         stop = len(TOKENS) if self.cut is None else self.cut
@@ -50,11 +50,11 @@ class Stream(httpx.AsyncByteStream):
             raise httpx.ReadError("cut")
         ending = {"index": 0, "delta": {}, "finish_reason": "length"}
         yield self.event("r/4.", choices=[ending])
-        yield self.event("r/end", choices=[], usage=USAGE, session=self.session)
+        yield self.event("r/end", choices=[], usage=USAGE)
         yield b"data: [DONE]\n\n"
 
     def event(self, name, **content):
-        first = f"id: {name}\n" if name else ""
+        first = f"id: {name}\n" if name and self.named else ""
         return f"{first}data: {json.dumps({'id': 'r', **content})}\n\n".encode()
 
 
@@ -141,6 +141,21 @@ async def test_a_generation_that_is_gone_is_lost_unless_the_store_was_away():
     assert judge(answer, TRUTH).verdict is Verdict.RIGHT
     assert answer.partials[0][0].text == "ab"
     assert answer.ways["begun again"] == 1
+
+
+async def test_a_stream_without_event_ids_is_lost_when_it_breaks():
+    """Its client does not just ask again, which would hide that it cannot be resumed; unless the
+    store was away, of course, or nothing had come yet."""
+    client, _ = Scripted(Stream(cut=2, named=False), Stream(named=False)).client()
+    found = judge(await client.ask(ASK, "stream", "key", {}), TRUTH)
+    assert (found.verdict, "no ids" in found.detail) == (Verdict.LOST, True)
+    history = StoreHistory()
+    history.leaves(asyncio.get_running_loop().time())
+    script = Stream(cut=0, named=False), Stream(cut=2, named=False), Stream(named=False)
+    client, _ = Scripted(*script).client(history)
+    answer = await client.ask(ASK, "stream", "key", {})
+    assert judge(answer, TRUTH).verdict is Verdict.RIGHT
+    assert (answer.ways["repeated"], answer.ways["begun again"]) == (2, 1)
 
 
 async def test_a_fault_of_the_servers_own_is_told():

@@ -119,6 +119,19 @@ class Tries:
                 raise GaveUp(str(failure))
         await self._again(failure)
 
+    def anew(self, answer: Answer) -> None:
+        """Before a stream is asked for that has no event to resume behind: that is repeating it,
+        unless some of the answer came already, which nobody shall need twice.
+
+        Raises:
+            GaveUp: some did, and the store was well.
+        """
+        if any(heard.text or heard.token_ids for heard in answer.choices.values()):
+            if not self.may_be_forgotten:
+                raise GaveUp("the stream broke, and its events had no ids to resume behind")
+            answer.ways["begun again"] += 1
+        answer.begin_again()
+
     async def _again(self, why: Exception) -> None:
         """Waits as long as it was told to, else a little longer each time; then another gateway.
 
