@@ -43,8 +43,10 @@ class EventOrder:
         for index in carrying:
             if index >= len(places):
                 return f"event {event!r} does not count continuation {index}"
-            count = places[index][0]
-            if count <= self._carried.get(index, 0):
+            count, ended = places[index]
+            # What was held back in case a stop string would come is told with the end.
+            ends_now = ended and not (index < len(before) and before[index][1])
+            if count < self._carried.get(index, 0) + (not ends_now):
                 return f"event {event!r}: continuation {index} had come to {count} already"
             self._carried[index] = count
         return ""

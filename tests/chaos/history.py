@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 # After the store is well again: until breakers have closed, and what was begun meanwhile is over.
-_AFTERMATH = 15.0
+_AFTERMATH = 8.0
 
 
 @dataclass(slots=True)

@@ -44,6 +44,8 @@ _NOTICE = 3.0
 # A process that loads torch takes seconds of a core: no more often than this.
 _TORCH_GAP = 7.0
 _EMPTY_GAP = 40.0
+# While the store is away generations may be begun again: most of the time they may not.
+_STORE_GAP = 25.0
 _BLACKOUT_GAP = 45.0
 _DRAWS = 50
 
@@ -76,6 +78,7 @@ class _Rules:
     busy_until: dict[str, float] = field(default_factory=dict)
     away_until: dict[str, float] = field(default_factory=dict)
     torch_free: float = 0.0
+    store_free: float = 4.0
     empty_free: float = 4.0
     blackout_free: float = 8.0
 
@@ -85,6 +88,8 @@ class _Rules:
         if _starts_torch(fault) and fault.at < self.torch_free:
             return False
         if fault.kind == "empty" and fault.at < self.empty_free:
+            return False
+        if hits_store(fault) and fault.at < self.store_free:
             return False
         verifiers = self.topology.of("verifier")
         if fault.kind == "blackout":
@@ -109,6 +114,8 @@ class _Rules:
             self.away_until[hit] = max(self.away_until.get(hit, 0.0), over)
         if _starts_torch(fault):
             self.torch_free = fault.at + _TORCH_GAP
+        if hits_store(fault):
+            self.store_free = fault.at + _STORE_GAP
         if fault.kind == "empty":
             self.empty_free = fault.at + _EMPTY_GAP
 
@@ -119,6 +126,11 @@ class _Rules:
 def _starts_torch(fault: Fault) -> bool:
     ends_it = fault.kind in ("kill", "term", "blackout")
     return ends_it and fault.target.startswith(("verifier", "drafter"))
+
+
+def hits_store(fault: Fault) -> bool:
+    """Whether somebody cannot reach the store because of it, or only late."""
+    return fault.target == STORE or ends(fault.target)[1] == STORE
 
 
 def verifier_lost(fault: Fault) -> str | None:

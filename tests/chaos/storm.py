@@ -12,9 +12,9 @@ from slipstream.bench.faults import Direction, FaultProxy
 from slipstream.core.errors import DeadlineExceeded
 from tests.chaos.history import StoreHistory
 from tests.chaos.processes import Process
-from tests.chaos.schedule import Fault, verifier_lost
+from tests.chaos.schedule import Fault, hits_store, verifier_lost
 from tests.chaos.stack import READY_SECONDS, Stack
-from tests.chaos.topology import STORE, role_of
+from tests.chaos.topology import role_of
 
 # What freezes and lateness do to a link.
 _DIRECTIONS: tuple[Direction, ...] = ("both", "both", "outward", "homeward")
@@ -143,7 +143,7 @@ class Storm:
     @contextmanager
     def _noted(self, fault: Fault) -> Iterator[None]:
         """Tells the history while the store, or a way to it, is disturbed."""
-        if not (fault.target == STORE or fault.target.endswith(f">{STORE}")):
+        if not hits_store(fault):
             yield
             return
         clock = asyncio.get_running_loop().time

@@ -60,8 +60,8 @@ def test_a_verifier_is_left(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_costs_much_is_rare(seed):
-    """Starts of processes that load torch, and losses of all that is stored, keep their distance;
-    nothing is hit again before it is well."""
+    """Starts of processes that load torch, losses of all that is stored, and troubles of the store
+    keep their distance; nothing is hit again before it is well."""
     faults = first(400, seed)
     torch = [
         f.at
@@ -71,6 +71,8 @@ def test_what_costs_much_is_rare(seed):
     assert all(b - a >= 7.0 for a, b in pairwise(torch))
     empty = [fault.at for fault in faults if fault.kind == "empty"]
     assert all(b - a >= 40.0 for a, b in pairwise(empty))
+    store = [fault.at for fault in faults if STORE in fault.target]
+    assert all(b - a >= 25.0 for a, b in pairwise(store))
     well: dict[str, float] = {}
     for fault in faults:
         assert well.get(fault.target, 0.0) <= fault.at

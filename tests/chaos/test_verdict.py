@@ -114,7 +114,7 @@ def test_events_only_ever_grow():
     order = EventOrder()
     steps = [
         ("r/0", ()), ("r/0", ()), ("r/3", (0,)), ("r/3,2", (1,)), ("r/5,2", (0,)),
-        ("r/5.,2", ()), ("r/5.,9", (1,)), ("r/5.,9.", ()), ("r/end", ()),
+        ("r/5.,2", (0,)), ("r/5.,9", (1,)), ("r/5.,9.", ()), ("r/end", ()),
     ]  # fmt: skip
     assert [order.take(*step) for step in steps] == [""] * len(steps)
     assert order.ended
@@ -127,6 +127,7 @@ def test_events_only_ever_grow():
         return fresh.take(*last)
 
     assert "had come to 3" in complaint(("r/3", (0,)), ("r/3", (0,)))
+    assert "had come to 3" in complaint(("r/3.", (0,)), ("r/3.", (0,)))
     assert "goes back" in complaint(("r/3", (0,)), ("r/2", (0,)))
     assert "goes back" in complaint(("r/3,1", (0,)), ("r/4", (0,)))
     assert "goes back" in complaint(("r/3.", ()), ("r/3", ()))

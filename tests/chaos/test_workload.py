@@ -88,7 +88,7 @@ def test_only_a_disturbed_store_may_forget():
     history.is_back(number, 105.0)
     assert history.away == [(100.0, 105.0)]
     assert history.was_away(110.0, 130.0)
-    assert not history.was_away(121.0, math.inf)
+    assert not history.was_away(114.0, math.inf)
     history.emptied.append(102.0)
     assert history.was_emptied(50.0, 103.0)
     assert not history.was_emptied(103.0, 200.0)
