@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -27,7 +26,6 @@ def storm(tmp_path):
         done = subprocess.run(
             words,
             cwd=ROOT,
-            env={**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"},
             capture_output=True,
             text=True,
             timeout=SECONDS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -14,7 +15,7 @@ from tests.chaos.schedule import Fault
 from tests.chaos.stack import Options, running_stack
 from tests.chaos.storm import Storm
 from tests.chaos.topology import STORE, Topology
-from tests.integration.processes import until
+from tests.integration.processes import ROOT, until
 
 ALONE = Topology(0, 0, 0)
 
@@ -96,6 +97,31 @@ async def test_who_ends_unasked_is_told_of_and_started_again(tmp_path):
     await rude.terminate()
     assert rude.complaints == ["rude ended with exit code -15 after SIGTERM"]
     await rude.close()
+
+
+async def test_nobody_outlives_the_storm(tmp_path):
+    """Who is killed in the middle of a storm takes its processes along."""
+    code = (
+        "import asyncio, pathlib, sys\n"
+        "from tests.chaos.processes import Process\n"
+        "async def main():\n"
+        "    async def ready(): return True\n"
+        "    child = Process('sleeper', ['sleep', '60'], pathlib.Path(sys.argv[1]), ready)\n"
+        "    await child.start()\n"
+        "    print(child.pid, flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, str(tmp_path)), stdout=asyncio.subprocess.PIPE, cwd=ROOT
+    )
+    assert parent.stdout is not None
+    pid = int(await parent.stdout.readline())
+    words = Path(f"/proc/{pid}/cmdline")
+    await until(lambda: words.read_bytes().startswith(b"sleep"))
+    parent.kill()
+    await parent.wait()
+    await until(lambda: not (words.exists() and words.read_bytes()))
 
 
 async def test_a_stopped_process_is_not_ready(tmp_path):
