@@ -48,7 +48,7 @@ class Crowd:
         outcomes: of generations, in the order they ended.
         sessions: that dialogues took, also those that the store forgot.
         unstored: answers to turns that said that they are not in the store.
-        fault: set as soon as an answer is not right.
+        fault: set as soon as an answer is not right; `say` is told what it is.
     """
 
     gateways: Sequence[Gateway]
@@ -58,23 +58,20 @@ class Crowd:
     seed: int
     web: httpx.AsyncClient
     channels: Mapping[str, grpc.aio.Channel]
-    patience: float = PATIENCE
+    patience: float
+    say: Callable[[str], None]
     outcomes: list[Outcome] = field(default_factory=list)
     sessions: list[SessionLog] = field(default_factory=list)
     unstored: int = 0
     fault: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def work(self, jobs: Sequence[Job], at_once: int, say: Callable[[str], None]) -> None:
+    async def work(self, jobs: Sequence[Job], at_once: int) -> None:
         """Does all jobs, so many at a time."""
         waiting = iter(jobs)
 
         async def client() -> None:
             for job in waiting:
                 await self._do(job)
-                for outcome in self.outcomes[-job.generations :]:
-                    if outcome.finding.verdict is not Verdict.RIGHT:
-                        finding = outcome.finding
-                        say(f"{outcome.name} ({outcome.way}): {finding.verdict}: {finding.detail}")
 
         async with asyncio.TaskGroup() as group:
             for _ in range(at_once):
@@ -102,21 +99,27 @@ class Crowd:
         played = await play(dialogue, f"{self.seed}-{dialogue.name}", tries, ask)
         self.sessions += played.sessions
         self.unstored += played.unstored
+        way, right = f"session, {job.way}", True
         for turn, answer in played.answers:
             name = dialogue.turns[turn].name
-            self._note(name, f"session, {job.way}", answer, name)
-        if played.failure and all(o.finding.verdict is Verdict.RIGHT for o in self.outcomes[-1:]):
-            found = Finding(Verdict.LOST, played.failure)
+            right = self._note(name, way, answer, name) and right
+        if played.failure and right:
+            # No single answer is wrong, and the conversation could not be held all the same.
             last = played.answers[-1][1] if played.answers else Answer()
-            self._add(Outcome(dialogue.name, f"session, {job.way}", found, last))
+            self._add(Outcome(dialogue.name, way, Finding(Verdict.LOST, played.failure), last))
 
-    def _note(self, name: str, way: str, answer: Answer, known: str) -> None:
-        self._add(Outcome(name, way, judge(answer, self.known[known].truth), answer))
+    def _note(self, name: str, way: str, answer: Answer, known: str) -> bool:
+        """Judges an answer; whether it is right."""
+        return self._add(Outcome(name, way, judge(answer, self.known[known].truth), answer))
 
-    def _add(self, outcome: Outcome) -> None:
+    def _add(self, outcome: Outcome) -> bool:
         self.outcomes.append(outcome)
-        if outcome.finding.verdict is not Verdict.RIGHT:
-            self.fault.set()
+        finding = outcome.finding
+        if finding.verdict is Verdict.RIGHT:
+            return True
+        self.say(f"{outcome.name} ({outcome.way}): {finding.verdict}: {finding.detail}")
+        self.fault.set()
+        return False
 
 
 @asynccontextmanager
@@ -126,7 +129,8 @@ async def crowd(
     history: StoreHistory,
     model: str,
     seed: int,
-    patience: float = PATIENCE,
+    patience: float,
+    say: Callable[[str], None],
 ) -> AsyncIterator[Crowd]:
     """Clients with connections of their own, which end with the context."""
     async with AsyncExitStack() as exits:
@@ -135,4 +139,4 @@ async def crowd(
             gateway.grpc: await exits.enter_async_context(channel(gateway.grpc))
             for gateway in gateways
         }
-        yield Crowd(gateways, known, history, model, seed, web, channels, patience)
+        yield Crowd(gateways, known, history, model, seed, web, channels, patience, say)

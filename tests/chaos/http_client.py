@@ -65,6 +65,8 @@ class HttpClient:
                     await self._tries.after(failure, answer)
         except GaveUp as failure:
             answer.failure = str(failure)
+        except (KeyError, TypeError, ValueError) as failure:
+            answer.failure = f"an answer that is none: {failure!r}"
         answer.ended = self._clock()
         return answer
 

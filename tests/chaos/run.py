@@ -99,10 +99,10 @@ async def _on(stack: Stack, settings: ChaosSettings, say: Callable[[str], None])
     doors = [stack.addresses[name] for name in stack.topology.of("gateway")]
     say(f"{asked.generations} generations, {settings.at_once} at once, in a storm:")
     began = clock()
-    clients = crowd(stack.gateways, known, history, MODEL, settings.seed, settings.patience)
+    clients = crowd(stack.gateways, known, history, MODEL, settings.seed, settings.patience, say)
     async with clients as folk, counting(doors) as counters, _calm_after(storm, stack, say):
         async with storm.blowing(faults):
-            await _work(folk, asked, settings, say)
+            await _work(folk, asked, settings)
         report.seconds = clock() - began
     report.struck, report.outcomes, report.sessions = storm.struck, folk.outcomes, folk.sessions
     report.unstored, report.counters = folk.unstored, counters.totals
@@ -133,11 +133,9 @@ async def _truths(stack: Stack, asked: Workload) -> dict[str, Known]:
     return await truths(door, asked, lambda i: tokenizer.token_bytes(i).decode(errors="replace"))
 
 
-async def _work(
-    folk: Crowd, asked: Workload, settings: ChaosSettings, say: Callable[[str], None]
-) -> None:
+async def _work(folk: Crowd, asked: Workload, settings: ChaosSettings) -> None:
     """Until all jobs are done or, where that is wanted, one answer is not right."""
-    work = asyncio.create_task(folk.work(asked.jobs, settings.at_once, say))
+    work = asyncio.create_task(folk.work(asked.jobs, settings.at_once))
     waits = {work}
     if settings.stop_at_fault:
         waits.add(asyncio.create_task(folk.fault.wait()))  # type: ignore[arg-type]

@@ -37,6 +37,8 @@ _WEIGHTS = {
     "kill": 8, "stop": 5, "term": 5, "empty": 1, "blackout": 1,
     "cut": 5, "freeze": 3, "delay": 3, "corrupt": 4,
 }  # fmt: skip
+# Of targets. The rules spare verifiers most, and they are what it is about.
+_ROLE_WEIGHTS = {"verifier": 4, "gateway": 2, "drafter": 2, STORE: 2, "verifiers": 1, "link": 1}
 # Seconds from a start to serving, with all others busy on the same cores.
 _START = {"gateway": 5.0, "verifier": 12.0, "drafter": 12.0, STORE: 1.0}
 # Until others have noticed that a process or a link is well again.
@@ -196,7 +198,9 @@ def schedule(
         now += min(max(0.2, draw.expovariate(1 / every)), 3 * every)
         for _ in range(_DRAWS):
             kind = draw.choices(drawn, weights)[0]
-            target = draw.choice(by_kind[kind]).target
+            targets = [each.target for each in by_kind[kind]]
+            heavy = [_ROLE_WEIGHTS[role_of(target)] for target in targets]
+            target = draw.choices(targets, heavy)[0]
             seconds = round(draw.uniform(*_SECONDS[kind]), 2)
             fault = Fault(round(now, 2), kind, target, seconds, draw.random())
             if rules.allow(fault):

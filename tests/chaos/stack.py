@@ -181,7 +181,7 @@ def _redis(stack: Stack, name: str) -> list[str]:
 
 async def _http_ready(address: str) -> bool:
     try:
-        async with httpx.AsyncClient(timeout=3.0, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=3.0, trust_env=False, verify=False) as client:
             return (await client.get(f"http://{address}/ready")).status_code == 200
     except httpx.HTTPError:
         return False

@@ -98,7 +98,7 @@ def test_counters_outlive_processes():
     """A counter that is lower than before has begun again; other metrics are left alone."""
     page = (
         "# TYPE slipstream:failovers counter\n"
-        'slipstream:failovers_total{model_name="m",reason="lost"} 3.0\n'
+        'slipstream:failovers_total{component="gateway",model_name="m",reason="lost"} 3.0\n'
         "# TYPE slipstream:prompt_tokens counter\n"
         'slipstream:prompt_tokens_total{model_name="m"} 9.0\n'
     )
