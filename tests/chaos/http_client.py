@@ -111,9 +111,11 @@ class HttpClient:
         headers: Mapping[str, str],
     ) -> None:
         """Raises Refused and Broken."""
-        answer.ways["repeated" if answer.ways["tried"] else "asked"] += 1
+        tried = answer.ways["tried"] > 0
         answer.ways["tried"] += 1
-        answer.body(await self._json("POST", path, body, headers), self._clock())
+        content = await self._json("POST", path, body, headers)
+        answer.ways["repeated"] += tried
+        answer.body(content, self._clock())
 
     async def _background(
         self,

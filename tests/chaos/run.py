@@ -103,11 +103,12 @@ async def _on(stack: Stack, settings: ChaosSettings, say: Callable[[str], None])
     async with clients as folk, counting(doors) as counters, _calm_after(storm, stack, say):
         async with storm.blowing(faults):
             await _work(folk, asked, settings)
+            storm.abandoned = settings.stop_at_fault and folk.fault.is_set()
         report.seconds = clock() - began
     report.struck, report.outcomes, report.sessions = storm.struck, folk.outcomes, folk.sessions
     report.unstored, report.counters = folk.unstored, counters.totals
     report.lives = {name: process.lives for name, process in stack.processes.items()}
-    if not (settings.stop_at_fault and folk.fault.is_set()):
+    if not storm.abandoned:
         report.sessions_kept = await sessions_kept(stack, folk.sessions, history)
         report.held = await still_held(stack, before)
     report.wrong_processes = [*storm.failures, *stack.complaints()]
@@ -120,6 +121,8 @@ async def _calm_after(
 ) -> AsyncIterator[None]:
     """After the block, waits until everybody is well again; who does not get there is noted."""
     yield
+    if storm.abandoned:
+        return
     say("the storm is over; waiting until all are well")
     try:
         await stack.wait_ready()

@@ -37,6 +37,7 @@ class Storm:
     Attributes:
         struck: all faults that were due, in order.
         failures: where a process could not be brought back.
+        abandoned: nobody needs the stack any more: nothing is brought back.
     """
 
     stack: Stack
@@ -44,6 +45,7 @@ class Storm:
     say: Callable[[str], None]
     struck: list[Struck] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    abandoned: bool = False
     _hit: set[str] = field(default_factory=set)
     _strikes: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -57,7 +59,10 @@ class Storm:
             blowing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await blowing
-            await asyncio.gather(*self._strikes)
+            if self.abandoned:
+                for strike in self._strikes:
+                    strike.cancel()
+            await asyncio.gather(*self._strikes, return_exceptions=self.abandoned)
             self.stack.heal()
 
     async def _blow(self, faults: Iterable[Fault]) -> None:
