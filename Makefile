@@ -15,9 +15,10 @@ QUESTIONS ?=
 LOAD_ARGS ?=
 PEERS_ARGS ?=
 SOAK_MINUTES ?= 60
+CHAOS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format proto proto-check bench bench-drafting load soak bench-peers clean
+.PHONY: help setup run test lint format proto proto-check bench bench-drafting load soak chaos bench-peers clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +91,10 @@ load: $(STAMP) ## A minute of Locust against a stack of its own (LOAD_ARGS="..."
 soak: $(STAMP) ## The same for SOAK_MINUTES=60, with drafters killed at random
 	$(BIN)/python -m tests.load --kill-drafter --seconds $$((60 * $(SOAK_MINUTES))) --chats 40 \
 	  --out build/load/soak $(LOAD_ARGS)
+
+# Starts a stack of its own, too, and fails on anything but the undisturbed answers.
+chaos: $(STAMP) ## Kill processes at random while clients are answered (CHAOS_ARGS="--seed 7")
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 # The peers get virtual environments of their own under build/peers (5 GB); not part of make test.
 bench-peers: $(STAMP) ## The same Locust file against vLLM and transformers (PEERS_ARGS="...")
