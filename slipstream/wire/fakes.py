@@ -2,59 +2,44 @@
 
 async with FakeVerifier([5, 6, 7]) as verifier:
     channel = slipstream.wire.transport.channel(verifier.address)
+
+It can come to grief in all the ways in which real ones do, for tests of failover: `dies_after`,
+`breaks`, `hang_after`, and the methods `stop`, `drain` and `freeze`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Self
 
 import grpc
 
-from slipstream.core.errors import DeadlineExceeded, InvalidParameter, SlipstreamError
-from slipstream.core.params import SamplingParams
+from slipstream.core.errors import DeadlineExceeded, Draining, InvalidParameter
 from slipstream.wire import status
 from slipstream.wire.codec import sampling_from_proto, stop_from_proto
+from slipstream.wire.fake_behaviour import (
+    Break,
+    FakeBehaviour,
+    TokenFunction,
+    borders,
+    count_step,
+    token_of,
+)
 from slipstream.wire.proto import types_pb2, verifier_pb2, verifier_pb2_grpc
 from slipstream.wire.transport import Server
 
-TokenFunction = Callable[[Sequence[int], SamplingParams, int], int]
+__all__ = ["Break", "FakeBehaviour", "FakeVerifier", "TokenFunction"]
+
 _SERVICE = "slipstream.v1.VerifierService"
-
-
-@dataclass(frozen=True, slots=True)
-class FakeBehaviour:
-    """How the fake answers. All times in seconds.
-
-    Attributes:
-        tokens: a fixed script, after whose end the generation stops; or a function of the prompt,
-            the parameters and the number of tokens generated so far, that gives the next token.
-        chunks: how many tokens each message carries, in turn, and again from the start.
-        first_delay: before the first message.
-        delay: before every message.
-        error: raised instead of the message that would carry token number `error_after`.
-        hang_after: sends nothing from this token number on, until the call is cancelled.
-        beat: instead of nothing, a message without tokens every so many seconds; 0 for none.
-        speculative: the server's default for requests that leave it open.
-        cached: of a prompt's tokens, those that it says it had already.
-        keeps_deadlines: whether it ends what is past its deadline, as a verifier should.
-    """
-
-    tokens: Sequence[int] | TokenFunction
-    chunks: Sequence[int] = (1,)
-    first_delay: float = 0.0
-    delay: float = 0.0
-    error: SlipstreamError | None = None
-    error_after: int = 0
-    hang_after: int | None = None
-    beat: float = 0.0
-    speculative: bool = True
-    cached: int = 0
-    keeps_deadlines: bool = True
+_GIVEN_UP = verifier_pb2.GenerateResponse(finish_reason=types_pb2.FINISH_REASON_CANCELLED)
+_STATUSES = {
+    "unavailable": grpc.StatusCode.UNAVAILABLE,
+    "internal": grpc.StatusCode.INTERNAL,
+    "cancelled": grpc.StatusCode.CANCELLED,
+}
 
 
 class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
@@ -62,7 +47,7 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
 
     Args:
         behaviour: or just its tokens.
-        model: what GetModel tells.
+        model: what GetModel tells; without an incarnation it has a new one after each `start`.
 
     Attributes:
         address: once started.
@@ -70,6 +55,9 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
         metadata: what came with each of them.
         cancelled: the request ids whose calls were cancelled.
         running: calls in progress.
+        waiting: what it tells of calls that wait; `expected_wait`, of the seconds.
+        drafter_connected: what it tells of its drafter.
+        draining: since `drain`, until `start`.
         sent: tokens that the clients' connections have taken, by request id.
     """
 
@@ -88,12 +76,26 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
         self.requests: list[verifier_pb2.GenerateRequest] = []
         self.metadata: list[dict[str, Any]] = []
         self.cancelled: list[str] = []
-        self.running = 0
+        self.running = self.waiting = 0
+        self.expected_wait = 0.0
+        self.drafter_connected = self.draining = False
         self.sent: Counter[str] = Counter()
         self._server: Server | None = None
+        self._lives = 0
+        self._grace = 0.0
+        # Set when it drains, and while it is not frozen.
+        self._drain, self._thawed = asyncio.Event(), asyncio.Event()
+        self._thawed.set()
+        self._told: set[str] = set()
+        self._broken: set[tuple[str, int]] = set()
+        self._death: asyncio.Task[None] | None = None
 
     async def start(self, address: str = "127.0.0.1:0") -> str:
-        """Serves; returns the address."""
+        """Serves; returns the address. Again after `stop`, as a process that is started again."""
+        self.draining = False
+        self._drain.clear()
+        self._told.clear()
+        self._lives += 1
         server = Server(address, [_SERVICE])
         verifier_pb2_grpc.add_VerifierServiceServicer_to_server(self, server.grpc)
         port = await server.start()
@@ -107,6 +109,20 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
         if self._server is not None:
             await self._server.stop(grace=0)
             self._server = None
+
+    async def drain(self, seconds: float = 10.0) -> None:
+        """As at SIGTERM: refuses new calls, and tells those that run how long they may go on. It
+        stays as long as the test wants: `stop` ends it."""
+        self.draining, self._grace = True, seconds
+        self._drain.set()
+        await self.set_serving(False)
+
+    def freeze(self) -> None:
+        """As at SIGSTOP: answers nothing, closes nothing, until `thaw`."""
+        self._thawed.clear()
+
+    def thaw(self) -> None:
+        self._thawed.set()
 
     async def set_serving(self, serving: bool) -> None:
         """What its health check answers."""
@@ -122,12 +138,23 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
 
     @status.unary
     async def GetModel(self, request: Any, context: Any) -> verifier_pb2.GetModelResponse:  # noqa: N802, ARG002
-        return self.model
+        await self._thawed.wait()
+        told = verifier_pb2.GetModelResponse()
+        told.CopyFrom(self.model)
+        told.incarnation = told.incarnation or f"life {self._lives}"
+        told.draining = self.draining
+        return told
 
     @status.unary
     async def GetStatus(self, request: Any, context: Any) -> verifier_pb2.GetStatusResponse:  # noqa: N802, ARG002
+        await self._thawed.wait()
         return verifier_pb2.GetStatusResponse(
-            drafter_detail="a fake has no drafter", requests_running=self.running
+            drafter_connected=self.drafter_connected,
+            drafter_detail="" if self.drafter_connected else "a fake has no drafter",
+            requests_running=self.running,
+            requests_waiting=self.waiting,
+            expected_wait_seconds=self.expected_wait,
+            draining=self.draining,
         )
 
     @status.streaming
@@ -138,14 +165,22 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
     ) -> AsyncIterator[verifier_pb2.GenerateResponse]:
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata() or ()))
+        if self.draining:
+            raise Draining("the verifier is about to stop", retry_after=1.0)
+        behaviour = self.behaviour
         self.running += 1
         try:
-            kept = self.behaviour.keeps_deadlines and request.HasField("deadline_seconds")
+            kept = behaviour.keeps_deadlines and request.HasField("deadline_seconds")
             seconds = request.deadline_seconds if kept else None
             async with asyncio.timeout(seconds):
-                async for response in self._respond(request, self.behaviour):
+                async for response in self._respond(request, behaviour):
                     yield response
                     self.sent[request.request_id] += len(response.tokens)
+        except _Broken as broken:
+            if broken.how == "finish":
+                yield _GIVEN_UP
+            elif broken.how != "end":
+                await context.abort(_STATUSES[broken.how], "the stream broke")
         except TimeoutError as failure:
             raise DeadlineExceeded("the deadline is over") from failure
         except (asyncio.CancelledError, GeneratorExit):
@@ -162,29 +197,80 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
         if request.HasField("speculative"):
             speculative = request.speculative
         stats = types_pb2.SpeculationStats()
-        await asyncio.sleep(behaviour.first_delay)
-        sent = 0
-        for size in itertools.cycle(behaviour.chunks if speculative else (1,)):
-            chunk = ids[sent : sent + size]
-            await asyncio.sleep(behaviour.delay)
-            if behaviour.error is not None and sent + len(chunk) > behaviour.error_after:
-                raise behaviour.error
-            if behaviour.hang_after is not None and sent + len(chunk) > behaviour.hang_after:
-                async for beat in _hang(behaviour.beat):
-                    yield beat
-            sent += len(chunk)
-            _count(stats, len(chunk))
+        sent = len(request.committed_token_ids)
+        await self._pause(behaviour.first_delay)
+        for border in borders(behaviour.chunks if speculative else (1,), sent):
+            chunk = ids[sent:border]
+            end, last = sent + len(chunk), border >= len(ids)
+            await self._pause(behaviour.delay)
+            async for sign in self._before(request, behaviour, sent, end):
+                yield sign
+            count_step(stats, len(chunk))
             response = verifier_pb2.GenerateResponse(
-                tokens=[_token(token, request) for token in chunk],
+                tokens=[token_of(token, request) for token in chunk],
+                stats=stats if last or behaviour.tells_stats else None,
                 seed=request.sampling.seed,
                 cached_prompt_tokens=min(behaviour.cached, len(request.prompt_token_ids)),
             )
-            if sent >= len(ids):
+            how = self._break(request, behaviour, end, end + 1) if last else None
+            if last and how is None:
                 response.finish_reason = finish
-                response.stats.CopyFrom(stats)
-                yield response
-                return
             yield response
+            if how is not None:
+                raise _Broken(how)
+            if last:
+                return
+            sent = end
+
+    async def _before(
+        self, request: verifier_pb2.GenerateRequest, behaviour: FakeBehaviour, start: int, end: int
+    ) -> AsyncIterator[verifier_pb2.GenerateResponse]:
+        """What comes before the tokens from `start` up to `end`, or instead of them."""
+        await self._thawed.wait()
+        async for sign in self._told_draining(request):
+            yield sign
+        if behaviour.error is not None and end > behaviour.error_after:
+            raise behaviour.error
+        while behaviour.hang_after is not None and end > behaviour.hang_after:
+            await self._pause(behaviour.beat or 3600.0)
+            async for sign in self._told_draining(request):
+                yield sign
+            if behaviour.beat:
+                yield verifier_pb2.GenerateResponse()
+        if behaviour.dies_after is not None and end > behaviour.dies_after:
+            self._death = asyncio.create_task(self.stop())
+            # Cut there, with all the others.
+            await asyncio.sleep(3600.0)
+        how = self._break(request, behaviour, start, end)
+        if how is not None:
+            raise _Broken(how)
+
+    async def _told_draining(
+        self, request: verifier_pb2.GenerateRequest
+    ) -> AsyncIterator[verifier_pb2.GenerateResponse]:
+        """That it drains, once."""
+        if self.draining and request.request_id not in self._told:
+            self._told.add(request.request_id)
+            yield verifier_pb2.GenerateResponse(draining_seconds=self._grace)
+
+    def _break(
+        self, request: verifier_pb2.GenerateRequest, behaviour: FakeBehaviour, start: int, end: int
+    ) -> Break | None:
+        """How the stream breaks instead of the tokens from `start` up to `end`."""
+        for place, how in behaviour.breaks.items():
+            if start <= place < end and (request.request_id, place) not in self._broken:
+                self._broken.add((request.request_id, place))
+                return how
+        return None
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleeps; only until it drains, where it does."""
+        if seconds <= 0 or self.draining:
+            await asyncio.sleep(seconds)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._drain.wait()
 
     def _plan(
         self, request: verifier_pb2.GenerateRequest, behaviour: FakeBehaviour
@@ -197,6 +283,9 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
         ends = set(stop.stop_token_ids)
         if not stop.ignore_eos:
             ends.update(self.model.eos_token_ids)
+        committed = request.committed_token_ids
+        if len(committed) >= stop.max_tokens or ends.intersection(committed):
+            raise InvalidParameter("nothing is left to decide", param="committed_token_ids")
         ids: list[int] = []
         while len(ids) < stop.max_tokens:
             if callable(behaviour.tokens):
@@ -210,35 +299,9 @@ class FakeVerifier(verifier_pb2_grpc.VerifierServiceServicer):
         return ids, types_pb2.FINISH_REASON_LENGTH
 
 
-async def _hang(beat: float) -> AsyncIterator[verifier_pb2.GenerateResponse]:
-    """Never ends."""
-    while True:
-        await asyncio.sleep(beat or 3600.0)
-        yield verifier_pb2.GenerateResponse()
+class _Broken(Exception):
+    """The stream is to end here."""
 
-
-def _token(token: int, request: verifier_pb2.GenerateRequest) -> types_pb2.Token:
-    """With made-up log probabilities, the most likely first, where they are asked for."""
-    if not request.HasField("logprobs"):
-        return types_pb2.Token(id=token)
-    top = [
-        types_pb2.TopLogprob(token_id=token + rank, logprob=-0.5 - rank)
-        for rank in range(request.logprobs)
-    ]
-    return types_pb2.Token(id=token, logprob=-0.5, top_logprobs=top)
-
-
-def _count(stats: types_pb2.SpeculationStats, size: int) -> None:
-    """A message of k tokens is a step that accepted k - 1 drafts of k - 1."""
-    stats.num_steps += 1
-    accepted = size - 1
-    if accepted <= 0:
-        return
-    stats.num_spec_steps += 1
-    stats.num_draft_tokens += accepted
-    stats.num_accepted_tokens += accepted
-    histogram = list(stats.acceptance_histogram)
-    histogram += [0] * (accepted + 1 - len(histogram))
-    histogram[accepted] += 1
-    stats.ClearField("acceptance_histogram")
-    stats.acceptance_histogram.extend(histogram)
+    def __init__(self, how: Break) -> None:
+        super().__init__(how)
+        self.how = how
