@@ -148,9 +148,9 @@ class VerifierLink:
                     await self._look.wait()
             self._look.clear()
 
-    async def beat(self) -> None:
-        """Asks it once what it is and how it is."""
-        seconds, calls = self._beat_seconds, self.calls
+    async def beat(self, seconds: float | None = None) -> None:
+        """Asks it once what it is and how it is, for at most so long as is given, or a second."""
+        seconds, calls = seconds or self._beat_seconds, self.calls
         try:
             model, status, health = await asyncio.gather(
                 self._stub.GetModel(verifier_pb2.GetModelRequest(), timeout=seconds),
@@ -159,6 +159,13 @@ class VerifierLink:
             )
         except grpc.aio.AioRpcError as failure:
             self._missed(failure.details() or "", failure.code())
+            return
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # The channel was closed for a new one.
+            self._missed("its connection leads nowhere", grpc.StatusCode.CANCELLED)
             return
         if model is None or status is None or health is None:
             self._missed("its answer could not be read", grpc.StatusCode.DATA_LOSS)

@@ -18,6 +18,8 @@ from slipstream.wire.endpoints import Endpoints
 # Between two looks at DNS; and while nobody serves.
 _RESOLVE_SECONDS = 5.0
 _RESOLVE_SOON_SECONDS = 1.0
+# For all of them: probes allow a second as a rule, which one verifier that hangs must not use up.
+_READY_SECONDS = 0.5
 STATES = ("serving", "draining", "lost", "other model")
 log = logging.getLogger(__name__)
 
@@ -136,8 +138,8 @@ class VerifierPool:
         return found
 
     async def readiness(self) -> Readiness:
-        """Asks all verifiers now, for at most a second."""
-        await asyncio.gather(*(link.beat() for link in self._links.values()))
+        """Asks all verifiers now; one that answers late is taken as it was last known."""
+        await asyncio.gather(*(link.beat(_READY_SECONDS) for link in self._links.values()))
         key = self.key
         found = [link.describe(key) for link in self._links.values()]
         serving = [one for one in found if one.state == "serving"]
@@ -186,9 +188,11 @@ class VerifierPool:
                 self._links[address] = link
                 link.start()
         for address, link in list(self._links.items()):
-            link.wanted = address in addresses
+            if link.wanted != (address in addresses):
+                link.wanted = not link.wanted
+                log.info("verifier at %s is %s", address, "listed" if link.wanted else "not listed")
+                self._note()
             # What it runs it may finish; one that is gone for good takes its link with it.
             if not link.wanted and not link.calls:
                 del self._links[address]
                 await link.close()
-        self._note()

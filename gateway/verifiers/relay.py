@@ -148,7 +148,11 @@ class Relay:
     def _note_loss(self, link: VerifierLink, lost: Lost) -> None:
         """Raises what the client is told, where nobody is to go on."""
         trouble, tokens = self._trouble, len(self._job.committed_token_ids)
-        log.warning("%s: %s (%d tokens)", self._job.request_id, lost.error.message, tokens)
+        why = f"{lost.error.message} ({lost.reason})"
+        log.warning("%s, after %d tokens: %s", self._job.request_id, tokens, why)
+        if self._finish() is not None:
+            # It lost its last word only, which is known without it.
+            return
         silent_again = lost.reason == "silent" and trouble.silent
         trouble.lost(link, lost)
         if silent_again or trouble.losses > self._limits.failovers or not self._limits.failovers:
