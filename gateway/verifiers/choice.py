@@ -37,14 +37,15 @@ def choose(candidates: Sequence[VerifierLink], holder: str, zone: str) -> Verifi
     return random.choice([link for link in chosen if load[link] < least + _EQUAL])
 
 
-def key_of_most(serving: Iterable[VerifierLink], seen: Sequence[str]) -> str:
-    """The key that new requests get: that of most verifiers; among equals, the one seen last.
+def key_of_most(serving: Iterable[VerifierLink], current: str, seen: Sequence[str]) -> str:
+    """The key that new requests get: that of most verifiers.
 
-    So an upgrade to another model, one verifier after the other, turns at its middle, and one
+    So an upgrade to another model, one verifier after the other, turns behind its middle, and one
     verifier that was started with a wrong option gets no request. Empty where nobody serves.
 
     Args:
-        seen: keys in the order in which they were first seen.
+        current: kept where another has as many.
+        seen: keys in the order in which they were first seen; of others the newest is preferred.
     """
     counts = Counter(link.model.key for link in serving if link.model is not None)
-    return max(counts, key=lambda key: (counts[key], seen.index(key)), default="")
+    return max(counts, key=lambda key: (counts[key], key == current, seen.index(key)), default="")

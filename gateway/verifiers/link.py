@@ -23,7 +23,7 @@ from slipstream.wire.transport import channel
 
 # Between two heartbeats, and the deadline of each.
 _BEAT_SECONDS = 1.0
-# Of those after a stream has broken, which come at once.
+# Between those that come as a stream has broken; and no wait is looked after more often.
 _LEAST_SECONDS = 0.05
 _DEADLINE_GRACE_SECONDS = 0.25
 # Of each stream, for a client that is slow to read: thousands of tokens.
@@ -228,9 +228,9 @@ class VerifierLink:
     ) -> AsyncGenerator[verifier_pb2.GenerateResponse, None]:
         """The messages of one generation. Closing the iterator cancels the call at once.
 
-        Those without a token or an end only say that the verifier is there, or that it drains,
-        which is passed on. They count as such between two tokens; before the first one, where a
-        request may just wait, as nothing.
+        Those without a token or an end only say that the verifier is there, or that it drains; from
+        then on they are passed on. They count as such between two tokens; before the first one,
+        where a request may just wait, as nothing.
 
         Args:
             trace: names the span that the verifier's belongs to.
@@ -251,7 +251,8 @@ class VerifierLink:
         # What goes on where another one ended has been let in: silence is a fault from the start.
         limits, begun = self._limits, False
         idle = limits.idle if request.committed_token_ids else math.inf
-        watchdog = Watchdog(call.cancel, min(limits.first_token, limits.idle))
+        shortest = min(first_by - time.monotonic(), limits.idle)
+        watchdog = Watchdog(call.cancel, max(shortest, _LEAST_SECONDS))
         self._calls.add(call)
         try:
             while True:
@@ -268,6 +269,9 @@ class VerifierLink:
                     begun, idle = True, limits.idle
                 elif message.HasField("draining_seconds"):
                     self.drains()
+                    yield message
+                elif self._told_draining:
+                    # Another verifier may be there by now.
                     yield message
         except grpc.aio.AioRpcError as failure:
             raise self._translated(failure) from failure
@@ -297,8 +301,9 @@ class VerifierLink:
         if isinstance(error, Draining):
             self.drains()
         if isinstance(error, Lost) and error.reason == "connection":
-            # Whether it is there at all is seen to at once.
-            if failure.code() is grpc.StatusCode.UNAVAILABLE:
+            log.info("verifier at %s: %s: %s", self.address, failure.code().name, failure.details())
+            if not error.reached:
                 self._down(failure.details() or "connection lost")
+            # One stream that breaks may be nothing but that: a heartbeat tells, at once.
             self._look.set()
         return error

@@ -42,12 +42,17 @@ class VerifierPool:
 
     Args:
         zone: whose verifiers are preferred; empty: none.
+
+    Attributes:
+        key: of the model that new requests get, as `key_of_most` has it; the last one where nobody
+            serves, and empty where nobody ever did.
     """
 
     def __init__(
         self, endpoints: Endpoints, limits: Limits | None = None, *, zone: str = ""
     ) -> None:
         self.limits = limits or Limits()
+        self.key = ""
         self._endpoints = endpoints
         self._zone = zone
         self._links: dict[str, VerifierLink] = {}
@@ -72,14 +77,9 @@ class VerifierPool:
         return sum(link.calls for link in self._links.values())
 
     @property
-    def key(self) -> str:
-        """Of the model that new requests get, as `key_of_most` has it; empty: nobody serves."""
-        return key_of_most(self._serving(""), tuple(self._seen))
-
-    @property
     def known_model(self) -> ServedModel | None:
         """What is served, or was last."""
-        return self._seen.get(self.key) or next(reversed(self._seen.values()), None)
+        return self._seen.get(self.key)
 
     def model(self, key: str = "") -> ServedModel:
         """What is served now, with the shortest window of those who serve it.
@@ -90,7 +90,7 @@ class VerifierPool:
         Raises:
             Unavailable: no verifier serves it.
         """
-        models = [link.model for link in self._serving(key or self.key) if link.model is not None]
+        models = [link.model for link in self._serving(key or self.key) if link.model]
         if not models:
             raise self.nobody(key)
         return replace(models[0], context_length=min(model.context_length for model in models))
@@ -170,6 +170,7 @@ class VerifierPool:
             if model.key not in self._seen and self._seen:
                 log.warning("the verifier at %s has another model: %s", link.address, model.key)
             self._seen[model.key] = model
+        self.key = key_of_most(self._serving(""), self.key, tuple(self._seen)) or self.key
         self._change.set()
         self._change = asyncio.Event()
 

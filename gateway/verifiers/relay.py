@@ -159,7 +159,7 @@ class Relay:
             raise lost.error
         if not lost.passing and self._choose() is None:
             raise lost.error
-        self._go_on(lost.reason)
+        self._go_on(lost.reason, taken=lost.reached)
         if lost.reason == "cancelled":
             # It stops in order, and lends what it has until then.
             self._holder = link.kv_address
@@ -172,15 +172,15 @@ class Relay:
             return False
         log.info("%s: leaves the verifier at %s", self._job.request_id, link.address)
         self._holder = link.kv_address
-        self._go_on("draining")
+        self._go_on("draining", taken=True)
         return True
 
-    def _go_on(self, reason: str) -> None:
+    def _go_on(self, reason: str, *, taken: bool) -> None:
         self._metrics.failovers[reason] += 1
         self._trouble.since = time.monotonic()
         self._lost_at = self._lost_at or self._trouble.since
-        # A verifier took it already: it does not compete with what is new.
-        self._job.resumed = True
+        # Who took it once does not compete with what is new.
+        self._job.resumed = self._job.resumed or taken
 
     def _choose(self) -> VerifierLink | None:
         avoid = self._trouble.avoid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -11,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.course import Course, Past
 from slipstream.wire.fakes import FakeBehaviour
 from slipstream.wire.proto import gateway_pb2, gateway_pb2_grpc, types_pb2
 from slipstream.wire.transport import channel
 from tests.gateway.conftest import EOS
+from tests.gateway.pooled import core
 from tests.telemetry.scraped import values_of
 
 TEXT = "naïve 日本語 😀 Stop here, café"
@@ -110,7 +113,7 @@ def by_choice(text):
 
 @pytest.fixture
 async def cut(make_rig, ids):
-    async with make_rig(fakes=({}, {}), failover_timeout=20.0, max_failovers=3) as rig:
+    async with make_rig(fakes=({}, {}), failover_timeout=20.0) as rig:
         yield Cut(rig, ids)
 
 
@@ -122,7 +125,7 @@ places = st.dictionaries(
     max_size=4,
 )
 quick = settings(
-    max_examples=60,
+    max_examples=50,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -226,3 +229,28 @@ async def test_parameters_go_along(cut):
         first.ClearField(field)
         second.ClearField(field)
     assert first == second
+
+
+async def test_sums_at_another_gateway(tokenizer):
+    """What one gateway heard, another one goes on from: the last word speaks of both calls, and of
+    the prompt's cached tokens as the first one found them."""
+    behaviour = FakeBehaviour(list(range(50, 70)), (4, 1), cached=1, tells_stats=True)
+    async with core(tokenizer, behaviour, [{}]) as made:
+        *_, expected = [piece async for piece in made.pieces(max_tokens=18)]
+        messages = []
+        course = Course(heard=lambda _, message: messages.append(copy(message)))
+        async with contextlib.aclosing(made.pieces(course, max_tokens=18)) as pieces:
+            async for piece in pieces:
+                if piece.completion_tokens == 9:
+                    break
+        made.fakes[0].behaviour = replace(behaviour, cached=2)
+        course = Course(pasts=[Past(tuple(messages), 9)])
+        *_, last = [piece async for piece in made.pieces(course, max_tokens=18)]
+        assert last.stats == expected.stats
+        assert (last.cached_tokens, last.completion_tokens) == (1, 18)
+
+
+def copy(message):
+    made = type(message)()
+    made.CopyFrom(message)
+    return made

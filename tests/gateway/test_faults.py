@@ -181,6 +181,33 @@ async def test_ready_asks_the_health_check(rig):
     assert answer.json()["missing"] == [f"verifier at {rig.fake.address}: it is not serving"]
 
 
+async def test_ready_lists_all_verifiers(make_rig):
+    """One that serves is enough; what the others are is said, here and in the metrics."""
+    fakes = [{"zone": "a"}, {"zone": "b"}, {"zone": "b", "precision": "int8"}]
+    async with make_rig(fakes=fakes) as rig:
+        await rig.until_states(serving=2, other_model=1)
+        rig.fakes[1].drafter_connected = True
+        await rig.fakes[0].stop()
+        answer = await rig.http.get("/ready")
+        assert answer.status_code == 200
+        body = answer.json()
+        assert (body["missing"], body["drafter"]["connected"]) == ([], True)
+        found = {one["address"]: one for one in body["verifiers"]}
+        lost, serving, _ = (found[fake.address] for fake in rig.fakes)
+        assert (lost["state"], lost["zone"], lost["drafter"]["connected"]) == ("lost", "a", None)
+        assert lost["detail"]
+        assert (serving["state"], serving["zone"], serving["detail"]) == ("serving", "b", "")
+        values = values_of((await rig.http.get("/metrics")).text)
+        states = {"lost": 1, "draining": 0}
+        for state, count in states.items():
+            assert values[f'slipstream:verifiers{{state="{state}"}}'] == count
+        for fake in rig.fakes[1:]:
+            await fake.stop()
+        answer = await rig.http.get("/ready")
+        assert answer.status_code == 503
+        assert len(answer.json()["missing"]) == 3
+
+
 async def test_deadlines(make_rig, ids, eventually):
     """A verifier that sends nothing runs into the deadline, before and after the first token."""
     limits = {"first_token_timeout": 0.2, "idle_timeout": 0.2}
