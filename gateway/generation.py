@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
@@ -15,9 +16,11 @@ from gateway.prompts import Prompts
 from gateway.request import GenerationRequest, check, stop_conditions
 from gateway.stop_strings import StopStrings
 from gateway.tokenizer import Tokenizer
-from gateway.verifier import ServedModel, VerifierLink
+from gateway.verifiers.pool import VerifierPool
+from gateway.verifiers.relay import Relay
+from gateway.verifiers.served import ServedModel
 from gateway.watch import watched
-from slipstream.core.errors import ModelNotFound, StreamUnread
+from slipstream.core.errors import ModelNotFound, StreamUnread, Unavailable
 from slipstream.wire.codec import sampling_to_proto, stop_to_proto
 from slipstream.wire.proto import verifier_pb2
 from slipstream.wire.telemetry.tracing import NO_TRACING, Headers, Tracing
@@ -28,12 +31,12 @@ log = logging.getLogger(__name__)
 
 
 class GenerationService:
-    """Runs requests on the verifier. One for the process.
+    """Runs requests on the verifiers. One for the process.
 
     Args:
         name: the model name that clients use.
         tokenizer: of that model.
-        link: to the verifier.
+        pool: of the verifiers.
         metrics: told about every request.
         isolate_caches: whether each tenant has prefix caches of its own.
         tracing: gets a span of every request.
@@ -43,7 +46,7 @@ class GenerationService:
         self,
         name: str,
         tokenizer: Tokenizer,
-        link: VerifierLink,
+        pool: VerifierPool,
         metrics: Metrics,
         *,
         isolate_caches: bool = True,
@@ -51,11 +54,11 @@ class GenerationService:
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer
-        self.link = link
-        self.prompts = Prompts(tokenizer, lambda: link.model().context_length)
+        self.pool = pool
+        self.prompts = Prompts(tokenizer, lambda: pool.model().context_length)
         self.metrics = metrics
         self._isolate_caches = isolate_caches
-        metrics.verifier_calls = lambda: link.calls
+        metrics.verifier_calls, metrics.verifiers = lambda: pool.calls, pool.states
         self._tracing = tracing
 
     def check_model(self, name: str) -> None:
@@ -67,7 +70,7 @@ class GenerationService:
 
     def model(self) -> ServedModel:
         """What is served now. Raises Unavailable: there is no verifier."""
-        return self.link.model()
+        return self.pool.model()
 
     async def run(
         self, request: GenerationRequest, course: Course | None = None
@@ -77,22 +80,23 @@ class GenerationService:
         Closing the generator, or cancelling the task that runs it, cancels all verifier calls.
 
         Args:
-            course: what was before; pieces that the client has are left out.
+            course: what was before; pieces that the client has are left out. One that names pasts
+                waits for a verifier, where a new one is refused. Its model's key is filled in.
 
         Raises:
             InvalidRequest: the request cannot be served; says which field and why.
             DeadlineExceeded: its time is over.
-            Unavailable: there is no verifier, or it was lost on the way.
+            Unavailable: there is no verifier, or it was lost on the way and nobody went on.
             SlipstreamError: any other that the verifier raised.
         """
         with (
             watched(self._tracing, request, self.name) as watch,
             self.metrics.request(request.prompt_tokens) as times,
         ):
-            model = self.link.model()
+            course = course or Course()
+            model = await self._model(request, course)
             jobs = self._jobs(request, model)
             trace = watch.span.headers
-            course = course or Course()
             streams = [
                 self._stream(index, job, request, model, trace, course)
                 for index, job in enumerate(jobs)
@@ -110,7 +114,7 @@ class GenerationService:
 
     def check(self, request: GenerationRequest) -> None:
         """Raises what `run` does for a request that no verifier would take, without running it."""
-        model = self.link.model()
+        model = self.pool.model()
         for prompt in request.prompts:
             stop_conditions(request, len(prompt), model)
         check(request, model)
@@ -121,6 +125,27 @@ class GenerationService:
         self.metrics.cut["unread"] += 1
         log.warning("%s: cut, since the client read nothing for %g s", request_id, seconds)
 
+    async def _model(self, request: GenerationRequest, course: Course) -> ServedModel:
+        """The model that decides all of the request's tokens.
+
+        Raises:
+            DeadlineExceeded: the request's time is over.
+            Unavailable: nobody serves it, which what has begun waits for.
+        """
+        give_up = time.monotonic() + self.pool.limits.failover
+        while True:
+            try:
+                model = self.pool.model(course.model_key)
+            except Unavailable:
+                left = give_up - time.monotonic()
+                if not course.pasts or left <= 0:
+                    raise
+                seconds = request.terms.remaining()
+                await self.pool.changed(left if seconds is None else min(left, seconds))
+            else:
+                course.model_key = model.key
+                return model
+
     def _jobs(
         self, request: GenerationRequest, model: ServedModel
     ) -> list[verifier_pb2.GenerateRequest]:
@@ -128,7 +153,7 @@ class GenerationService:
         stops = [stop_conditions(request, len(prompt), model) for prompt in request.prompts]
         check(request, model)
         terms = request.terms
-        seconds, salt = terms.remaining(), terms.salt(isolate=self._isolate_caches)
+        salt = terms.salt(isolate=self._isolate_caches)
         jobs: list[verifier_pb2.GenerateRequest] = []
         for prompt, conditions in zip(request.prompts, stops, strict=True):
             stop = stop_to_proto(conditions)
@@ -145,7 +170,6 @@ class GenerationService:
                         tenant=terms.tenant,
                         cache_salt=salt,
                         priority=terms.priority,
-                        deadline_seconds=seconds,
                     )
                 )
         return jobs
@@ -160,10 +184,20 @@ class GenerationService:
         course: Course,
     ) -> AsyncGenerator[Piece, None]:
         continuation = self.continuation(index, request, model)
-        seen = course.past(index).seen
-        async with contextlib.aclosing(self._messages(index, job, trace, course)) as messages:
+        past = course.past(index)
+        relay = Relay(
+            self.pool,
+            self.metrics,
+            job,
+            past,
+            course,
+            ends=_ends(request, model),
+            remaining=request.terms.remaining,
+            trace=trace,
+        )
+        async with contextlib.aclosing(_messages(index, relay, course)) as messages:
             async for message in messages:
-                for piece in pieces_of(continuation, message, seen):
+                for piece in pieces_of(continuation, message, past.seen):
                     yield piece
                     if piece.finish_reason is not None:
                         # Where it is a stop string's, leaving cancels the verifier's work.
@@ -174,28 +208,33 @@ class GenerationService:
         self, index: int, request: GenerationRequest, model: ServedModel
     ) -> Continuation:
         """One of the request's, before its first token."""
-        eos = frozenset() if request.ignore_eos else model.eos_token_ids
         return Continuation(
             index,
             self.tokenizer.detokenizer(),
             StopStrings(request.stop_strings),
-            request.stop_token_ids | eos,
+            _ends(request, model),
         )
 
-    async def _messages(
-        self, index: int, job: verifier_pb2.GenerateRequest, trace: Headers, course: Course
-    ) -> AsyncGenerator[verifier_pb2.GenerateResponse, None]:
-        """All messages of a continuation: those that are known, then those that are new."""
-        past = course.past(index)
-        for message in past.messages:
+
+def _ends(request: GenerationRequest, model: ServedModel) -> frozenset[int]:
+    """Tokens that end a continuation."""
+    eos = frozenset() if request.ignore_eos else model.eos_token_ids
+    return request.stop_token_ids | eos
+
+
+async def _messages(
+    index: int, relay: Relay, course: Course
+) -> AsyncGenerator[verifier_pb2.GenerateResponse, None]:
+    """All messages of a continuation: those that are known, then those that are new."""
+    past = course.past(index)
+    for message in past.messages:
+        yield message
+    if past.ended:
+        return
+    async with contextlib.aclosing(relay.messages()) as messages:
+        async for message in messages:
+            course.heard(index, message)
             yield message
-        if past.ended:
-            return
-        job.committed_token_ids.extend(past.tokens)
-        async with contextlib.aclosing(self.link.generate(job, trace)) as messages:
-            async for message in messages:
-                course.heard(index, message)
-                yield message
 
 
 async def _merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:

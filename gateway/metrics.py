@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -24,6 +24,16 @@ from slipstream.wire.telemetry.metrics import (
     counter,
     gauge,
     histogram,
+)
+
+FAILOVER_REASONS = (
+    "connection",
+    "heartbeat",
+    "silent",
+    "corrupted",
+    "cancelled",
+    "error",
+    "draining",
 )
 
 
@@ -47,7 +57,8 @@ class Metrics:
     Attributes:
         refused: requests, by the bound that they met; `cut`, streams, by the reason.
         resumed: generations that went on from their logs, by the way that led there.
-        verifier_calls, tasks: ask how many there are now.
+        failovers: calls that were left for another verifier, by the reason.
+        verifier_calls, tasks: ask how many there are now; `verifiers`, by their state.
         journal: what waits to be written to the store; None where nothing is kept.
         store: how the store answers.
     """
@@ -66,7 +77,10 @@ class Metrics:
         self.resumed: Counter[str] = Counter(event_id=0, idempotency=0, adopted=0)
         self.journal: Journalled | None = None
         self.store = StoreMetrics()
+        self.failovers: Counter[str] = Counter(dict.fromkeys(FAILOVER_REASONS, 0))
+        self.failover_pause = Tally(LATENCY)
         self.verifier_calls: Callable[[], int] = int
+        self.verifiers: Callable[[], Mapping[str, int]] = dict
         self.tasks: Callable[[], int] = int
         self._exposition = Exposition("gateway", model, self._families)
 
@@ -95,6 +109,11 @@ class Metrics:
         yield counter("requests_refused", "Requests that found no room", self.refused, "bound")
         yield counter("streams_cut", "Streams that were ended early", self.cut, "reason")
         yield gauge("verifier_calls", "Calls to the verifier in progress", self.verifier_calls())
+        yield gauge("verifiers", "Verifiers, by what they are good for", self.verifiers(), "state")
+        text = "Times that a generation went on at another verifier, or anew at the same"
+        yield counter("failovers", text, self.failovers, "reason")
+        text = "From the loss of a verifier, or leaving it, to the next token"
+        yield histogram("failover_pause_seconds", text, self.failover_pause)
         yield gauge("asyncio_tasks", "Tasks of the event loop", self.tasks())
         yield from self._kept()
         yield from self.store.families()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gateway.terms import Terms
-from gateway.verifier import ServedModel
+from gateway.verifiers.served import ServedModel
 from slipstream.core.errors import ContextTooLong, InvalidParameter
 from slipstream.core.params import MAX_LOGPROBS, MAX_SEED, SamplingParams, StopConditions
 

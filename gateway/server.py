@@ -1,4 +1,4 @@
-"""The process: both front doors and the link to the verifier in one event loop."""
+"""The process: both front doors and the links to verifiers in one event loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gateway.parts import Parts
 from gateway.runs.service import Runs
 from gateway.settings import Settings
 from gateway.tokenizer import Tokenizer
-from gateway.verifier import VerifierLink
+from gateway.verifiers.pool import VerifierPool
 from slipstream.core.errors import ConfigurationError
 from slipstream.store import Store
 from slipstream.wire.proto import gateway_pb2_grpc
@@ -60,7 +60,7 @@ async def serving(settings: Settings, store: Store | None = None) -> AsyncIterat
     """
     tokenizer = Tokenizer(settings.model)
     keys = None if settings.api_keys is None else KeyRing(settings.api_keys)
-    link = VerifierLink(settings.verifier, settings.first_token_timeout, settings.idle_timeout)
+    pool = VerifierPool(settings.verifiers, settings.limits, zone=settings.zone)
     metrics, loop = Metrics(settings.model_name), asyncio.get_running_loop()
     metrics.tasks = lambda: len(asyncio.all_tasks(loop))
     admission = Admission(settings.max_requests, settings.max_requests_per_key, metrics)
@@ -69,12 +69,12 @@ async def serving(settings: Settings, store: Store | None = None) -> AsyncIterat
         service = GenerationService(
             settings.model_name,
             tokenizer,
-            link,
+            pool,
             metrics,
             isolate_caches=settings.isolate_caches,
             tracing=stack.enter_context(tracing_to("gateway", settings.otlp_endpoint)),
         )
-        stack.push_async_callback(link.close)
+        stack.push_async_callback(pool.close)
         # Behind the doors: what they cut short is let go of, and written.
         kept = await stack.enter_async_context(keeping(settings, service, store))
         parts = Parts(
@@ -91,7 +91,7 @@ async def serving(settings: Settings, store: Store | None = None) -> AsyncIterat
         )
         grpc_port = await grpc_server.start()
         stack.push_async_callback(grpc_server.stop, settings.stop_grace)
-        link.start()
+        pool.start()
         kept.runs.start()
         config = uvicorn.Config(
             build(parts),

@@ -10,8 +10,10 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from gateway.verifiers.served import Limits
 from slipstream.core.errors import ConfigurationError
 from slipstream.wire.address import split
+from slipstream.wire.endpoints import Endpoints
 from slipstream.wire.process import TelemetrySettings, read_settings
 
 
@@ -30,7 +32,12 @@ class Settings(TelemetrySettings):
     )
 
     model: Path = Field(description="model folder; its tokenizer and chat template are used")
-    verifier: str = Field("127.0.0.1:50051", description="host:port of the verifier")
+    verifier: str = Field(
+        "127.0.0.1:50051",
+        description="host:port of the verifier, or of several, with commas between; dns:///name:port"
+        " for all addresses of a name, looked up again and again",
+    )
+    zone: str = Field("", description="where the gateway runs; verifiers of one zone are preferred")
     http: str = Field("127.0.0.1:8000", description="host:port to serve HTTP on")
     grpc: str = Field("127.0.0.1:50050", description="host:port to serve gRPC on")
     api_keys: Path | None = Field(
@@ -52,11 +59,29 @@ class Settings(TelemetrySettings):
     first_token_timeout: float = Field(
         600.0, gt=0, description="seconds that a request may wait for its first token"
     )
+    # One that is well gives a sign of life every 2 s, or after each step where one takes longer: a
+    # chunk of a prompt on a slow CPU, or a first step that compiles. Longer than all of these, and
+    # short enough that a client whose stream hangs sees a pause and not its own timeout.
     idle_timeout: float = Field(
-        120.0,
+        30.0,
         gt=0,
-        description="seconds between two messages of the verifier in one stream; one that is well"
-        " gives a sign of life every 2 s, whatever it waits for",
+        description="seconds between two messages of a verifier in one stream, which goes on at"
+        " another one then; one that is well gives a sign of life every 2 s, whatever it waits for",
+    )
+    lost_after: float = Field(
+        5.0, gt=0, description="seconds after which a verifier is lost that answers nothing"
+    )
+    failover_timeout: float = Field(
+        30.0,
+        ge=0,
+        description="seconds that a generation waits for a verifier that goes on with it, where its"
+        " own was lost",
+    )
+    max_failovers: int = Field(
+        5,
+        ge=0,
+        description="times in a row that a generation without a new token goes on elsewhere; 0: the"
+        " client is told of every verifier that is lost",
     )
     send_timeout: float = Field(
         120.0, gt=0, description="seconds that a client may leave a stream unread"
@@ -108,9 +133,24 @@ class Settings(TelemetrySettings):
     def http_address(self) -> tuple[str, int]:
         return split(self.http, "--http")
 
+    @property
+    def verifiers(self) -> Endpoints:
+        """Raises ConfigurationError: --verifier is malformed."""
+        return Endpoints(self.verifier, "--verifier")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            first_token=self.first_token_timeout,
+            idle=self.idle_timeout,
+            lost_after=self.lost_after,
+            failover=self.failover_timeout,
+            failovers=self.max_failovers,
+        )
+
     def check(self) -> None:
         """Raises ConfigurationError for addresses that are malformed, or open without keys."""
-        split(self.verifier, "--verifier")
+        _ = self.verifiers
         if self.session_ttl > self.max_session_ttl:
             raise ConfigurationError(
                 f"--session-ttl {self.session_ttl:g} is beyond --max-session-ttl"

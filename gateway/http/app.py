@@ -24,6 +24,7 @@ from gateway.request import GenerationRequest
 from gateway.runs.background import behind_others
 from gateway.runs.record import Asked
 from gateway.terms import TIMEOUT_HEADER, Terms
+from gateway.verifiers.served import VerifierState
 from slipstream import __version__
 
 _Body = TypeVar("_Body", ChatRequest, CompletionRequest)
@@ -110,7 +111,7 @@ class Routes:
         return json_response(self._model())
 
     def _model(self) -> dict[str, Any]:
-        known = self._service.link.known_model
+        known = self._service.pool.known_model
         return {
             "id": self._service.name,
             "object": "model",
@@ -125,17 +126,28 @@ class Routes:
 
     async def ready(self) -> Response:
         """Whether requests can be served, and if not, what is missing."""
-        found = await self._service.link.readiness()
+        found = await self._service.pool.readiness()
         content = {
             "ready": not found.missing,
             "missing": found.missing,
             "drafter": {"connected": found.drafter_connected, "detail": found.drafter_detail},
+            "verifiers": [_verifier(one) for one in found.verifiers],
         }
         return json_response(content, status=503 if found.missing else 200)
 
     async def metrics(self) -> Response:
         """Metrics for Prometheus."""
         return Response(self._service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _verifier(one: VerifierState) -> dict[str, Any]:
+    return {
+        "address": one.address,
+        "state": one.state,
+        "detail": one.detail,
+        "zone": one.zone,
+        "drafter": {"connected": one.drafter_connected, "detail": one.drafter_detail},
+    }
 
 
 def _terms(http: Request, body: ChatRequest | CompletionRequest) -> Terms:

@@ -24,7 +24,7 @@ from gateway.runs.options import Options
 from gateway.runs.record import Pieces, Record, choices_of
 from gateway.runs.records import Records, Times
 from gateway.runs.run import Run
-from gateway.verifier import ServedModel
+from gateway.verifiers.served import ServedModel
 from slipstream.core.errors import (
     Cancelled,
     SlipstreamError,

@@ -59,6 +59,12 @@ def error_of(failure: grpc.aio.AioRpcError) -> SlipstreamError:
     return error
 
 
+def raised_by_peer(failure: grpc.aio.AioRpcError) -> bool:
+    """Whether the peer ended the call on purpose, with an error of the tree. Else gRPC did, or the
+    peer's handler failed in an unexpected way."""
+    return _CODE_KEY in dict(failure.trailing_metadata() or ())
+
+
 async def _fail(context: grpc.aio.ServicerContext, failure: Exception) -> NoReturn:
     if not isinstance(failure, SlipstreamError):
         log.exception("unexpected failure in %s", "a gRPC handler", exc_info=failure)

@@ -1,11 +1,12 @@
-"""A tiny model folder, a scripted verifier, and a real gateway on free ports."""
+"""A tiny model folder, scripted verifiers, and a real gateway on free ports."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,17 +118,30 @@ EOS = 2
 
 @dataclass
 class Rig:
-    """One gateway with its fake verifier."""
+    """One gateway with its fake verifiers; mostly there is one."""
 
-    fake: FakeVerifier
+    fakes: list[FakeVerifier]
     http: httpx.AsyncClient
     url: str
     grpc_address: str
     running: Any
 
+    @property
+    def fake(self) -> FakeVerifier:
+        return self.fakes[0]
+
     async def until_ready(self) -> None:
         async with asyncio.timeout(20):
             while (await self.http.get("/ready")).status_code != 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    async def until_states(self, **wanted: int) -> None:
+        """Until so many verifiers are in each of these states, and no others are known."""
+        async with asyncio.timeout(20):
+            while True:
+                body = (await self.http.get("/ready")).json()
+                if Counter(one["state"].replace(" ", "_") for one in body["verifiers"]) == wanted:
+                    return
                 await asyncio.sleep(0.02)
 
     async def chat(self, text: str = "hi", **fields: Any) -> httpx.Response:
@@ -153,41 +167,53 @@ def _eventually() -> Callable[..., Any]:
 
 @pytest.fixture
 def make_rig(model_folder: Path) -> Callable[..., contextlib.AbstractAsyncContextManager[Rig]]:
-    """A context manager that starts a verifier with these tokens, and a gateway before it."""
+    """A context manager that starts verifiers with these tokens, and a gateway before them.
+
+    `fakes` says of each verifier what is its own of GetModel's answer, and its "behaviour".
+    """
 
     @contextlib.asynccontextmanager
     async def rig(
         tokens: Any = (5, 6, 7),
         context_length: int = 256,
         store: Store | None = None,
+        fakes: Sequence[Mapping[str, Any]] = ({},),
         **settings: Any,
     ) -> AsyncIterator[Rig]:
-        model = verifier_pb2.GetModelResponse(
-            model_id="fake",
-            fingerprint="f",
-            context_length=context_length,
-            vocab_size=512,
-            eos_token_ids=[EOS],
-        )
-        async with FakeVerifier(tokens, model) as fake:
+        async with contextlib.AsyncExitStack() as stack:
+            started = []
+            for own in fakes:
+                model = verifier_pb2.GetModelResponse(
+                    model_id="fake",
+                    fingerprint="f",
+                    context_length=context_length,
+                    vocab_size=512,
+                    eos_token_ids=[EOS],
+                )
+                told = {key: value for key, value in own.items() if key != "behaviour"}
+                model.MergeFrom(verifier_pb2.GetModelResponse(**told))
+                fake = FakeVerifier(own.get("behaviour", tokens), model)
+                started.append(await stack.enter_async_context(fake))
             fields = {
                 "model": model_folder,
-                "verifier": fake.address,
+                "verifier": ",".join(fake.address for fake in started),
                 "http": "127.0.0.1:0",
                 "grpc": "127.0.0.1:0",
                 "stop_grace": 0.2,
+                # Tests that lose a verifier for good need not wait for it.
+                "failover_timeout": 0.5,
             }
             chosen = Settings(**(fields | settings))
             async with serving(chosen, store or MemoryStore()) as running:
                 url = f"http://127.0.0.1:{running.http_port}"
                 async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as http:
                     address = f"127.0.0.1:{running.grpc_port}"
-                    made = Rig(fake, http, url, address, running)
+                    made = Rig(started, http, url, address, running)
                     await made.until_ready()
                     yield made
-            # What the gateway cancelled when it stopped reaches the fake in its own time.
+            # What the gateway cancelled when it stopped reaches the fakes in its own time.
             for _ in range(200):
-                if not fake.running:
+                if not any(fake.running for fake in started):
                     break
                 await asyncio.sleep(0.005)
 

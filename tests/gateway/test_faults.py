@@ -6,7 +6,8 @@ import json
 import httpx
 import pytest
 
-from gateway import verifier
+from gateway.verifiers import link as links
+from gateway.verifiers.served import Limits
 from slipstream.core.errors import InvalidParameter, Overloaded
 from slipstream.wire import status
 from slipstream.wire.fakes import FakeBehaviour, FakeVerifier
@@ -136,7 +137,8 @@ async def test_verifier_comes_back(rig, eventually):
 
 
 async def test_late_answers_do_not_lose_the_verifier(monkeypatch):
-    """One late GetModel changes nothing; three in a row, or a closed port at once, do."""
+    """Late heartbeats change nothing until it has been silent for long; a closed port does at once,
+    and an answer makes good for both."""
     delay = 0.0
 
     async def get_model(self, request, context):
@@ -144,35 +146,66 @@ async def test_late_answers_do_not_lose_the_verifier(monkeypatch):
         return self.model
 
     monkeypatch.setattr(FakeVerifier, "GetModel", status.unary(get_model))
+    monkeypatch.setattr(links, "_BEAT_SECONDS", 0.05)
     async with FakeVerifier([5]) as fake:
-        link = verifier.VerifierLink(fake.address, 1.0, 1.0)
-        for answers in ("in time", "late", "late", "in time", "late", "late"):
-            delay = 0.0 if answers == "in time" else 5.0
-            monkeypatch.setattr(verifier, "_CALL_SECONDS", 0.05 if delay else 10.0)
-            await link._refresh()
-            assert link.known_model is not None
-        await link._refresh()
-        assert link.known_model is None
+        link = links.VerifierLink(fake.address, Limits(lost_after=0.3))
+        while link.state != "serving":
+            await link.beat()
+        delay, began = 5.0, asyncio.get_running_loop().time()
+        while link.state == "serving":
+            await link.beat()
+        assert asyncio.get_running_loop().time() - began >= 0.3
         delay = 0.0
-        monkeypatch.setattr(verifier, "_CALL_SECONDS", 10.0)
-        await link._refresh()
-        assert link.known_model is not None
+        while link.state == "lost":
+            await link.beat()
         await fake.stop()
-        await link._refresh()
-        assert link.known_model is None
+        await link.beat()
+        assert link.state == "lost"
         await link.close()
 
 
 async def test_ready_asks_the_health_check(rig):
     """A verifier that says NOT_SERVING is not ready; the drafter is information only."""
     ready = (await rig.http.get("/ready")).json()
+    drafter = {"connected": False, "detail": "a fake has no drafter"}
+    one = {"address": rig.fake.address, "detail": "", "zone": "", "drafter": drafter}
     assert ready == {
         "ready": True,
         "missing": [],
-        "drafter": {"connected": False, "detail": "a fake has no drafter"},
+        "drafter": drafter,
+        "verifiers": [{**one, "state": "serving"}],
     }
     await rig.fake.set_serving(False)
-    assert (await rig.http.get("/ready")).status_code == 503
+    answer = await rig.http.get("/ready")
+    assert answer.status_code == 503
+    assert answer.json()["missing"] == [f"verifier at {rig.fake.address}: it is not serving"]
+
+
+async def test_ready_lists_all_verifiers(make_rig):
+    """One that serves is enough; what the others are is said, here and in the metrics."""
+    fakes = [{"zone": "a"}, {"zone": "b"}, {"zone": "b", "precision": "int8"}]
+    async with make_rig(fakes=fakes) as rig:
+        await rig.until_states(serving=2, other_model=1)
+        rig.fakes[1].drafter_connected = True
+        await rig.fakes[0].stop()
+        answer = await rig.http.get("/ready")
+        assert answer.status_code == 200
+        body = answer.json()
+        assert (body["missing"], body["drafter"]["connected"]) == ([], True)
+        found = {one["address"]: one for one in body["verifiers"]}
+        lost, serving, _ = (found[fake.address] for fake in rig.fakes)
+        assert (lost["state"], lost["zone"], lost["drafter"]["connected"]) == ("lost", "a", None)
+        assert lost["detail"]
+        assert (serving["state"], serving["zone"], serving["detail"]) == ("serving", "b", "")
+        values = values_of((await rig.http.get("/metrics")).text)
+        states = {"lost": 1, "draining": 0}
+        for state, count in states.items():
+            assert values[f'slipstream:verifiers{{state="{state}"}}'] == count
+        for fake in rig.fakes[1:]:
+            await fake.stop()
+        answer = await rig.http.get("/ready")
+        assert answer.status_code == 503
+        assert len(answer.json()["missing"]) == 3
 
 
 async def test_deadlines(make_rig, ids, eventually):

@@ -120,6 +120,10 @@ def test_environment(tmp_path, monkeypatch):
         ["--model", "x", "--http", "nowhere"],
         ["--model", "x", "--http", "127.0.0.1:99999"],
         ["--model", "x", "--verifier", "y"],
+        ["--model", "x", "--verifier", "y:1,,z:1"],
+        ["--model", "x", "--verifier", "dns:///y"],
+        ["--model", "x", "--lost-after", "0"],
+        ["--model", "x", "--max-failovers", "-1"],
         ["--model", "x", "--idle-timeout", "soon"],
     ],
 )

@@ -1,0 +1,1 @@
+"""The verifiers behind the gateway: each one's link, the choice among them, and failover."""

@@ -1,0 +1,199 @@
+"""All verifiers that the gateway knows: which there are, and which one serves next."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from gateway.verifiers.choice import choose, key_of_most
+from gateway.verifiers.link import VerifierLink
+from gateway.verifiers.served import Limits, ServedModel, VerifierState
+from slipstream.core.errors import Unavailable
+from slipstream.wire.endpoints import Endpoints
+
+# Between two looks at DNS; and while nobody serves.
+_RESOLVE_SECONDS = 5.0
+_RESOLVE_SOON_SECONDS = 1.0
+# For all of them: probes allow a second as a rule, which one verifier that hangs must not use up.
+_READY_SECONDS = 0.5
+STATES = ("serving", "draining", "lost", "other model")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What `/ready` says. `missing` is empty when requests can be served: one verifier is enough.
+
+    The drafter's fields are of a verifier that serves, best of one that has a drafter.
+    """
+
+    missing: tuple[str, ...]
+    drafter_connected: bool | None
+    drafter_detail: str
+    verifiers: tuple[VerifierState, ...] = ()
+
+
+class VerifierPool:
+    """Owns the links. `start` begins to look for verifiers, `close` ends all of them.
+
+    Args:
+        zone: whose verifiers are preferred; empty: none.
+
+    Attributes:
+        key: of the model that new requests get, as `key_of_most` has it; the last one where nobody
+            serves, and empty where nobody ever did.
+    """
+
+    def __init__(
+        self, endpoints: Endpoints, limits: Limits | None = None, *, zone: str = ""
+    ) -> None:
+        self.limits = limits or Limits()
+        self.key = ""
+        self._endpoints = endpoints
+        self._zone = zone
+        self._links: dict[str, VerifierLink] = {}
+        # Of keys, in the order in which they were first seen.
+        self._seen: dict[str, ServedModel] = {}
+        self._change = asyncio.Event()
+        self._finder: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._finder = asyncio.create_task(self._find(), name="verifiers-find")
+
+    async def close(self) -> None:
+        if self._finder is not None:
+            self._finder.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._finder
+        await asyncio.gather(*(link.close() for link in self._links.values()))
+
+    @property
+    def calls(self) -> int:
+        """Generations in progress."""
+        return sum(link.calls for link in self._links.values())
+
+    @property
+    def known_model(self) -> ServedModel | None:
+        """What is served, or was last."""
+        return self._seen.get(self.key)
+
+    def model(self, key: str = "") -> ServedModel:
+        """What is served now, with the shortest window of those who serve it.
+
+        Args:
+            key: only that model; empty: what new requests get.
+
+        Raises:
+            Unavailable: no verifier serves it.
+        """
+        models = [link.model for link in self._serving(key or self.key) if link.model]
+        if not models:
+            raise self.nobody(key)
+        return replace(models[0], context_length=min(model.context_length for model in models))
+
+    def nobody(self, key: str = "") -> Unavailable:
+        """The error where no verifier serves the model of `key`."""
+        other = key and key != self.key and self.key
+        what = f"no verifier serves the model that began this ({key})" if other else "no verifier"
+        where = "" if other else f" at {self._endpoints} serves now"
+        return Unavailable(f"{what}{where}; try again soon")
+
+    def choose(
+        self, key: str, *, holder: str = "", avoid: Collection[VerifierLink] = ()
+    ) -> VerifierLink | None:
+        """The verifier for a call that begins now; None where there is none.
+
+        Args:
+            key: of the model.
+            holder: `kv_address` of one to prefer.
+            avoid: those that have just failed at it.
+        """
+        candidates = [link for link in self._serving(key) if link not in avoid]
+        return choose(candidates, holder, self._zone)
+
+    def serves(self, kv_address: str) -> bool:
+        """Whether a verifier that has not stopped lends keys and values there."""
+        return bool(kv_address) and any(
+            link.model is not None and link.model.kv_address == kv_address and link.state != "lost"
+            for link in self._links.values()
+        )
+
+    async def changed(self, seconds: float) -> bool:
+        """Waits until some verifier is in another state; False where none was for so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._change.wait()
+        except TimeoutError:
+            return False
+
+    def states(self) -> Mapping[str, int]:
+        """How many verifiers are in each state."""
+        found = Counter(dict.fromkeys(STATES, 0))
+        key = self.key
+        found.update(link.describe(key).state for link in self._links.values())
+        return found
+
+    async def readiness(self) -> Readiness:
+        """Asks all verifiers now; one that answers late is taken as it was last known."""
+        await asyncio.gather(*(link.beat(_READY_SECONDS) for link in self._links.values()))
+        key = self.key
+        found = [link.describe(key) for link in self._links.values()]
+        serving = [one for one in found if one.state == "serving"]
+        missing = [f"verifier at {one.address}: {one.detail}" for one in found]
+        if not found:
+            missing = [f"no verifier is known at {self._endpoints}"]
+        serving.sort(key=lambda one: not one.drafter_connected)
+        return Readiness(
+            () if serving else tuple(missing),
+            serving[0].drafter_connected if serving else None,
+            serving[0].drafter_detail if serving else "unknown",
+            tuple(found),
+        )
+
+    def _serving(self, key: str) -> list[VerifierLink]:
+        return [
+            link
+            for link in self._links.values()
+            if link.state == "serving" and link.model is not None and key in ("", link.model.key)
+        ]
+
+    def _note(self) -> None:
+        """Some link's state or model is another one."""
+        for link in self._links.values():
+            model = link.model
+            if model is None:
+                continue
+            if model.key not in self._seen and self._seen:
+                log.warning("the verifier at %s has another model: %s", link.address, model.key)
+            self._seen[model.key] = model
+        self.key = key_of_most(self._serving(""), self.key, tuple(self._seen)) or self.key
+        self._change.set()
+        self._change = asyncio.Event()
+
+    async def _find(self) -> None:
+        while True:
+            await self._update(await self._endpoints.resolve())
+            if self._endpoints.static:
+                return
+            soon = not self._serving("")
+            await asyncio.sleep(_RESOLVE_SOON_SECONDS if soon else _RESOLVE_SECONDS)
+
+    async def _update(self, addresses: Collection[str]) -> None:
+        for address in addresses:
+            if address not in self._links:
+                link = VerifierLink(address, self.limits, self._note)
+                self._links[address] = link
+                link.start()
+        for address, link in list(self._links.items()):
+            if link.wanted != (address in addresses):
+                link.wanted = not link.wanted
+                log.info("verifier at %s is %s", address, "listed" if link.wanted else "not listed")
+                self._note()
+            # What it runs it may finish; one that is gone for good takes its link with it.
+            if not link.wanted and not link.calls:
+                del self._links[address]
+                await link.close()
