@@ -33,6 +33,12 @@ class Kept:
     conversations: Conversations
     store: GuardedStore | None
 
+    def standing(self) -> dict[str, str]:
+        """How the store is, for `/ready`: "ok", "degraded" with what is wrong, or "off"."""
+        if self.store is None:
+            return {"state": "ok" if self.runs.keeps else "off", "detail": ""}
+        return {"state": self.store.state, "detail": self.store.detail}
+
 
 @contextlib.asynccontextmanager
 async def keeping(

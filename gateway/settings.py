@@ -99,9 +99,9 @@ class Settings(TelemetrySettings):
         "on", description="off: streams are not kept, and end with their connection"
     )
     log_ttl: float = Field(
-        600.0, ge=10, description="seconds for which a generation is kept after its last token"
+        600.0, ge=1, description="seconds for which a generation is kept after its last token"
     )
-    background_ttl: float = Field(3600.0, ge=10, description="the same for one in the background")
+    background_ttl: float = Field(3600.0, ge=1, description="the same for one in the background")
     max_background: int = Field(
         256, ge=0, description="most background requests at once; they hold no place of the others"
     )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from slipstream.core.errors import SlipstreamError
 from slipstream.models import resolve
@@ -14,6 +17,19 @@ from tests.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
     from tests.golden.reference import Reference
+
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("slipstream", deadline=None)
+settings.load_profile("slipstream")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_state() -> Iterator[None]:
+    """Gateways that are told of no session store keep theirs here, not in the user's folder."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", folder)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -132,6 +132,8 @@ class Routes:
             "missing": found.missing,
             "drafter": {"connected": found.drafter_connected, "detail": found.drafter_detail},
             "verifiers": [_verifier(one) for one in found.verifiers],
+            # What is served without: requests are, where a store that should be there is not.
+            "store": self._kept.standing(),
         }
         return json_response(content, status=503 if found.missing else 200)
 

@@ -105,6 +105,13 @@ def up(
     api_keys: Annotated[
         Path | None, typer.Option(help="File of API keys; without it loopback only.")
     ] = None,
+    session_store: Annotated[
+        str | None,
+        typer.Option(
+            help="Where sessions and unfinished answers are kept: `sqlite` (a file of yours, the"
+            " default), sqlite:///PATH, redis://HOST:PORT, or `off`."
+        ),
+    ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Data type of the weights.")] = None,
     precision: Annotated[
         TargetPrecision | None,
@@ -241,6 +248,7 @@ def up(
         },
         gateway_options={
             "api-keys": api_keys,
+            "session-store": session_store,
             "log-level": log_level.value,
             "log-format": log_format.value,
         },
