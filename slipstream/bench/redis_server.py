@@ -16,7 +16,7 @@ from slipstream.bench.processes import free_address
 from slipstream.core.child_processes import dies_with_us
 from slipstream.core.errors import ConfigurationError, DeadlineExceeded
 
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 _POLL_SECONDS = 0.005
 _GRACE_SECONDS = 5.0
 _TAIL_CHARACTERS = 2000

@@ -266,8 +266,9 @@ async def test_processes_count_together(url_of, kind):
     """Processes that open one store at once, and count by compare-and-set, lose no count."""
     url = url_of(kind)
     processes = [writer(url, "count", 20) for _ in range(2)]
-    codes = [await asyncio.to_thread(process.wait, 30) for process in processes]
-    assert codes == [0, 0]
+    for process in processes:
+        await asyncio.to_thread(process.communicate, timeout=60)
+    assert [process.returncode for process in processes] == [0, 0]
     store = open_store(url)
     assert await store.get("n") == Document(b"40", 40)
     await store.close()

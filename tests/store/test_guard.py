@@ -37,7 +37,7 @@ class Moody(MemoryStore):
             except asyncio.CancelledError:
                 if not self.stubborn:
                     raise
-                await asyncio.sleep(3)
+                await asyncio.sleep(20)
 
     async def get(self, key):
         await self.feel()
@@ -108,7 +108,7 @@ async def test_a_call_ends_at_its_deadline(guard, moody, stubborn):
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match="within 0.05 s"):
         await guard.get("k")
-    assert 0.05 <= time.monotonic() - began < 2
+    assert 0.05 <= time.monotonic() - began < 10
     assert guard.calls == {("get", "timeout"): 1}
 
 
@@ -238,16 +238,16 @@ async def test_a_file_that_is_held(tmp_path):
     """Calls to a file that another process holds fail in time, open the breaker, and write nothing
     afterwards; when it is free the store is back."""
     path = tmp_path / "store.db"
-    guard = GuardedStore(SqliteStore(path, busy_timeout=5), 0.1, probe=0.02, probe_most=0.1)
+    guard = GuardedStore(SqliteStore(path, busy_timeout=30), 0.1, probe=0.02, probe_most=0.1)
     await guard.start()
-    assert guard.state == "ok"
+    await eventually(lambda: guard.state == "ok")
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     for number in range(4):
         began = time.monotonic()
         with pytest.raises(StoreUnavailable):
             await guard.put(f"k{number}", b"v", ttl=LONG)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
     assert guard.state == "degraded"
     other.execute("ROLLBACK")
     other.close()

@@ -112,7 +112,7 @@ def test_like_the_store_in_memory(url_of, kind, tmp_path):
     async def open_one():
         for file in tmp_path.glob("folder/*"):
             file.unlink()
-        return open_store(url_of(kind))
+        return open_store(url_of(kind), timeout=30)
 
     run_state_machine_as_test(
         lambda: Machine(open_one),

@@ -34,7 +34,8 @@ def server(tmp_path_factory):
 @pytest.fixture
 async def store(server):
     server.command("FLUSHALL")
-    store = open_store(server.url)
+    # A busy machine's delays are no failures.
+    store = open_store(server.url, timeout=30)
     yield store
     await store.close()
 
@@ -102,7 +103,7 @@ async def test_an_index_forgets_its_expired_members(server, store):
 async def test_many_appends_are_one_round_trip(server, store):
     """Appends to many logs go out together: through a slow link they take no longer than one."""
     async with Proxy(server.address) as proxy:
-        slow = open_store(f"redis://{proxy.address}")
+        slow = open_store(f"redis://{proxy.address}", timeout=30)
         for number in range(50):
             await store.log_open(f"l{number}", 1, ttl=LONG)
         await slow.ping()
@@ -226,7 +227,7 @@ async def test_a_paused_server(server):
     server.pause()
     try:
         calls = [store.get("k") for _ in range(40)]
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             found = await asyncio.gather(*calls, return_exceptions=True)
     finally:
         server.resume()
@@ -300,7 +301,7 @@ async def test_damage_on_the_way(server, store, direction):
     async with Proxy(server.address) as proxy:
         url = parse(f"redis://{proxy.address}")
         for place in places:
-            one = RedisStore(url, timeout=0.05)
+            one = RedisStore(url, timeout=0.1)
             await attempt(one.ping())
             name = list(expected)[place % 4]
             answer, call = expected[name]
@@ -365,7 +366,7 @@ async def test_tls(server, certificate):
             (f"rediss://127.0.0.1:{port}?ssl_cert_reqs=none", True),
             (f"redis://127.0.0.1:{port}", False),
         ):
-            store = RedisStore(parse(url), timeout=5.0 if works else 0.3)
+            store = RedisStore(parse(url), timeout=30.0 if works else 0.3)
             if works:
                 await store.ping()
             else:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 
 
-async def eventually(condition, seconds=10.0):
+async def eventually(condition, seconds=30.0):
     """Until a function, or a coroutine function, returns something true."""
     deadline = asyncio.get_running_loop().time() + seconds
     while True:

@@ -34,7 +34,7 @@ async def log(store, fence):
 
 
 async def main(url, what, number):
-    store = open_store(url)
+    store = open_store(url, timeout=30)
     await (count if what == "count" else log)(store, number)
     await store.close()
 
