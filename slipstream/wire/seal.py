@@ -8,8 +8,13 @@ Who does not know the field skips it. In a call whose client named it in the met
 (`slipstream-seal: NAME`) the sum does not start from zero, but from the name, the method, the
 direction and the message's number: a message that was lost, repeated or put into another call does
 not match either, and the trailers of a stream tell (`slipstream-seal: COUNT`) how many responses it
-had. TCP's own 16 bits let one damaged packet in 65536 pass, and a box between two
-hosts that takes bytes in and sends them on anew gives damaged ones a sum that is right.
+had.
+
+TCP's own 16 bits let one damaged packet in 65536 pass, and a box between two hosts that takes bytes
+in and sends them on anew gives damaged ones a sum that is right.
+
+What it does not cover: metadata, statuses and deadlines; the end of a stream of requests. Whoever
+wants those safe, or safe from more than accidents, needs TLS.
 """
 
 from __future__ import annotations
