@@ -180,7 +180,7 @@ async def test_a_stalled_writer_whose_place_nobody_took(sessions, clock):
 
 async def until_version(store, least):
     async with asyncio.timeout(20):
-        while (await store.get("session/me/s")).version < least:
+        while (await store.get("session/me/s")).version < least:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
