@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -33,28 +33,22 @@ from slipstream.core.errors import (
     Unavailable,
 )
 from slipstream.store import Fenced, Store
-from slipstream.wire.proto import gateway_pb2
 
 log = logging.getLogger(__name__)
 # A request that is refused at once is not worth a record.
 _HEAD_START_SECONDS = 0.002
-
-
-class Turn(Protocol):
-    """Of a session, by a request that is taken up again."""
-
-    def recorded(self, pieces: Pieces, request: GenerationRequest, course: Course) -> Pieces:
-        """The pieces of the run; before the last one is given out, the turn is stored."""
+Generate = Callable[[GenerationRequest, Course], Pieces]
+GenerateKept = Callable[[GenerationRequest, Course, Record], Pieces]
 
 
 class Turns(Protocol):
     """What sessions have to do with kept generations."""
 
-    async def resumed(self, record: Record) -> Turn:
-        """Of one that belongs to a session. Raises SessionConflict, StoreUnavailable."""
+    def around(self, run: Generate) -> GenerateKept:
+        """`run`, for requests that have a record, and with it the turn that they become."""
 
-    async def state(self, record: Record) -> gateway_pb2.SessionState:
-        """What became of the turn of one that has ended. Raises StoreUnavailable."""
+    async def settled(self, record: Record, request: GenerationRequest, piece: Piece) -> Piece:
+        """The last piece of a generation that had ended already, with what became of its turn."""
 
 
 class Keeper:
@@ -107,15 +101,11 @@ class Keeper:
         ttl = self.records.times.log(record)
         return Run(record, self._journal, ttl, self._lost, key=key, alone=alone)
 
-    async def generate(self, request: GenerationRequest, course: Course, record: Record) -> Pieces:
+    def generate(self, request: GenerationRequest, course: Course, record: Record) -> Pieces:
         """The pieces of a request that was begun before, or that nobody waits for."""
-        pieces = self._service.run(request, course)
-        if record.session_id and self._turns is not None:
-            turn = await self._turns.resumed(record)
-            pieces = turn.recorded(pieces, request, course)
-        async with contextlib.aclosing(pieces):
-            async for piece in pieces:
-                yield piece
+        if self._turns is None:
+            return self._service.run(request, course)
+        return self._turns.around(self._service.run)(request, course, record)
 
     async def streamed(self, run: Run, source: Pieces, opened: asyncio.Future[bool]) -> Pieces:
         """A new stream; its record is put while it waits for its first token."""
@@ -225,7 +215,7 @@ class Keeper:
                 followed = follower.now() if wins else follower.pieces()
                 async with contextlib.aclosing(followed) as pieces:
                     async for piece in pieces:
-                        yield await self._told(piece, record)
+                        yield await self._told(piece, record, request)
                 if follower.over:
                     return
                 await self._still_there(record)
@@ -246,11 +236,11 @@ class Keeper:
                 if piece.index not in follower.ended:
                     yield piece
 
-    async def _told(self, piece: Piece, record: Record) -> Piece:
+    async def _told(self, piece: Piece, record: Record, request: GenerationRequest) -> Piece:
         """A piece from a log: the last one of a session's turn says whether that is stored."""
-        if piece.finish_reason is None or not record.session_id or self._turns is None:
+        if piece.finish_reason is None or self._turns is None:
             return piece
-        return replace(piece, session=await self._turns.state(record))
+        return await self._turns.settled(record, request, piece)
 
     async def _still_there(self, record: Record) -> None:
         if await self.records.was_deleted(record.request_id):

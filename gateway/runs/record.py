@@ -20,8 +20,9 @@ from slipstream.wire.proto import gateway_pb2, store_pb2, types_pb2
 
 Record = store_pb2.GenerationRecord
 Pieces = AsyncGenerator[Piece, None]
-# Put around the pieces of a run, which has not begun.
-Recorded = Callable[[Pieces, GenerationRequest, Course], Pieces]
+# Put around the pieces of a run, which has not begun. The last argument tells what its request is
+# called, which may change while it runs; None: it is as it says itself.
+Recorded = Callable[[Pieces, GenerationRequest, Course, Callable[[], str] | None], Pieces]
 
 KEY_HEADER = "Idempotency-Key"
 _MOST_KEY_CHARACTERS = 255

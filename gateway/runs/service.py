@@ -172,21 +172,25 @@ class Runs:
         wanted = self.resumable and (asked.stream or asked.session_id)
         run = self._fresh(request, asked) if wanted else None
         if run is None:
-            return plain(request, self._first(request, asked, Course()), asked.include_usage)
+            return plain(request, self._first(request, asked), asked.include_usage)
         opened: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         return Answer(
             request,
             run.record,
-            self.keeper.streamed(run, self._first(request, asked, run.course()), opened),
+            self.keeper.streamed(run, self._first(request, asked, run), opened),
             None,
             asked.include_usage,
             opened,
         )
 
-    def _first(self, request: GenerationRequest, asked: Asked, course: Course) -> Pieces:
-        """A new request's pieces."""
+    def _first(self, request: GenerationRequest, asked: Asked, run: Run | None = None) -> Pieces:
+        """A new request's pieces, and the run that they are of, where it is kept."""
+        course = Course() if run is None else run.course()
         pieces = self._service.run(request, course)
-        return pieces if asked.recorded is None else asked.recorded(pieces, request, course)
+        if asked.recorded is None:
+            return pieces
+        name = None if run is None else lambda: run.id
+        return asked.recorded(pieces, request, course, name)
 
     def _fresh(self, request: GenerationRequest, asked: Asked) -> Run | None:
         """None: it will be refused."""
@@ -206,7 +210,7 @@ class Runs:
                 if answer is not None:
                     return answer
             else:
-                source = self._first(request, asked, run.course())
+                source = self._first(request, asked, run)
                 pieces = self.keeper.attached(run, source, known, fresh=True)
                 return Answer(request, run.record, pieces, None, asked.include_usage)
         raise StoreUnavailable("the idempotency key is used by others all the time; try again")

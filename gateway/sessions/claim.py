@@ -55,15 +55,16 @@ class Claim:
     """One for each turn.
 
     Attributes:
+        request_id: whose it is; may change until the turn is stored.
         held: whether it was taken; afterwards it may be lost.
     """
 
     def __init__(self, desk: Desk, opened: Opened, request_id: str) -> None:
         self._desk = desk
         self._opened = opened
-        self._request_id = request_id
+        self.request_id = request_id
         # Two requests may have one name: their clients choose it.
-        self._writer = f"{request_id}/{uuid.uuid4().hex[:16]}"
+        self._nonce = uuid.uuid4().hex[:16]
         self._key = records.key(opened.record.owner, opened.record.id)
         self._version = opened.version
         self._written = self._desk.monotonic()
@@ -88,8 +89,12 @@ class Claim:
     def record(self) -> store_pb2.SessionRecord:
         """The session before the turn, claimed from now on."""
         made = records.copy(self._opened.record)
-        records.claim(made, self._writer, self._desk.clock(), self._desk.limits)
+        writer = f"{self.request_id}/{self._nonce}"
+        records.claim(made, writer, self._desk.clock(), self._desk.limits)
         return made
+
+    def _ours(self, found: store_pb2.SessionRecord) -> bool:
+        return str(found.writer).endswith(f"/{self._nonce}")
 
     def conflict(self) -> SessionConflict:
         return SessionConflict(
@@ -115,7 +120,7 @@ class Claim:
             if not opened.made:
                 raise self.conflict()
         else:
-            own = records.request_of(found.writer) == self._request_id
+            own = records.request_of(found.writer) == self.request_id
             if not (opened.resumed and own):
                 self._desk.refuse_writer(found)
             if not _as_it_was(found, opened.record):
@@ -154,12 +159,12 @@ class Claim:
             self._version = 0 if document is None else document.version
             return None
         free = not records.claim_left(found, self._desk.clock(), self._desk.limits)
-        if found.writer == self._writer or (free and _as_it_was(found, self._opened.record)):
+        if self._ours(found) or (free and _as_it_was(found, self._opened.record)):
             self._version = document.version
             return None
         if len(found.turns) > self._opened.before:
             there = found.turns[self._opened.before]
-            if there.request_id == self._request_id and (turn is None or _same(there, turn)):
+            if there.request_id == self.request_id and (turn is None or _same(there, turn)):
                 return "stored"
         return "lost"
 
@@ -170,7 +175,7 @@ class Claim:
         store, record = self._desk.store, records.copy(self._opened.record)
         document = await store.get(self._key)
         found = records.read(document)
-        if document is None or found is None or found.writer != self._writer:
+        if document is None or found is None or not self._ours(found):
             return
         records.release(record, self._desk.clock())
         value, ttl = record.SerializeToString(), record.ttl_seconds

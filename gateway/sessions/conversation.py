@@ -7,7 +7,7 @@ its prompt, its checks and its tokens are those of a client that sent all of it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -18,13 +18,8 @@ from gateway.runs.record import Asked
 from gateway.sessions.claim import Opened
 from gateway.sessions.sessions import Sessions
 from gateway.sessions.turn import Turn
-from slipstream.core.errors import (
-    ContextTooLong,
-    InvalidParameter,
-    InvalidRequest,
-    SessionNotFound,
-)
-from slipstream.wire.proto import gateway_pb2, store_pb2, types_pb2
+from slipstream.core.errors import ContextTooLong
+from slipstream.wire.proto import gateway_pb2, types_pb2
 
 _REASONS = {
     "stop": types_pb2.FINISH_REASON_STOP,
@@ -35,7 +30,7 @@ _Whole_co = TypeVar("_Whole_co", covariant=True)
 _T = TypeVar("_T")
 
 
-class TurnRequest(Protocol[_Whole_co]):
+class AsTurn(Protocol[_Whole_co]):
     """A request of one front door, as sessions see it."""
 
     @property
@@ -67,17 +62,12 @@ class Stateless(Generic[_Body]):
         """How the request, which is whole by now, is run and kept."""
         return asked
 
-    def recorded(
-        self,
-        pieces: AsyncGenerator[Piece, None],
-        request: GenerationRequest,  # noqa: ARG002
-        course: Course,  # noqa: ARG002
-    ) -> AsyncGenerator[Piece, None]:
-        return pieces
-
 
 class Conversation(Stateless[_Body]):
     """A request that is a session's next turn.
+
+    Args:
+        name: tells what the request is called now, where that may change while it runs.
 
     Attributes:
         body: the whole request.
@@ -85,7 +75,12 @@ class Conversation(Stateless[_Body]):
     """
 
     def __init__(
-        self, body: _Body, sessions: Sessions, opened: Opened, turn: gateway_pb2.SessionTurn
+        self,
+        body: _Body,
+        sessions: Sessions,
+        opened: Opened,
+        turn: gateway_pb2.SessionTurn,
+        name: Callable[[], str] | None = None,
     ) -> None:
         super().__init__(body)
         self.session_id = opened.record.id
@@ -93,6 +88,7 @@ class Conversation(Stateless[_Body]):
         self._sessions = sessions
         self._opened = opened
         self._turn = turn
+        self._name = name
 
     async def prepared(self, work: Awaitable[_T]) -> _T:
         """What `work` makes of the body. Its ContextTooLong says what the history has to do with
@@ -112,16 +108,21 @@ class Conversation(Stateless[_Body]):
         )
 
     def _begun(self, request: GenerationRequest) -> gateway_pb2.SessionTurn:
-        """The turn without its output, as a GenerationRecord keeps it. Its name stays, also where
-        the answer gets another, since its own is taken."""
+        """The turn without its output, as a GenerationRecord keeps it."""
         turn = gateway_pb2.SessionTurn()
         turn.CopyFrom(self._turn)
-        turn.request_id = self._turn.request_id or request.request_id
-        turn.seed = request.sampling.seed
+        turn.request_id, turn.seed = self._called(request), request.sampling.seed
         return turn
 
+    def _called(self, request: GenerationRequest) -> str:
+        return request.request_id if self._name is None else self._name()
+
     async def recorded(
-        self, pieces: AsyncGenerator[Piece, None], request: GenerationRequest, course: Course
+        self,
+        pieces: AsyncGenerator[Piece, None],
+        request: GenerationRequest,
+        course: Course,
+        name: Callable[[], str] | None = None,
     ) -> AsyncGenerator[Piece, None]:
         """The pieces of the request's run; before the last one is given out, the turn is stored.
 
@@ -131,27 +132,40 @@ class Conversation(Stateless[_Body]):
         Args:
             pieces: not begun; closed with this generator.
             course: of that run; told who may have the history's keys and values.
+            name: tells what the request is called now, where that may change while it runs.
 
         Raises:
             SessionConflict: another request has written the session, or is writing it.
             StoreUnavailable: the store does not answer, and the session has turns.
         """
+        self._name = name or self._name
         async with (
             contextlib.aclosing(pieces),
-            Turn(self._sessions.desk, self._opened, self._begun(request).request_id) as turn,
+            Turn(self._sessions.desk, self._opened, request.request_id) as turn,
         ):
             course.kv_holder = course.kv_holder or turn.record.kv_holder
             try:
                 async for piece in pieces:
+                    turn.rename(self._called(request))
                     turn.check()
                     if piece.finish_reason is None:
                         yield piece
                     else:
-                        done = self._done(piece, request)
-                        state = await turn.commit(done, _kind(done), course.kv_holder)
+                        state = await self._commit(turn, piece, request, course.kv_holder)
                         yield replace(piece, session=state)
             except ContextTooLong as failure:
                 raise self._too_long(failure, request.prompt_tokens) from failure
+
+    async def store(self, piece: Piece, request: GenerationRequest) -> gateway_pb2.SessionState:
+        """Stores the turn whose last piece this is. Raises as `recorded` does."""
+        async with Turn(self._sessions.desk, self._opened, self._called(request)) as turn:
+            return await self._commit(turn, piece, request, turn.record.kv_holder)
+
+    async def _commit(
+        self, turn: Turn, piece: Piece, request: GenerationRequest, kv_holder: str
+    ) -> gateway_pb2.SessionState:
+        done = self._done(piece, request)
+        return await turn.commit(done, kind_of(done), kv_holder)
 
     def _done(self, piece: Piece, request: GenerationRequest) -> gateway_pb2.SessionTurn:
         assert piece.output is not None
@@ -178,93 +192,6 @@ class Conversation(Stateless[_Body]):
         )
 
 
-class Conversations:
-    """What front doors ask for. One for the process.
-
-    Args:
-        sessions: None where this gateway keeps none.
-    """
-
-    def __init__(self, sessions: Sessions | None) -> None:
-        self._sessions = sessions
-
-    @property
-    def sessions(self) -> Sessions:
-        """Raises InvalidRequest: there are none."""
-        if self._sessions is None:
-            raise InvalidRequest(
-                "this gateway keeps no sessions: it was started with --session-store off",
-                param="session_id",
-            )
-        return self._sessions
-
-    async def of(self, asked: TurnRequest[_Body], body: _Body, owner: str) -> Stateless[_Body]:
-        """The request as a turn of the session that it names, or as it is.
-
-        Args:
-            body: the request.
-            owner: name of the API key.
-
-        Raises:
-            InvalidRequest: it cannot be a turn, or not of this session, or there is no room.
-            SessionNotFound, SessionConflict, StoreUnavailable: as `Sessions.open`.
-        """
-        if not asked.session_id:
-            if asked.session_turn is not None:
-                raise InvalidParameter("session_turn needs session_id", param="session_turn")
-            return Stateless(body)
-        turn = asked.turn()
-        opened = await self.sessions.open(owner, asked.session_id, asked.session_turn)
-        record = opened.record
-        if record.kind and record.kind != _kind(turn):
-            raise InvalidParameter(
-                f"session '{record.id}' is of kind {record.kind}, since it began so; this turn is"
-                f" of kind {_kind(turn)}",
-                param="session_id",
-            )
-        self._check_size(record, turn)
-        return Conversation(asked.whole(record.turns), self.sessions, opened, turn)
-
-    def _check_size(self, record: store_pb2.SessionRecord, turn: gateway_pb2.SessionTurn) -> None:
-        size, most = record.ByteSize() + turn.ByteSize(), self.sessions.limits.max_bytes
-        if size > most:
-            raise InvalidRequest(
-                f"session '{record.id}' would have {size} bytes with this turn, beyond the limit of"
-                f" {most} (--max-session-bytes): fork it at an earlier turn, or begin a new one",
-                param="session_id",
-            )
-
-    async def resumed(self, record: store_pb2.GenerationRecord) -> Stateless[None]:
-        """The turn of a request that is taken up again, maybe from a gateway that is gone.
-
-        Its `recorded` wants the pieces of a run with the prompt of the record.
-
-        Raises:
-            SessionConflict: the session has gone on without it.
-            StoreUnavailable: the store does not answer.
-        """
-        if not record.session_id:
-            return Stateless(None)
-        opened = await self.sessions.resume(
-            record.owner, record.session_id, record.session_turn, record.turn.request_id
-        )
-        return Conversation(None, self.sessions, opened, record.turn)
-
-    async def state(self, record: store_pb2.GenerationRecord) -> gateway_pb2.SessionState:
-        """Whether the turn of a request that has ended is in its session. Raises
-        StoreUnavailable."""
-        before = record.session_turn
-        turns: Sequence[gateway_pb2.SessionTurn] = ()
-        with contextlib.suppress(SessionNotFound):
-            turns = (await self.sessions.get(record.owner, record.session_id)).turns
-        stored = len(turns) > before and turns[before].request_id == record.turn.request_id
-        return gateway_pb2.SessionState(
-            id=record.session_id,
-            turns=before + 1,
-            stored=stored,
-            detail="" if stored else "the turn is not in the session",
-        )
-
-
-def _kind(turn: gateway_pb2.SessionTurn) -> str:
+def kind_of(turn: gateway_pb2.SessionTurn) -> str:
+    """Of session: "text", "chat" or "token_ids"."""
     return str(turn.WhichOneof("input"))

@@ -257,15 +257,29 @@ class Sessions:
 
         Raises:
             SessionConflict: the session has gone on without it, or another request is writing.
-            StoreUnavailable: the store cannot be asked.
+            StoreUnavailable: the store cannot be asked, and there was a turn before.
         """
-        document = await self.store.get(records.key(owner, session_id))
+        try:
+            document = await self.store.get(records.key(owner, session_id))
+        except StoreUnavailable as failure:
+            if before:
+                raise
+            new = self.new(owner, session_id)
+            return Opened(new, None, 0, failure.message, forgiving=True, resumed=True)
         record = records.read(document)
         version = 0 if document is None else document.version
         if record is None:
             # One that its first turn had made went with it when the client did.
             new = self.new(owner, session_id)
-            return Opened(new, version, before, made=True, resumed=True, gone=before > 0)
+            return Opened(
+                new,
+                version,
+                before,
+                made=True,
+                forgiving=before == 0,
+                resumed=True,
+                gone=before > 0,
+            )
         if len(record.turns) > before and record.turns[before].request_id == request_id:
             return Opened(record, version, before, resumed=True, committed=True)
         if len(record.turns) != before:
@@ -275,7 +289,7 @@ class Sessions:
             )
         if records.request_of(record.writer) != request_id:
             self.desk.refuse_writer(record)
-        return Opened(record, version, before, resumed=True)
+        return Opened(record, version, before, forgiving=before == 0, resumed=True)
 
 
 def _not_found(session_id: str, param: str) -> SessionNotFound:

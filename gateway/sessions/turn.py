@@ -67,6 +67,10 @@ class Turn:
             self._keeper = asyncio.create_task(self._keep(), name="session-claim")
         return self
 
+    def rename(self, request_id: str) -> None:
+        """The request is called so from now on."""
+        self._claim.request_id = request_id
+
     def check(self) -> None:
         """Raises SessionConflict: the session was taken over, so that the rest is in vain."""
         if self._over == "lost":

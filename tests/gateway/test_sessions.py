@@ -178,20 +178,26 @@ async def test_a_stalled_writer_whose_place_nobody_took(sessions, clock):
     assert await texts(sessions, "s") == [("q", "a"), ("q1", "a1")]
 
 
-async def test_the_claim_is_renewed_while_the_turn_runs(eventually):
+async def until_version(store, least):
+    async with asyncio.timeout(20):
+        while (await store.get("session/me/s")).version < least:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_the_claim_is_renewed_while_the_turn_runs():
     """A turn that lasts longer than a claim keeps the session; its commit knows the version."""
     clock = Clock()
     store = MemoryStore(clock)
     sessions = sessions_at(clock, store, claim=0.05)
     async with sessions.turn("me", "s", 0, "long") as turn:
-        await eventually(lambda: store._documents["session/me/s"][0].version >= 4)
+        await until_version(store, 4)
         record = store_pb2.SessionRecord.FromString((await store.get("session/me/s")).value)
         assert record.writer.startswith("long/")
         assert (await turn.commit(text_turn("q", "a"), "text")).stored
     assert await texts(sessions, "s") == [("q", "a")]
 
 
-async def test_a_turn_that_lost_its_session_ends_early(eventually):
+async def test_a_turn_that_lost_its_session_ends_early():
     """A renewal that finds another writer ends the run before more tokens are made in vain."""
     clock = Clock()
     store = MemoryStore(clock)
@@ -206,7 +212,7 @@ async def test_a_turn_that_lost_its_session_ends_early(eventually):
     await say(other, "s", 1, "q1", "a1")
     lost = asyncio.create_task(anext(run))
     # Whether a renewal finds out first or the commit does: it is the same to the client.
-    await eventually(lambda: store._documents["session/me/s"][0].version >= 4)
+    await until_version(store, 4)
     pause.set()
     with pytest.raises(SessionConflict):
         await lost
@@ -399,8 +405,8 @@ async def test_a_store_that_comes_back_empty(clock):
     sessions = sessions_at(clock, store)
     await say(sessions, "s", 0, "q", "a")
     async with sessions.turn("me", "s", 1, "r") as turn:
-        store._documents.clear()
-        store._indexes.clear()
+        await store.delete("session/me/s")
+        await store.index_remove("sessions/me", "s")
         assert (await turn.commit(text_turn("q1", "a1"), "text")).stored
     await sessions.close()
     assert await texts(sessions, "s") == [("q", "a"), ("q1", "a1")]
@@ -418,8 +424,8 @@ def generation(before, name="r", text="q1"):
 
 
 async def resumed(sessions, record, output):
-    conversation = await Conversations(sessions).resumed(record)
-    run = conversation.recorded(answering(output), request_of(record.request_id), Course())
+    generate = Conversations(sessions).around(lambda request, course: answering(output))
+    run = generate(request_of(record.request_id), Course(), record)
     return [piece async for piece in run][-1].session
 
 
@@ -461,10 +467,58 @@ async def test_a_resumed_turn_whose_session_went_on_or_is_gone(sessions):
     assert (state.stored, state.turns) == (False, 2)
     # The one that made the session makes it again: it went when its client did.
     assert (await resumed(sessions, generation(0), "x")).stored
-    stateless = await Conversations(sessions).resumed(store_pb2.GenerationRecord(request_id="r"))
     pieces = answering("x")
-    assert stateless.recorded(pieces, request_of("r"), Course()) is pieces
+    generate = Conversations(sessions).around(lambda request, course: pieces)
+    for stateless in (None, store_pb2.GenerationRecord(request_id="r")):
+        assert generate(request_of("r"), Course(), stateless) is pieces
     await pieces.aclose()
+
+
+async def test_a_request_that_is_renamed_while_it_runs(sessions):
+    """The turn bears the name under which the generation can be found, also in its claim."""
+    record = generation(0, name="wanted")
+    generate = Conversations(sessions).around(lambda request, course: answering("xy"))
+    run = generate(request_of("wanted"), Course(), record)
+    await anext(run)
+    record.request_id = "wanted-2"
+    assert (await anext(run)).session.stored
+    await run.aclose()
+    assert [turn.request_id for turn in (await sessions.get("me", "s")).turns] == ["wanted-2"]
+    # Its client comes back; another one's request of the first name is another request.
+    assert (await resumed(sessions, record, "xy")).stored
+    with pytest.raises(SessionConflict):
+        await resumed(sessions, generation(0, name="wanted"), "xy")
+
+
+async def test_an_ending_that_nobody_stored(sessions, clock):
+    """A log that has its end, of a gateway that died before it stored the turn, becomes the turn;
+    a second reader finds it stored; and an answer is not withheld where that is not possible."""
+    conversations, record = Conversations(sessions), generation(0)
+    pieces = [piece async for piece in answering("xy")]
+    first = await conversations.settled(record, request_of("r"), pieces[0])
+    assert first is pieces[0]
+    for _ in range(2):
+        last = await conversations.settled(record, request_of("r"), pieces[-1])
+        assert (last.session.stored, last.text) == (True, "y")
+    assert await texts(sessions, "s") == [("q1", "xy")]
+    lost = await conversations.settled(generation(0, "other"), request_of("other"), pieces[-1])
+    assert (lost.session.stored, lost.session.turns) == (False, 1)
+    assert "gone on" in lost.session.detail
+    broken = FaultyStore(MemoryStore(clock), dict.fromkeys(range(100), "before"))
+    there = Conversations(sessions_at(clock, broken))
+    for before in (0, 1):
+        answer = await there.settled(generation(before), request_of("r"), pieces[-1])
+        assert not answer.session.stored
+        assert "does not answer" in answer.session.detail
+
+
+async def test_a_first_turn_with_a_record_needs_no_store(clock):
+    """As without a record: served without memory, and told so; later turns are refused."""
+    store = FaultyStore(MemoryStore(clock), dict.fromkeys(range(100), "before"))
+    sessions = sessions_at(clock, store)
+    assert not (await resumed(sessions, generation(0), "x")).stored
+    with pytest.raises(StoreUnavailable):
+        await resumed(sessions, generation(1), "x")
 
 
 async def test_limits_of_a_session(clock):
