@@ -133,11 +133,17 @@ class GenerationService:
             Unavailable: nobody serves it, which what has begun waits for.
         """
         give_up = time.monotonic() + self.pool.limits.failover
+        choices = len(request.prompts) * request.n
+        complete = all(course.past(index).ended for index in range(choices))
         while True:
             try:
                 model = self.pool.model(course.model_key)
             except Unavailable:
                 left = give_up - time.monotonic()
+                known = self.pool.known_model
+                if complete and known is not None:
+                    # It is only told again.
+                    return known
                 if not course.pasts or left <= 0:
                     raise
                 seconds = request.terms.remaining()

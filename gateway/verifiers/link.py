@@ -176,7 +176,8 @@ class VerifierLink:
 
     def _answered(self, model: ServedModel, healthy: bool) -> None:
         before = (self.state, self.model)
-        if self.model is None or self.model.incarnation != model.incarnation:
+        if not self._up or self.model is None or self.model.incarnation != model.incarnation:
+            # Another process in its place.
             self._told_draining = False
         self.model, self._healthy, self._up = model, healthy, True
         self._misses, self._heard_at = 0, time.monotonic()

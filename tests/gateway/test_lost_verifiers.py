@@ -24,7 +24,7 @@ from slipstream.core.errors import (
     Unavailable,
 )
 from slipstream.wire.fakes import FakeBehaviour
-from slipstream.wire.proto import verifier_pb2
+from slipstream.wire.proto import types_pb2, verifier_pb2
 from tests.gateway.pooled import core, past_message
 
 TOKENS = [5, 6, 7, 8, 9, 10, 11, 12]
@@ -35,7 +35,7 @@ HANGING = FakeBehaviour(TOKENS, hang_after=3)
 SCRIPT = """
 import asyncio
 from slipstream.wire.fakes import FakeBehaviour, FakeVerifier
-from slipstream.wire.proto import verifier_pb2
+from slipstream.wire.proto import types_pb2, verifier_pb2
 
 async def main():
     model = verifier_pb2.GetModelResponse(
@@ -364,6 +364,13 @@ async def test_what_has_begun_waits_for_room(tokenizer, eventually):
         await asyncio.sleep(0.05)
         await made.fakes[0].start(made.fakes[0].address)
         assert await running == TOKENS[2:]
+        for fake in made.fakes:
+            await fake.stop()
+        await made.until_states(lost=2)
+        # What is complete needs nobody.
+        done = past_message(TOKENS)
+        done.finish_reason = types_pb2.FINISH_REASON_STOP
+        assert await made.tokens(Course(pasts=[Past((done,), 5)])) == TOKENS[5:]
     async with core(tokenizer, full, failover=0.3) as made:
         with pytest.raises(Overloaded):
             await made.tokens(course)
