@@ -33,7 +33,7 @@ def drawn(prompt, params, place):
 
 
 def chunks(response) -> list:
-    lines = [line for line in response.text.split("\n\n") if line]
+    lines = [line for line in response.text.split("\n") if line.startswith("data: ")]
     return [json.loads(line[6:]) for line in lines if line != "data: [DONE]"]
 
 
