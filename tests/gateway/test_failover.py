@@ -88,6 +88,10 @@ class Cut:
         async with channel(self.rig.grpc_address) as link:
             async for response in gateway_pb2_grpc.GatewayServiceStub(link).Generate(request):
                 response.request_id = ""
+                # Of the choices beside it others may have come before.
+                request, _, cursor = response.event_id.partition("/")
+                assert request == name
+                response.event_id = cursor.split(",")[response.index]
                 found[response.index].append(response.SerializeToString(deterministic=True))
         return found
 
@@ -105,7 +109,7 @@ def by_choice(text):
     """The events of each choice in order, and what is about all of them."""
     found = {}
     for event in text.strip().split("\n\n"):
-        data = event.removeprefix("data: ")
+        data = next(line[6:] for line in event.splitlines() if line.startswith("data: "))
         choices = [] if data == "[DONE]" else json.loads(data)["choices"]
         found.setdefault(choices[0]["index"] if choices else None, []).append(data)
     return found

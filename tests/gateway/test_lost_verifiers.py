@@ -396,10 +396,9 @@ async def test_errors_of_the_verifier_itself(tokenizer):
 
 
 async def test_a_message_that_cannot_be_read():
-    """Bytes that are no message end the stream as lost, not as a fault of ours."""
+    """Bytes that are no message of ours end the stream as lost, not as a fault of ours."""
 
     async def generate(request, context):
-        yield verifier_pb2.GenerateResponse(tokens=past_message([5]).tokens).SerializeToString()
         yield b"\xff\xff\xff"
 
     server = grpc.aio.server()
@@ -412,7 +411,6 @@ async def test_a_message_that_cannot_be_read():
     link = VerifierLink(f"127.0.0.1:{port}", Limits())
     request = verifier_pb2.GenerateRequest(prompt_token_ids=[5])
     async with contextlib.aclosing(link.generate(request, first_by=time.monotonic() + 5)) as stream:
-        assert (await anext(stream)).tokens[0].id == 5
         with pytest.raises(Lost) as raised:
             await anext(stream)
     assert raised.value.reason == "corrupted"

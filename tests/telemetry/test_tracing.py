@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from types import SimpleNamespace
 
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from slipstream.core.draft import Close, Commit, Open, Proposal, SetWindow
 from slipstream.core.errors import Overloaded
-from slipstream.core.params import SamplingParams
+from slipstream.core.params import SamplingParams, StopConditions
 from slipstream.core.prefix import PrefixChain
 from slipstream.wire.telemetry.tracing import NO_SPAN, RecordedTracing, trace_headers
 from verifier_service.generation import Finish, GenerationRequest, Progress
@@ -38,7 +37,7 @@ def exported():
 
 def generation_request() -> GenerationRequest:
     return GenerationRequest(
-        "r1", (1, 2, 3), SamplingParams(), SimpleNamespace(), True, None, lambda _: None
+        "r1", (1, 2, 3), SamplingParams(), StopConditions(8), True, None, lambda _: None
     )
 
 
