@@ -42,8 +42,6 @@ _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # A channel that is opened anew, as the old one leads nowhere, must not be given its connection.
-    ("grpc.use_local_subchannel_pool", 1),
 ]
 
 
