@@ -146,7 +146,7 @@ class GenerationRequest:
                 f"a deadline may be at most {_MOST_SECONDS:g} seconds away, not {seconds:g}",
                 param="deadline_seconds",
             )
-        if len(self.committed) >= self.stop.max_tokens:
+        if self.committed and len(self.committed) >= self.stop.max_tokens:
             raise InvalidParameter(
                 f"committed_token_ids holds {len(self.committed)} tokens, and max_tokens is"
                 f" {self.stop.max_tokens}: nothing is left to generate",

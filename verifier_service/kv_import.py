@@ -45,8 +45,8 @@ _ACQUIRE_SECONDS, _CHUNK_SECONDS, _MOST_SECONDS, _LEAST_SECONDS = 1.0, 1.0, 5.0,
 # A holder that did not answer is not asked for so long: others would wait for it in vain.
 _SHUNNED_SECONDS = 5.0
 _LEASE_SECONDS, _GOODBYE_SECONDS = 10.0, 1.0
-# Chunks that were received and are not written yet.
-_AHEAD = 4
+# Chunks that were received and are not written yet: so much is copied between two steps at most.
+_AHEAD = 8
 # Why an attempt brought nothing, as the metrics have it.
 REASONS = ("not_found", "mismatch", "unreachable", "slow", "no_room", "wrong", "failed")
 _REASONS: dict[type[SlipstreamError], str] = {
@@ -225,6 +225,8 @@ class KvImports:
     ) -> None:
         """Writes what comes, while it comes, and no longer than computing it would take.
 
+        The last writes are not waited for: the engine does them before it sees the request.
+
         Raises:
             TimeoutError. InternalError: what came is not what was asked for.
         """
@@ -236,20 +238,12 @@ class KvImports:
             async with aclosing(pull) as chunks:
                 async for chunk in chunks:
                     limit.reschedule(min(last, loop.time() + _CHUNK_SECONDS))
-                    writes.append(self._write(intake, chunk, self._rows(chunk, chain)))
+                    writes.append(self._write(intake, chunk.end, self._rows(chunk, chain)))
                     if len(writes) >= _AHEAD:
                         await writes.popleft()
-            while writes:
-                await writes.popleft()
 
-    def _write(self, intake: Intake, chunk: KvChunk, rows: torch.Tensor) -> asyncio.Future[None]:
-        def write() -> None:
-            try:
-                self._intakes.write(intake, chunk.end, rows)
-            finally:
-                chunk.done()
-
-        return asyncio.wrap_future(self._engine.call(write))
+    def _write(self, intake: Intake, end: int, rows: torch.Tensor) -> asyncio.Future[None]:
+        return self._on_engine(lambda: self._intakes.write(intake, end, rows))
 
     def _check(self, handle: KvHandle, chain: PrefixChain) -> None:
         """Raises ModelMismatch or InternalError where a handle is not of what was asked for."""
@@ -264,7 +258,11 @@ class KvImports:
             raise InternalError("it granted another prefix than was asked for")
 
     def _rows(self, chunk: KvChunk, chain: PrefixChain) -> torch.Tensor:
-        """A chunk's numbers. Raises InternalError where they are not what was asked for."""
+        """A chunk's numbers, copied: a busy engine would keep the holder waiting for its memory.
+
+        Raises:
+            InternalError: they are not what was asked for.
+        """
         pool, loaded = self._engine.runner.pool, self._engine.runner.loaded
         if chunk.layers != loaded.kv_layers or chunk.dtype != dtype_name(pool.dtype):
             raise InternalError(f"layers {chunk.layers} came, in {chunk.dtype}")
@@ -277,7 +275,10 @@ class KvImports:
         each = len(chunk.layers) * 2 * pool.num_kv_heads * pool.head_dim * pool.dtype.itemsize
         if len(chunk.data) != (chunk.end - chunk.start) * each:
             raise InternalError(f"{len(chunk.data)} bytes came for {chunk.end - chunk.start} rows")
-        return as_tensor(chunk.data, chunk.dtype)
+        rows = as_tensor(chunk.data, chunk.dtype)
+        rows = rows.clone() if chunk.shared else rows
+        chunk.done()
+        return rows
 
     def _on_engine(self, action: Callable[[], T]) -> asyncio.Future[T]:
         """Every wait for it is within the time of the whole."""

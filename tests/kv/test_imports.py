@@ -48,7 +48,14 @@ class Two:
         tokens, cached = [], 0
         async with Client(one.address) as client:
             async for message in client.stub.Generate(asked, timeout=60):
-                tokens += message.tokens
+                tokens += [
+                    (
+                        token.id,
+                        token.logprob,
+                        [(top.token_id, top.logprob) for top in token.top_logprobs],
+                    )
+                    for token in message.tokens
+                ]
                 cached = message.cached_prompt_tokens
         return tokens, cached
 
@@ -83,7 +90,7 @@ async def test_pulled_is_as_good_as_computed(two, params) -> None:
     """A generation that moves with its keys and values: bit for bit the rest of what it had, of
     which nothing is computed again but what could not be shared."""
     whole, _ = await two.ask(two.first, params, max_tokens=60)
-    committed = [token.id for token in whole[:37]]
+    committed = [token for token, _, _ in whole[:37]]
     how = {"max_tokens": 60, "committed_token_ids": committed, "resumed": True}
     rest, cached = await two.ask(two.second, params, kv_holder=two.first.address, **how)
     assert rest == whole[37:]
