@@ -268,3 +268,21 @@ async def test_without_a_store(make_rig, store):
                 async with asyncio.timeout(10):
                     assert (await begin(rig)).status_code == 503
         assert rig.fake.requests == []
+
+
+async def test_who_watches_does_not_take_it(make_rig, ids, eventually, store):
+    """Its events can be read while it runs; whoever leaves ends nothing."""
+    words = ids(WORDS)
+    async with make_rig(FakeBehaviour(words, hang_after=6), store=store) as one:
+        async with make_rig(words, store=store) as two:
+            name = await begun(one)
+            await eventually(lambda: [log.length for log in store._logs.values()] == [6])
+            path = f"/v1/generations/{name}/events"
+            async with two.http.stream("GET", path) as response:
+                lines = response.aiter_lines()
+                assert (await anext(lines)).startswith("data: ")
+            assert one.fake.running == 1
+            assert two.fake.requests == []
+        # The second one has stopped; the run has not noticed.
+        assert (await fetch(one, name))["status"] == "in_progress"
+        assert one.fake.running == 1
