@@ -39,13 +39,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A started gateway: its HTTP and gRPC ports, the task that ends if HTTP does, and what it
-    keeps."""
+    """A started gateway: its HTTP and gRPC ports, the task that ends if HTTP does, what it keeps
+    and what it runs in the background."""
 
     http_port: int
     grpc_port: int
     serving: asyncio.Task[None]
     runs: Runs
+    background: Background
 
 
 @contextlib.asynccontextmanager
@@ -127,7 +128,7 @@ async def serving(settings: Settings, store: Store | None = None) -> AsyncIterat
         await grpc_server.set_serving(True)
         if keys is None:
             log.info("no --api-keys: open to the users of this machine only")
-        yield Running(listener.getsockname()[1], grpc_port, task, runs)
+        yield Running(listener.getsockname()[1], grpc_port, task, runs, background)
 
 
 def _kept(service: GenerationService, store: Store, settings: Settings) -> tuple[Runs, Background]:
