@@ -16,11 +16,10 @@ from gateway.grpc_service import SERVICE, GatewayServicer, KeyInterceptor
 from gateway.http.app import build
 from gateway.http.listener import Protocol, listen
 from gateway.http.listener import Server as HttpServer
-from gateway.kept import keeping
+from gateway.kept import Kept, keeping
 from gateway.keys import KeyRing
 from gateway.metrics import Metrics
 from gateway.parts import Parts
-from gateway.runs.service import Runs
 from gateway.settings import Settings
 from gateway.tokenizer import Tokenizer
 from gateway.verifiers.pool import VerifierPool
@@ -38,13 +37,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A started gateway: its HTTP and gRPC ports, the task that ends if HTTP does, and what it
-    keeps."""
+    """A started gateway: its HTTP and gRPC ports, the task that ends if HTTP does, what it keeps."""
 
     http_port: int
     grpc_port: int
     serving: asyncio.Task[None]
-    runs: Runs
+    kept: Kept
 
 
 @contextlib.asynccontextmanager
@@ -111,7 +109,7 @@ async def serving(settings: Settings, store: Store | None = None) -> AsyncIterat
         await grpc_server.set_serving(True)
         if keys is None:
             log.info("no --api-keys: open to the users of this machine only")
-        yield Running(listener.getsockname()[1], grpc_port, task, kept.runs)
+        yield Running(listener.getsockname()[1], grpc_port, task, kept)
 
 
 async def _started(server: uvicorn.Server, task: asyncio.Task[None]) -> None:

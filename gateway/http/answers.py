@@ -49,7 +49,8 @@ class AnswerWriter:
         """All of it."""
         totals = _totals(answer)
         parts = (answer.pieces, self._shape(answer), self._envelope(answer), totals)
-        return await whole_body(*parts, answer.choices)
+        # The id may have been taken: that is known only now.
+        return await whole_body(*parts, answer.choices) | {"id": answer.id}
 
     async def _stream(self, http: Request, answer: Answer) -> Response:
         first = await unless_disconnected(http.receive, first_piece(answer.pieces))

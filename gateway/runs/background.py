@@ -17,7 +17,7 @@ from gateway.runs.record import Asked, Record, choices_of, request_of
 from gateway.runs.records import BACKGROUND, FREE, Records
 from gateway.runs.run import Run
 from gateway.runs.service import Runs
-from slipstream.core.errors import Overloaded, SlipstreamError, StoreUnavailable
+from slipstream.core.errors import Draining, Overloaded, SlipstreamError, StoreUnavailable
 from slipstream.store import Fenced, VersionConflict
 
 log = logging.getLogger(__name__)
@@ -88,9 +88,12 @@ class Background:
 
         Raises:
             Overloaded: as many run here as may.
+            Draining: this gateway stops.
             InvalidRequest: such a request cannot be served.
             StoreUnavailable: it cannot be kept.
         """
+        if self._closing:
+            raise Draining("the gateway is about to stop; try another one")
         self._check_room(asked.owner)
         # From here on it holds its place.
         self._held[asked.owner] += 1

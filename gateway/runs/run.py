@@ -91,7 +91,7 @@ class Run:
             writer = self._writers[index]
             if self.alone:
                 self._messages[index] = [*found.messages, *self._messages[index]]
-            if writer is None:
+            if writer is None or writer.closed:
                 continue
             if found.ended or not found.whole:
                 # Complete; or damaged, and then nothing can be added to it.

@@ -134,7 +134,9 @@ class Runs:
             cursor = parse_cursor(text, choices_of(record), record.stop.max_tokens or None, param)
         include_usage = asked.include_usage if asked.digest else record.include_usage
         self.resumed["event_id"] += 1
-        return self._answer(record, asked.key, cursor, include_usage, wins=True)
+        # One in the background is left to whoever runs it: no client does.
+        wins = not record.background
+        return self._answer(record, asked.key, cursor, include_usage, wins=wins)
 
     async def claimed(self, asked: Asked) -> Record | None:
         """The record that the idempotency key stands for; None: it is free. Raises as `known`."""

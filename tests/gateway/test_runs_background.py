@@ -217,10 +217,10 @@ async def test_a_gateway_that_stops_lets_go(make_rig, ids, eventually, store, mo
         assert not store._indexes["background/free"]
 
 
-async def test_one_of_several_adopts_an_orphan(make_rig, ids, eventually):
+async def test_one_of_several_adopts_an_orphan(make_rig, ids, eventually, monkeypatch):
     """A gateway that is killed says nothing: its runs are found by their silence, and only one of
     those who find them wins. While it beats, nobody touches it."""
-    words, store, later = ids(WORDS), MemoryStore(), MemoryStore()
+    words, store, later = ids(WORDS), MemoryStore(), TroubledStore()
     async with make_rig(FakeBehaviour(words, hang_after=9), store=store) as one:
         names = [await begun(one) for _ in range(3)]
         await eventually(lambda: one.fake.sent.total() == 27)
@@ -234,7 +234,13 @@ async def test_one_of_several_adopts_an_orphan(make_rig, ids, eventually):
         later._logs = {
             name: replace(log, entries=list(log.entries)) for name, log in store._logs.items()
         }
+    monkeypatch.setattr(background, "SWEEP_SECONDS", 3600.0)
     async with make_rig(words, store=later) as two, make_rig(words, store=later) as three:
+        await asyncio.sleep(background.ORPHAN_SECONDS)
+        # Slow enough that both find all of them before one has any.
+        later.all_calls("slow")
+        await asyncio.gather(*(rig.running.kept.background.sweep() for rig in (two, three)))
+        later.trouble = {}
         for name in names:
             told = await until(two, name, "completed")
             assert told["result"]["choices"][0]["text"] == WORDS
@@ -268,3 +274,21 @@ async def test_without_a_store(make_rig, store):
                 async with asyncio.timeout(10):
                     assert (await begin(rig)).status_code == 503
         assert rig.fake.requests == []
+
+
+async def test_who_watches_does_not_take_it(make_rig, ids, eventually, store):
+    """Its events can be read while it runs; whoever leaves ends nothing."""
+    words = ids(WORDS)
+    async with make_rig(FakeBehaviour(words, hang_after=6), store=store) as one:
+        async with make_rig(words, store=store) as two:
+            name = await begun(one)
+            await eventually(lambda: [log.length for log in store._logs.values()] == [6])
+            path = f"/v1/generations/{name}/events"
+            async with two.http.stream("GET", path) as response:
+                lines = response.aiter_lines()
+                assert (await anext(lines)).startswith("data: ")
+            assert one.fake.running == 1
+            assert two.fake.requests == []
+        # The second one has stopped; the run has not noticed.
+        assert (await fetch(one, name))["status"] == "in_progress"
+        assert one.fake.running == 1

@@ -128,7 +128,7 @@ async def test_records_outlive_their_logs(make_rig, ids, store, eventually):
     """One that runs for longer than records are kept is renewed, unless its client deleted it."""
     async with make_rig(FakeBehaviour(ids(WORDS), hang_after=5), store=store, log_ttl=10) as rig:
         answers = [asyncio.create_task(rig.complete("x", stream=True)) for _ in range(2)]
-        runs = rig.running.runs.keeper.active
+        runs = rig.running.kept.runs.keeper.active
         await eventually(lambda: sum(run.opened for run in runs) == 2)
         first, second = runs
         key = f"gen/{first.id}"
