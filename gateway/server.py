@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A started gateway: its HTTP and gRPC ports, the task that ends if HTTP does, what it keeps."""
+    """A started gateway: its ports, the task that ends if HTTP does, and what it keeps."""
 
     http_port: int
     grpc_port: int
