@@ -11,9 +11,9 @@ from slipstream.core.prefix import Prefix, PrefixChain
 from slipstream.engine.kv_pool import BLOCK_TOKENS
 from slipstream.engine.kv_rows import as_tensor
 from slipstream.wire.kv_client import KvClient
+from tests.integration.client import Client, request
 from tests.kv.rig import rows_of, verifier
 from tests.kv.test_holder import PROMPT, HolderRig
-from tests.kv.test_service import generating
 from verifier_service.kv_identity import kv_identity
 from verifier_service.kv_lease import Lease, Read
 from verifier_service.plan import Limits
@@ -155,7 +155,8 @@ async def test_over_the_wire(make_runner, monkeypatch) -> None:
     monkeypatch.setattr("slipstream.wire.kv_client._CHUNK_BYTES", 40 * 256)
     limits = Limits(prefill_chunk=32, strict=True)
     async with verifier(runner, limits=limits, pause=0.0) as one:
-        await (await generating(one, tokens, max_tokens=3))
+        async with Client(one.address) as asking:
+            await asking.generate(request(tokens, max_tokens=3))
         chain = PrefixChain(runner.loaded.fingerprint, tokens)
         names = [chain.at(end).hash for end in range(16, 301, 16)]
         client, own = KvClient(one.address), kv_identity(runner, limits)
