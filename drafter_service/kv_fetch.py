@@ -105,9 +105,11 @@ class Fetch:
             chunk, rows = self._pending[0]
             start, last = max(chunk.start, self._written), min(end, chunk.end)
             self._write(rows[:, :, start - chunk.start : last - chunk.start], start, last)
-            if chunk.end <= end:
-                self._pending.popleft()
-                chunk.done()
+            if chunk.end > end:
+                # The rest of it waits: other shards have not come so far.
+                break
+            self._pending.popleft()
+            chunk.done()
 
     def stop(self) -> None:
         """No more comes, and what was not written is dropped."""
