@@ -30,7 +30,8 @@ _MOST_BEND = 1.25
 # How long what expired may still be found: stores clean up now and then.
 _CLEANING_SECONDS = 30.0
 _POLL_SECONDS = 0.5
-_WRITES, _TURN_SECONDS = 50, 1.5
+# What cleans up now and then has had its turn; the probes of a store write about so often.
+_WRITES, _PROBES_SECONDS = 50, 6.0
 _WARM_SESSIONS = 32
 _QUARTERS = 4
 # More than any tokenizer has.
@@ -106,7 +107,7 @@ async def _one(settings: ReliabilitySettings, name: str, progress: Progress) -> 
     async with _running(settings, name) as (gate, held):
         makers = Makers(gate.http.client, settings.model_name, _ANSWER_TOKENS)
         await makers.make(_WARM_SESSIONS, "warm")
-        await makers.forget("warm")
+        makers.begin()
         start = clock()
         levels = [await _level(settings, gate, held, 0)]
         last = clock()
@@ -195,24 +196,23 @@ def _check_in_time(settings: ReliabilitySettings, seconds: float) -> None:
         )
 
 
-async def _left(held: Sediment, until: float) -> int:
-    """How many keys stay, until there are none or it is that late."""
-    while (left := await held.keys()) and clock() < until:  # noqa: ASYNC110 another process's
+async def _left(held: Sediment, until: float, few: int = 0) -> int:
+    """How many keys stay, until they are so few or it is that late."""
+    while (left := await held.keys()) > few and clock() < until:  # noqa: ASYNC110 another process's
         await asyncio.sleep(_POLL_SECONDS)
     return left
 
 
 async def _stirred(held: Sediment, makers: Makers) -> int:
-    """How many keys stay when others write: as long as that makes them fewer."""
+    """How many keys stay when others write: as long as that makes them fewer. A store's own probes
+    write, too, and clean up behind the last of the others."""
     left = await held.keys()
     while left:
         await makers.stir(_WRITES)
-        # What cleans up now and then has had its turn.
-        await asyncio.sleep(_TURN_SECONDS)
-        before, left = left, await held.keys()
-        if left >= before:
+        before, left = left, await _left(held, clock() + _PROBES_SECONDS, _WRITES)
+        if left >= before or left <= _WRITES:
             break
-    return left
+    return await _left(held, clock() + 4 * _PROBES_SECONDS)
 
 
 def bars_of(found: Found) -> tuple[Bar, ...]:

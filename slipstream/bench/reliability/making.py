@@ -1,10 +1,10 @@
-"""Makes sessions through the front door, some at a time, and forgets them."""
+"""Makes sessions through the front door, some at a time."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import httpx
 
@@ -30,38 +30,35 @@ class Makers:
     made: int = 0
     refused: int = 0
     failure: str = ""
-    _names: dict[str, list[str]] = field(default_factory=dict)
+    _stirred: int = 0
 
     async def make(self, count: int, name: str) -> None:
         """So many sessions of one turn, all different; `name` is in front of their ids."""
-        names = self._names.setdefault(name, [])
         numbers = itertools.count()
 
         async def one() -> None:
             while (number := next(numbers)) < count:
                 session = f"{name}-{number}"
                 self.failure = await self._turn(session, number) or self.failure
-                names.append(session)
 
         await asyncio.gather(*(one() for _ in range(min(_AT_ONCE, count))))
 
-    async def forget(self, name: str) -> None:
-        """Deletes those of a name, and counts them no more."""
-        for session in self._names.pop(name, []):
-            await self.client.delete(f"/v1/sessions/{session}")
-            self.made -= 1
+    def begin(self) -> None:
+        """Counts from here on. What was made before expires like the rest: a deleted session would
+        leave its name taken for some minutes."""
+        self.made = self.refused = 0
 
     async def stir(self, count: int) -> None:
-        """Makes so many sessions without a turn, and deletes them: writes that leave nothing.
+        """Makes so many sessions that expire at once: writes that soon leave nothing.
 
         Raises:
             httpx.HTTPError: the gateway did not answer, or refused it.
         """
         for number in range(count):
-            session = f"stir-{number}"
-            made = await self.client.post("/v1/sessions", json={"id": session})
+            body = {"id": f"stir-{self._stirred + number}", "ttl": 0.1}
+            made = await self.client.post("/v1/sessions", json=body)
             made.raise_for_status()
-            (await self.client.delete(f"/v1/sessions/{session}")).raise_for_status()
+        self._stirred += count
 
     async def _turn(self, session: str, number: int) -> str:
         """What was wrong; empty where it is stored."""
