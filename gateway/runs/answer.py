@@ -24,6 +24,7 @@ class Answer:
         cursor: what the client has; None: nothing.
         include_usage: whether a stream ends with the usage, in a chunk of its own.
         opened: tells whether the record is there, where that is not known from the beginning.
+        resumable: whether streams are resumed here at all.
     """
 
     request: GenerationRequest
@@ -32,6 +33,7 @@ class Answer:
     cursor: Cursor | None
     include_usage: bool
     opened: asyncio.Future[bool] | None = None
+    resumable: bool = True
 
     @property
     def id(self) -> str:
@@ -50,7 +52,7 @@ class Answer:
     async def trail(self) -> Trail | None:
         """For the ids of a stream's events; None: it cannot be resumed. To be asked before the
         first event is sent; the store is waited for, within its bound."""
-        if self.record is None:
+        if self.record is None or not self.resumable:
             return None
         if self.opened is not None and not await asyncio.shield(self.opened):
             return None

@@ -17,7 +17,14 @@ from gateway.runs.record import Asked, Record, choices_of, request_of
 from gateway.runs.records import BACKGROUND, FREE, Records
 from gateway.runs.run import Run
 from gateway.runs.service import Runs
-from slipstream.core.errors import Draining, Overloaded, SlipstreamError, StoreUnavailable
+from gateway.runs.standing import standing_of
+from slipstream.core.errors import (
+    Draining,
+    Overloaded,
+    SlipstreamError,
+    StoreUnavailable,
+    Unavailable,
+)
 from slipstream.store import Fenced, VersionConflict
 
 log = logging.getLogger(__name__)
@@ -47,6 +54,10 @@ class Limits:
     most: int = 256
     most_per_key: int = 0
     seconds: float = 3600.0
+
+
+class _LetGo(Exception):
+    """No verifier here can go on with it; another gateway's may."""
 
 
 class Background:
@@ -159,7 +170,7 @@ class Background:
         self._left(run.record.owner)
 
     async def _run(self, run: Run) -> None:
-        records = self._runs.keeper.records
+        records, free = self._runs.keeper.records, False
         try:
             failure = await self._until_done(run)
             if run.aborted is not None:
@@ -170,16 +181,19 @@ class Background:
             elif await run.stored(_STORED_SECONDS):
                 await records.left(run.id)
             # Else it is still listed: whoever finds it computes again what the log lacks.
+        except _LetGo:
+            log.info("%s: left to whoever has a verifier for it", run.id)
+            free = True
         except StoreUnavailable as failure:
             log.warning("%s: its end is not stored: %s", run.id, failure.message)
         finally:
             run.release()
-            if self._closing and run.aborted is None:
+            if (self._closing or free) and run.aborted is None:
                 with contextlib.suppress(StoreUnavailable):
                     await records.store.index_add(FREE, run.id, ttl=records.times.log(run.record))
 
     async def _until_done(self, run: Run) -> SlipstreamError | None:
-        """Why it failed; None where it did not."""
+        """Why it failed; None where it did not. Raises _LetGo."""
         wait = _FIRST_WAIT_SECONDS
         give_up = run.record.created_unix + self._limits.seconds
         pasts = run.pasts()
@@ -199,6 +213,8 @@ class Background:
                 late = time.time() + pause > give_up
                 if run.aborted is not None or late or not failures.may_pass(failure):
                     return failure
+                if not self._runs.serves(run.record):
+                    raise _LetGo from failure
                 log.info("%s: tries again in %.1f s: %s", run.id, pause, failure.message)
                 try:
                     await run.pause(pause)
@@ -251,7 +267,14 @@ class Background:
         logs = await records.logs(record, dict.fromkeys(range(choices_of(record)), 0))
         running = [found for found in logs.values() if found is None or not found.ended]
         if not running:
+            # Its gateway may have gone before the turn of a session was stored.
+            await standing_of(self._runs.keeper, record)
             await records.left(name)
+            return
+        if not self._runs.serves(record):
+            if time.time() > record.created_unix + self._limits.seconds:
+                await records.fail(record, Unavailable("no verifier could go on with it in time"))
+                await records.left(name)
             return
         if any(f is not None and f.age < ORPHAN_SECONDS and not f.released for f in running):
             return

@@ -27,6 +27,8 @@ from gateway.runs.run import Run
 from gateway.verifiers.served import ServedModel
 from slipstream.core.errors import (
     Cancelled,
+    ModelMismatch,
+    SessionConflict,
     SlipstreamError,
     StoreUnavailable,
     StreamUnread,
@@ -126,7 +128,10 @@ class Keeper:
                 added = True
                 run.open(await self.records.open(run.record))
             kept = run.aborted is None
-        except (StoreUnavailable, Fenced, TimeoutError) as failure:
+        except StoreUnavailable as failure:
+            # The store's own guard has said so; every stream would.
+            log.debug("%s: cannot be resumed: %s", run.id, failure.message)
+        except (Fenced, TimeoutError) as failure:
             log.warning("%s: cannot be resumed: %r", run.id, failure)
         finally:
             if not kept:
@@ -156,7 +161,10 @@ class Keeper:
 
     async def _failed(self, run: Run, failure: SlipstreamError, *, fresh: bool) -> None:
         """What is kept of a run that failed: where another try may go on from it, everything."""
-        if run.aborted is not None or isinstance(failure, StreamUnread):
+        if run.aborted is not None or run.fenced or isinstance(failure, StreamUnread):
+            return
+        if isinstance(failure, SessionConflict) and run.heard:
+            # Maybe by another run of this very request; whoever tries again finds out.
             return
         nothing = fresh and not run.heard
         hopeless = not failures.may_pass(failure)
@@ -181,8 +189,13 @@ class Keeper:
     def follower(
         self, record: Record, request: GenerationRequest, cursor: Cursor | None = None
     ) -> Follower:
-        """Raises Unavailable: no verifier has told its model yet."""
+        """Raises Unavailable: no verifier has told its model yet. ModelMismatch: it is of another
+        one, whose tokens mean something else."""
         model = self.served()
+        if _fingerprint(record.model_key) != _fingerprint(model.key):
+            raise ModelMismatch(
+                f"the generation '{record.request_id}' is of another model than this gateway serves"
+            )
         fresh = [
             self._service.continuation(index, request, model) for index in range(choices_of(record))
         ]
@@ -215,7 +228,7 @@ class Keeper:
                 followed = follower.now() if wins else follower.pieces()
                 async with contextlib.aclosing(followed) as pieces:
                     async for piece in pieces:
-                        yield await self._told(piece, record, request)
+                        yield await self.told(piece, record, request)
                 if follower.over:
                     return
                 await self._still_there(record)
@@ -236,7 +249,7 @@ class Keeper:
                 if piece.index not in follower.ended:
                     yield piece
 
-    async def _told(self, piece: Piece, record: Record, request: GenerationRequest) -> Piece:
+    async def told(self, piece: Piece, record: Record, request: GenerationRequest) -> Piece:
         """A piece from a log: the last one of a session's turn says whether that is stored."""
         if piece.finish_reason is None or self._turns is None:
             return piece
@@ -278,3 +291,8 @@ class Keeper:
                 with contextlib.suppress(StoreUnavailable):
                     await self.records.renew(run.id, run.key)
                     run.renewed = time.monotonic()
+
+
+def _fingerprint(key: str) -> str:
+    """Of a model, by the key of its verifiers: what its tokens mean depends on nothing else."""
+    return key.partition("/")[0]

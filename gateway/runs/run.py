@@ -39,6 +39,7 @@ class Run:
         opened: whether its logs were ours at some time.
         heard: how many messages verifiers have sent.
         aborted: why it was ended from outside, where it was.
+        fenced: whether somebody else has taken its logs over.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Run:
         self.opened = False
         self.heard = 0
         self.aborted: SlipstreamError | None = None
+        self.fenced = False
         self._journal = journal
         self._lost = lost
         self._losing = False
@@ -177,6 +179,7 @@ class Run:
     def _lose(self, reason: str) -> None:
         if not self._losing:
             self._losing = True
+            self.fenced = reason == "fenced"
             self.forget()
             self._lost(self, reason)
 

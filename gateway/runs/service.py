@@ -32,6 +32,7 @@ from slipstream.core.errors import (
     InvalidParameter,
     SlipstreamError,
     StoreUnavailable,
+    Unavailable,
 )
 from slipstream.store import Fenced, Store, VersionConflict
 
@@ -71,6 +72,14 @@ class Runs:
         """Lets go of all logs, for at most `grace` seconds."""
         if self._keeper is not None:
             await self._keeper.close(grace)
+
+    def serves(self, record: Record) -> bool:
+        """Whether a verifier here can go on with a generation."""
+        try:
+            self._service.pool.model(record.model_key)
+        except Unavailable:
+            return False
+        return True
 
     @property
     def keeps(self) -> bool:
@@ -115,6 +124,7 @@ class Runs:
             As `known`.
         """
         param = asked.param
+        self._kept_here(param if asked.last_event else "id")
         if not self.resumable:
             raise InvalidParameter(
                 f"{param} is not served: streams are not kept here (--resume is off)", param=param
@@ -214,7 +224,7 @@ class Runs:
             else:
                 source = self._first(request, asked, run)
                 pieces = self.keeper.attached(run, source, known, fresh=True)
-                return Answer(request, run.record, pieces, None, asked.include_usage)
+                return self._made(request, run.record, pieces, None, asked.include_usage)
         raise StoreUnavailable("the idempotency key is used by others all the time; try again")
 
     async def enter(
@@ -253,9 +263,19 @@ class Runs:
     ) -> Answer:
         request = request_of(record)
         if cursor is not None and cursor.complete(include_usage):
-            return Answer(request, record, as_pieces(()), cursor, include_usage)
+            return self._made(request, record, as_pieces(()), cursor, include_usage)
         pieces = self.keeper.joined(record, request, key, cursor, wins=wins)
-        return Answer(request, record, pieces, cursor, include_usage)
+        return self._made(request, record, pieces, cursor, include_usage)
+
+    def _made(
+        self,
+        request: GenerationRequest,
+        record: Record,
+        pieces: Pieces,
+        cursor: Cursor | None,
+        include_usage: bool,
+    ) -> Answer:
+        return Answer(request, record, pieces, cursor, include_usage, resumable=self.resumable)
 
     async def standing(self, request_id: str, owner: str) -> Standing:
         """How far it has come. Raises GenerationNotFound, and StoreUnavailable."""

@@ -32,11 +32,15 @@ class Standing:
 
 
 async def standing_of(keeper: Keeper, record: Record) -> Standing:
-    """Raises StoreUnavailable."""
+    """Of a session's turn that has ended it says what became of that, and sees to it.
+
+    Raises:
+        ModelMismatch: it is of another model. Unavailable, StoreUnavailable: nobody can tell.
+    """
     request = request_of(record)
     failure = await keeper.records.failure(record.request_id)
     follower = keeper.follower(record, request)
-    pieces = tuple([piece async for piece in follower.now()])
+    pieces = tuple([await keeper.told(piece, record, request) async for piece in follower.now()])
     state: State = "interrupted"
     if follower.over:
         state = "completed"

@@ -60,9 +60,11 @@ class Limits:
 
 def checked_id(session_id: str, param: str) -> str:
     """The id unchanged. Raises InvalidParameter."""
-    if _ID.fullmatch(session_id) is None:
+    # Clients resolve . and .. in paths before they send them.
+    if _ID.fullmatch(session_id) is None or session_id in {".", ".."}:
         raise InvalidParameter(
-            f"{param} must be 1 to 128 of: letters, digits, '.', '_', ':', '-'", param=param
+            f"{param} must be 1 to 128 of: letters, digits, '.', '_', ':', '-'; not . or ..",
+            param=param,
         )
     return session_id
 
