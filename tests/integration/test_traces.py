@@ -11,6 +11,7 @@ from tests.integration.collector import Collector
 from tests.integration.conftest import TINY
 from tests.integration.processes import free_address, until
 
+TOKENS = 400
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
@@ -35,12 +36,13 @@ async def test_a_request_is_traced_to_the_drafter(traced):
     parent = (("traceparent", f"00-{TRACE}-{CALLER}-01"),)
     async with Client(verifier.address) as client:
         await until(client.connected)
-        call = client.stub.Generate(request([5, 6, 7], max_tokens=60), metadata=parent)
+        # On busy cores many steps find no drafts, which are not waited for.
+        call = client.stub.Generate(request([5, 6, 7], max_tokens=TOKENS), metadata=parent)
         tokens = [token async for message in call for token in message.tokens]
     # What is left is sent when a service stops.
     assert verifier.terminate() == drafter.terminate() == 0
     spans = collector.spans
-    assert len(tokens) == 60
+    assert len(tokens) == TOKENS
     named = {span.name: [s for _, s in spans if s.name == span.name] for _, span in spans}
     (whole,) = named["generate"]
     assert whole.trace_id.hex() == TRACE

@@ -178,7 +178,7 @@ async def test_a_write_given_up_before_its_turn_is_not_written(path):
 
 async def test_calls_do_not_pile_up(path):
     """Behind a file that is stuck so many calls wait and no more; the rest fail at once."""
-    store = SqliteStore(path, busy_timeout=0.3)
+    store = SqliteStore(path, busy_timeout=20.0)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     calls = [asyncio.ensure_future(store.put("k", b"v", ttl=LONG)) for _ in range(600)]
