@@ -192,7 +192,8 @@ class Keeper:
         """Raises Unavailable: no verifier has told its model yet. ModelMismatch: it is of another
         one, whose tokens mean something else."""
         model = self.served()
-        if _fingerprint(record.model_key) != _fingerprint(model.key):
+        # What tokens mean depends on nothing else in the key of its verifiers.
+        if record.model_key.partition("/")[0] != model.fingerprint:
             raise ModelMismatch(
                 f"the generation '{record.request_id}' is of another model than this gateway serves"
             )
@@ -291,8 +292,3 @@ class Keeper:
                 with contextlib.suppress(StoreUnavailable):
                     await self.records.renew(run.id, run.key)
                     run.renewed = time.monotonic()
-
-
-def _fingerprint(key: str) -> str:
-    """Of a model, by the key of its verifiers: what its tokens mean depends on nothing else."""
-    return key.partition("/")[0]
