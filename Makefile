@@ -35,6 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	       && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m tests.chart.tools $(BIN)
 	@touch $@
 
 run: $(STAMP) ## Serve the default model on http://127.0.0.1:8000 (ARGS="--model ...")
