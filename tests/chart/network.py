@@ -37,12 +37,12 @@ class Endpoint:
 
 def pod_endpoint(pod: Pod, namespace: str = NAMESPACE, name: str = "") -> Endpoint:
     named = {port: ("TCP", number) for port, number in pod.ports().items()}
-    label = name or (pod.component if pod.serves else pod.owner["metadata"]["name"])
-    return Endpoint(label, "10.244.0.1", named, namespace, pod.labels)
+    named["unused"] = ("TCP", UNUSED)
+    return Endpoint(name or pod.component, "10.244.0.1", named, namespace, pod.labels)
 
 
 def endpoints(render: Render) -> list[Endpoint]:
-    """The render's pods: of a role by the component's name, of a job by its object's name."""
+    """The render's pods, by their components' names."""
     return [pod_endpoint(pod) for pod in pods(render)]
 
 
