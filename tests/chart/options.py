@@ -78,17 +78,18 @@ def settings_of(container: Object, patch: pytest.MonkeyPatch) -> Any:
 
 # Commands that hand all of their arguments on to a program of their own.
 _PASSED_ON = ("bench", "tune")
+CLI = ["python", "-m", "slipstream.cli"]
 
 
 def parse_command(container: Object) -> None:
-    """Parses a `slipstream ...` command line down to the last command, without running it.
+    """Parses a command line of `slipstream` down to the last command, without running it.
 
     Raises click's UsageError: what the real command would refuse.
     """
     known = values_of(container)
-    line = [expand(str(p), known) for p in [*container["command"], *container.get("args", [])]]
-    assert line[0] == "slipstream", line
-    module, given = "slipstream.cli.main", line[1:]
+    assert container["command"] == CLI, container["command"]
+    given = [expand(str(part), known) for part in container["args"]]
+    module = "slipstream.cli.main"
     if given[0] in _PASSED_ON:
         module, given = f"slipstream.cli.{given[0]}", given[1:]
     _parse(typer.main.get_command(importlib.import_module(module).app), given)

@@ -181,9 +181,6 @@ def volumes_are_there_and_used(render: Render) -> Iterator[str]:
             yield f"{pod.name}: no volume {sorted(used - there)}"
         if there - used:
             yield f"{pod.name}: nobody mounts {sorted(there - used)}"
-        for volume in pod.spec.get("volumes", []):
-            if "emptyDir" in volume and not volume["emptyDir"].get("sizeLimit"):
-                yield f"{pod.name}: {volume['name']} may fill the node's disk"
 
 
 def _references(pod: Pod) -> Iterator[tuple[str, str, str]]:
