@@ -164,3 +164,12 @@ failureThreshold: {{ int .failureThreshold }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
+
+{{/* Of verifiers and drafters. */}}
+{{- define "slipstream.modelPorts" -}}
+ports:
+  {{- range $name := list "grpc" "health" "metrics" }}
+  - name: {{ $name }}
+    containerPort: {{ include "slipstream.port" (printf "%s/%s" $.component $name) }}
+  {{- end }}
+{{- end -}}

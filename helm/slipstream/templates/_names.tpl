@@ -98,6 +98,12 @@ CPUs and one for CUDA; the gateway has one for all.
 {{- printf "%s:%s" (ternary (printf "[%s]" $host) $host (contains ":" $host)) (include "slipstream.port" (last .)) -}}
 {{- end -}}
 
+{{/* host:port by which others reach this pod, by the port's name: (list root "verifier/grpc"). */}}
+{{- define "slipstream.ownAddress" -}}
+{{- $ipv6 := contains ":" (first .).Values.bindAddress -}}
+{{- printf "%s:%s" (ternary "[$(POD_IP)]" "$(POD_IP)" $ipv6) (include "slipstream.port" (last .)) -}}
+{{- end -}}
+
 {{/* A Service's name in DNS: (list root component). */}}
 {{- define "slipstream.host" -}}
 {{- printf "%s.%s.svc" (include "slipstream.componentName" .) (first .).Release.Namespace -}}

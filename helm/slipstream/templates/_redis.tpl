@@ -40,3 +40,42 @@ object nor in the process's arguments.
 {{- printf "redis://%s" $address -}}
 {{- end -}}
 {{- end -}}
+
+{{/* The password's hash is in users.acl, of the Secret: nothing here is secret. */}}
+{{- define "slipstream.redisConfig" -}}
+{{- $port := include "slipstream.port" "redis/redis" -}}
+bind {{ .Values.bindAddress }}
+{{- if .Values.tls.enabled }}
+port 0
+tls-port {{ $port }}
+tls-cert-file /etc/slipstream/tls/tls.crt
+tls-key-file /etc/slipstream/tls/tls.key
+tls-ca-cert-file /etc/slipstream/tls/ca.crt
+tls-auth-clients yes
+{{- else }}
+port {{ $port }}
+{{- end }}
+aclfile /etc/redis-users/users.acl
+dir /data
+appendonly yes
+# A session that is evicted is a lost one: better an error, which is told, than that.
+maxmemory {{ .Values.redis.bundled.maxMemory }}
+maxmemory-policy noeviction
+{{- end -}}
+
+{{- define "slipstream.redisPing" -}}
+- redis-cli
+- -e
+- -p
+- {{ include "slipstream.port" "redis/redis" | quote }}
+{{- if .Values.tls.enabled }}
+- --tls
+- --cacert
+- /etc/slipstream/tls/ca.crt
+- --cert
+- /etc/slipstream/tls/tls.crt
+- --key
+- /etc/slipstream/tls/tls.key
+{{- end }}
+- ping
+{{- end -}}

@@ -126,3 +126,46 @@ name: {{ include "slipstream.componentName" (list .root .component) }}
 {{- $selector := printf "component=%q,namespace=%q,pod=~\"%s-.+\"" .component .root.Release.Namespace $name -}}
 {{- .query | replace "{{selector}}" $selector -}}
 {{- end -}}
+
+{{/*
+Of a StatefulSet of verifiers or drafters, all but the pods. Nothing that can never change in it,
+selector, service name and claims, depends on a version or on a value that an upgrade may change.
+*/}}
+{{- define "slipstream.setSpec" -}}
+{{- include "slipstream.replicas" . }}
+serviceName: {{ include "slipstream.componentName" (list .root .component) }}
+# No pod waits for the one before it: each is whole by itself, or a shard that needs all the others.
+podManagementPolicy: Parallel
+updateStrategy:
+  {{- toYaml .role.updateStrategy | nindent 2 }}
+selector:
+  matchLabels:
+    {{- include "slipstream.selectorLabels" (list .root .component) | nindent 4 }}
+{{- if eq .root.Values.model.cache.type "perPod" }}
+# What can be fetched again need not outlive the release; a pod that comes back finds its model.
+persistentVolumeClaimRetentionPolicy:
+  whenDeleted: Delete
+  whenScaled: Retain
+volumeClaimTemplates:
+  {{- include "slipstream.modelClaimTemplate" . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Only pods that are ready have names and endpoints here: readiness decides who is found. */}}
+{{- define "slipstream.headlessService" }}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  {{- include "slipstream.metadata" (dict "root" .root "component" .component "annotations" .role.service.annotations) | nindent 2 }}
+spec:
+  clusterIP: None
+  selector:
+    {{- include "slipstream.selectorLabels" (list .root .component) | nindent 4 }}
+  ports:
+    {{- range $name := list "grpc" "health" "metrics" }}
+    - name: {{ $name }}
+      port: {{ include "slipstream.port" (printf "%s/%s" $.component $name) }}
+      targetPort: {{ $name }}
+    {{- end }}
+{{- end -}}
