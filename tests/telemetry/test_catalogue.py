@@ -36,7 +36,7 @@ def test_the_page_lists_every_metric(exported, component):
 
 @pytest.fixture(scope="module")
 def dashboard():
-    return json.loads((ROOT / "dashboards" / "slipstream.json").read_text())
+    return json.loads((ROOT / "helm" / "slipstream" / "dashboards" / "slipstream.json").read_text())
 
 
 def panels(dashboard):

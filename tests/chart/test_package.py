@@ -1,0 +1,40 @@
+"""What `helm package` makes is the chart: complete, and without what does not belong to it."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import yaml
+
+from tests.chart.helm import CHART, ROOT, run, template, value_files
+from tests.chart.policies.security import _secret_texts
+
+
+def test_package(tmp_path: Path) -> None:
+    """The packed chart renders what the folder renders, value files and dashboard included."""
+    run("package", CHART, f"--destination={tmp_path}")
+    (packed,) = tmp_path.glob("*.tgz")
+    with tarfile.open(packed) as archive:
+        names = {name.removeprefix("slipstream/") for name in archive.getnames()}
+    assert {"values.schema.json", "README.md", "templates/NOTES.txt"} <= names
+    assert {f"values/{name}.yaml" for name in value_files()} <= names
+    assert not [name for name in names if "__pycache__" in name or name.endswith((".py", ".gotmpl"))]
+    files = [value_files()["ha"]]
+    here, there = template(files=files), template(files=files, chart=packed)
+    made_up = _secret_texts(here) | _secret_texts(there)
+    if not made_up:
+        assert here.text == there.text
+    assert [item["metadata"] for item in here.objects] == [
+        item["metadata"] for item in there.objects
+    ]
+
+
+def test_version() -> None:
+    """The chart installs the version of Slipstream that it lies beside."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == project["version"]
+    assert chart["kubeVersion"] == ">=1.32.0-0"

@@ -1,0 +1,156 @@
+"""Upgrades and rollbacks change nothing that Kubernetes does not let anyone change."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.chart import combos
+from tests.chart.helm import CHART, Object, Render, merged, name_of, run, template, value_files
+
+# What a StatefulSet's spec lets change; all else is refused.
+_STATEFUL = {
+    "replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit",
+    "persistentVolumeClaimRetentionPolicy", "minReadySeconds",
+}  # fmt: skip
+
+
+def frozen(item: Object) -> dict[str, Any]:
+    """The fields of an object that an update must leave as they are."""
+    spec = item.get("spec", {})
+    match item["kind"]:
+        case "Deployment" | "DaemonSet":
+            return {"selector": spec["selector"]}
+        case "StatefulSet":
+            return {key: value for key, value in spec.items() if key not in _STATEFUL}
+        case "Job":
+            changing = {"parallelism", "suspend", "ttlSecondsAfterFinished", "backoffLimit"}
+            changing |= {"activeDeadlineSeconds"}
+            return {key: value for key, value in spec.items() if key not in changing}
+        case "Service":
+            return {"headless": spec.get("clusterIP") == "None"}
+        case "PersistentVolumeClaim":
+            return {key: value for key, value in spec.items() if key != "resources"}
+        case "RoleBinding":
+            return {"roleRef": item["roleRef"]}
+        case "Secret":
+            return {"type": item.get("type", "Opaque")}
+    return {}
+
+
+def _replaced(item: Object) -> bool:
+    """Whether helm deletes the old object first."""
+    annotations = item["metadata"].get("annotations", {})
+    return "helm.sh/hook" in annotations and "before-hook-creation" in annotations.get(
+        "helm.sh/hook-delete-policy", "before-hook-creation"
+    )
+
+
+def faults(old: Render, new: Render) -> Iterator[str]:
+    there = {(item["apiVersion"], name_of(item)): item for item in old.objects}
+    for item in new.objects:
+        before = there.get((item["apiVersion"], name_of(item)))
+        if before is not None and not _replaced(item) and frozen(before) != frozen(item):
+            yield f"{name_of(item)}: {frozen(before)} became {frozen(item)}"
+
+
+# Changes that users make to a running release, one at a time; "cache" is where Kubernetes refuses.
+CHANGES = {
+    f"{option}: {setting}": values
+    for option, settings in combos.OPTIONS.items()
+    for setting, values in settings.items()
+    if option != "cache"
+} | {
+    "image": {"verifier": {"image": {"tag": "2.0.0"}}, "gateway": {"image": {"tag": "2.0.0"}}},
+    "model": {"model": {"name": "org/other"}},
+    "resources": {"verifier": {"resources": {"requests": {"cpu": "8"}}}},
+    "arguments": {"verifier": {"extraArgs": ["--step-rows=256"]}},
+    "labels": {"commonLabels": {"team": "a"}, "verifier": {"podLabels": {"tier": "b"}}},
+    "annotations": {"commonAnnotations": {"a": "b"}},
+    "probes": {"drafter": {"probes": {"startup": {"failureThreshold": 500}}}},
+}
+# A release is in one of these states while it is changed.
+STATES = {
+    "ephemeral": {},
+    "shared": combos.OPTIONS["cache"]["shared"],
+    "per pod": combos.OPTIONS["cache"]["per pod"],
+}
+
+
+@pytest.fixture(scope="module")
+def next_chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chart as its next version: packed by helm, with other version numbers."""
+    folder = tmp_path_factory.mktemp("next")
+    run("package", CHART, "--version=9.8.7", "--app-version=9.8.7", f"--destination={folder}")
+    (packed,) = folder.glob("*.tgz")
+    assert packed.name == "slipstream-9.8.7.tgz"
+    return packed
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_changes_keep_what_cannot_change(state: str, next_chart: Path) -> None:
+    """Whatever one value is changed to, with the chart or with its next version, there and back."""
+    old = template(STATES[state])
+    found = []
+    for label, change in CHANGES.items():
+        values = merged(STATES[state], change)
+        new = template(values)
+        for before, after in itertools.permutations((old, new)):
+            found += [f"{label}: {fault}" for fault in faults(before, after)]
+    upgraded = template(STATES[state], chart=next_chart)
+    found += [f"version: {fault}" for fault in faults(old, upgraded)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", value_files())
+def test_a_new_version_rolls_every_role(name: str, next_chart: Path) -> None:
+    """Each ready setup can be upgraded and rolled back, and its pods get the new images."""
+    old = template(files=[value_files()[name]])
+    new = template(files=[value_files()[name]], chart=next_chart)
+    assert [*faults(old, new), *faults(new, old)] == []
+    for item in old.of("Deployment", "StatefulSet"):
+        (before,) = item["spec"]["template"]["spec"]["containers"]
+        (after,) = new.get(*name_of(item).split("/"))["spec"]["template"]["spec"]["containers"]
+        ours = "redis" not in before["name"]
+        assert (before["image"] != after["image"]) == ours, before["name"]
+
+
+def test_a_chart_that_changes_nothing_restarts_nothing(tmp_path: Path) -> None:
+    """Another version of the chart with the same application leaves every pod as it is."""
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    run("package", CHART, "--version=9.8.7", f"--app-version={version}", f"--destination={tmp_path}")
+    new = template(chart=next(tmp_path.glob("*.tgz")))
+    for item in template().of("Deployment", "StatefulSet"):
+        after = new.get(item["kind"], item["metadata"]["name"])
+        assert item["spec"] == after["spec"], name_of(item)
+
+
+def test_a_frozen_field_shows() -> None:
+    """The comparison tells what Kubernetes would refuse: here a claim of another size."""
+    old, new = (
+        template({"model": {"cache": {"type": "perPod", "size": size}}}) for size in ("1Gi", "2Gi")
+    )
+    told = "\n".join(faults(old, new))
+    assert "StatefulSet/slipstream-verifier" in told
+    assert "StatefulSet/slipstream-drafter" in told
+
+
+def _lookups() -> Mapping[str, str]:
+    folder = CHART / "templates"
+    return {path.name: path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_made_up_is_kept() -> None:
+    """Keys and passwords are made once: a template that makes one asks the cluster for it first, and
+    uninstalling keeps no less than an upgrade does."""
+    made = ("randAlphaNum", "randBytes", "genCA", "genSelfSignedCert", "genSignedCert", "randAlpha")
+    for name, text in _lookups().items():
+        if any(function in text for function in made):
+            assert "lookup" in text, name
+    first, second = (run("template", "slipstream", CHART, "--values=-") for _ in range(2))
+    assert first != second, "nothing is made up here: the test looks at the wrong thing"
