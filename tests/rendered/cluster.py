@@ -175,7 +175,7 @@ class Cluster:
     def _pod(self, owner: str, name: str, template: Object, count: int, address: str) -> Pod:
         body = copy.deepcopy({"metadata": template["metadata"], "spec": template["spec"]})
         body["metadata"] |= {"name": name, "namespace": self.manifests.namespace}
-        body["metadata"]["uid"] = f"uid-{name}-{next(self._turn)}"
+        body["metadata"]["uid"] = f"{name}.{next(self._turn)}"
         body["spec"]["nodeName"] = f"node-{count % len(_ZONES)}"
         body["spec"].setdefault("serviceAccountName", "default")
         body["status"] = {"podIP": address, "hostIP": "192.0.2.2"}

@@ -70,7 +70,8 @@ class Pod:
         self.name: str = self.body["metadata"]["name"]
         self.ip: str = self.body["status"]["podIP"]
         self.labels: dict[str, str] = self.body["metadata"].setdefault("labels", {})
-        self.folder = self.around.folder / self.name
+        # A successor may have the same name.
+        self.folder = self.around.folder / self.body["metadata"]["uid"]
         self._came = asyncio.Event()
 
     @property
