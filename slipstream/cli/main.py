@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from slipstream.cli.chat import chat
+from slipstream.cli.check import check
 from slipstream.cli.fetch import fetch
 from slipstream.cli.up import up
 from slipstream.core.errors import (
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(up)
 app.command()(chat)
 app.command()(fetch)
+app.command()(check)
 
 
 def _show_version(wanted: bool) -> None:
