@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slipstream.core.child_processes import dies_with_us
 from tests.rendered.manifests import Failed, Object
 from tests.rendered.probes import Answer, Probe, probes_of
 from tests.rendered.process import Process
@@ -79,7 +78,6 @@ class Container:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            preexec_fn=dies_with_us(),
         )
         try:
             output, _ = await asyncio.wait_for(inner.communicate(), seconds)

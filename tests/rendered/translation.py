@@ -127,8 +127,11 @@ class Translation:
             return [sys.executable]
         if name == "slipstream":
             return [str(Path(sys.executable).with_name("slipstream"))]
-        if name in ("redis-server", "redis-cli"):
-            return [str(redis_executable().with_name(name))]
+        if name == "redis-server":
+            return [str(redis_executable())]
+        if name == "redis-cli":
+            # Its default host, which a later -h overrides, is 127.0.0.1.
+            return [str(redis_executable().with_name(name)), "-h", self.ip]
         raise Failed(
             self.where, "StartError", f'exec: "{name}": executable file not found in $PATH'
         )
