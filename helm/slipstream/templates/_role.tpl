@@ -7,6 +7,12 @@ replicas: {{ int .replicas }}
 {{- end -}}
 {{- end -}}
 
+{{/* How pods are renewed; the numbers of a rolling update only where it is one. Takes a role's values. */}}
+{{- define "slipstream.strategy" -}}
+{{- $rolling := eq .updateStrategy.type "RollingUpdate" -}}
+{{- toYaml (ternary .updateStrategy (omit .updateStrategy "rollingUpdate") $rolling) -}}
+{{- end -}}
+
 {{/* Takes the values of a role. */}}
 {{- define "slipstream.scaled" -}}
 {{- if or (dig "autoscaling" "enabled" false .) (dig "keda" "enabled" false .) -}}true{{- end -}}
@@ -137,7 +143,7 @@ serviceName: {{ include "slipstream.componentName" (list .root .component) }}
 # No pod waits for the one before it: each is whole by itself, or a shard that needs all the others.
 podManagementPolicy: Parallel
 updateStrategy:
-  {{- toYaml .role.updateStrategy | nindent 2 }}
+  {{- include "slipstream.strategy" .role | nindent 2 }}
 selector:
   matchLabels:
     {{- include "slipstream.selectorLabels" (list .root .component) | nindent 4 }}
