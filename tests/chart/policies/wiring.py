@@ -147,14 +147,16 @@ def probes_and_monitors_name_ports_that_exist(render: Render) -> Iterator[str]:
 
 
 def policies_and_budgets_select_pods(render: Render) -> Iterator[str]:
-    """Exactly one component each, and named ports that its pods have."""
+    """One component each, but for the policy that closes all; named ports are those of its pods."""
     for item in render.of("NetworkPolicy", "PodDisruptionBudget"):
         spec = item["spec"]
         selector = spec.get("podSelector", spec.get("selector"))
         chosen = [pod for pod in pods(render) if selected(selector, pod.labels)]
         if not chosen:
             yield f"{name_of(item)}: selects no pod"
-        if selector and len({pod.component for pod in chosen}) > 1:
+        # The one for all pods lets nothing through that is a role's own.
+        shared = item["metadata"]["name"].endswith("-default") and not spec["ingress"]
+        if len({pod.component for pod in chosen}) > 1 and not shared:
             yield f"{name_of(item)}: selects {[pod.name for pod in chosen]}"
         for rule in spec.get("ingress") or []:
             for port in rule.get("ports") or []:
