@@ -5,7 +5,7 @@ value, why not, and what would be right. All of them are told at once.
 
 {{- define "slipstream.validate" -}}
 {{- $found := list -}}
-{{- range $theme := list "model" "sessions" "access" "drafter" "tls" "network" -}}
+{{- range $theme := list "labels" "model" "sessions" "access" "drafter" "tls" "network" -}}
 {{- $found = concat $found (include (printf "slipstream.validate.%s" $theme) $ | splitList "\n") -}}
 {{- end -}}
 {{- range $name := list "gateway" "verifier" "drafter" -}}
@@ -21,6 +21,21 @@ value, why not, and what would be right. All of them are told at once.
 {{- if $lines -}}
 {{- fail (printf "\nvalues that cannot work together:\n%s" (join "\n" $lines)) -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Selectors find pods by these: another value would lose them, and a second one is no object. */}}
+{{- define "slipstream.validate.labels" -}}
+{{- $given := dict "commonLabels" .Values.commonLabels "redis.bundled.podLabels" .Values.redis.bundled.podLabels }}
+{{- range $name := list "gateway" "verifier" "drafter" }}
+{{- $_ := set $given (printf "%s.podLabels" $name) (index $.Values $name).podLabels }}
+{{- end }}
+{{- range $path, $labels := $given }}
+{{- range $label, $_ := $labels }}
+{{- if or (hasPrefix "app.kubernetes.io/" $label) (eq $label "helm.sh/chart") }}
+{{ $path }} has {{ $label }}, which the chart sets itself: use a name of your own
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{- define "slipstream.validate.model" -}}
