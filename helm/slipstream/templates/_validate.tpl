@@ -50,9 +50,6 @@ model.cache.existingClaim is one claim for all pods, but model.cache.type is {{ 
 {{- if and (hasPrefix "/models" $model.path) (not $cache.existingClaim) }}
 model.path {{ $model.path }} is in the model volume, which is empty at first: name the claim that holds the model in model.cache.existingClaim (with model.cache.type shared), or give model.name instead of model.path
 {{- end }}
-{{- if and $model.download.job.enabled (or (ne $cache.type "shared") $model.path) }}
-model.download.job.enabled fetches a model into the shared claim: set model.cache.type to shared and leave model.path empty, or turn the Job off, as pods fetch for themselves
-{{- end }}
 {{- range $name := list "verifier" "drafter" }}
 {{- $role := index $.Values $name }}
 {{- if and (gt (int $role.gpu.count) 0) (eq $.Values.image.variant "cpu") }}
@@ -124,9 +121,6 @@ tls.existingSecret and tls.certManager.enabled are two sources of one certificat
 {{- end }}
 {{- if and $manager.enabled (not $tls.enabled) }}
 tls.certManager.enabled asks for a certificate that nobody uses: set tls.enabled
-{{- end }}
-{{- if and $manager.enabled (not $manager.issuerRef.name) }}
-tls.certManager.enabled needs the name of an Issuer, one with a CA of its own, in tls.certManager.issuerRef.name
 {{- end }}
 {{- end -}}
 
