@@ -105,11 +105,21 @@ OPTIONS: dict[str, dict[str, Values]] = {
     "routes": {
         "none": {},
         "ingress": {
-            "gateway": {"ingress": {"enabled": True}},
+            "gateway": {
+                "ingress": {
+                    "enabled": True,
+                    "hosts": ["llm.example.org"],
+                    "grpcHosts": ["grpc.example.org"],
+                    "tlsSecret": "given-edge",
+                }
+            },
             "networkPolicy": {"gatewayFrom": _from("ingress-nginx")},
         },
         "gateway api": {
-            "gateway": {"httpRoute": {"enabled": True}, "grpcRoute": {"enabled": True}},
+            "gateway": {
+                name: {"enabled": True, "parentRefs": [{"name": "given-gateway"}]}
+                for name in ("httpRoute", "grpcRoute")
+            },
             "networkPolicy": {"gatewayFrom": _from("envoy-gateway-system")},
         },
     },

@@ -146,6 +146,25 @@ def probes_and_monitors_name_ports_that_exist(render: Render) -> Iterator[str]:
                     yield f"{name_of(monitor)}: {name_of(service)} has no port {endpoint['port']}"
 
 
+def _backends(item: Object) -> Iterator[tuple[str, Any]]:
+    """(Service, port) of every backend of an Ingress or a route."""
+    for rule in item["spec"]["rules"]:
+        for path in rule.get("http", {}).get("paths", []):
+            service = path["backend"]["service"]
+            yield service["name"], service["port"].get("name") or service["port"]["number"]
+        for backend in rule.get("backendRefs", []):
+            yield backend["name"], backend["port"]
+
+
+def routes_lead_to_services(render: Render) -> Iterator[str]:
+    for item in render.of("Ingress", "HTTPRoute", "GRPCRoute"):
+        for name, port in _backends(item):
+            service = render.find("Service", name)
+            ports = [] if service is None else service["spec"]["ports"]
+            if port not in {value for each in ports for value in (each["name"], each["port"])}:
+                yield f"{name_of(item)}: no Service {name} with a port {port}"
+
+
 def policies_and_budgets_select_pods(render: Render) -> Iterator[str]:
     """One component each, but for the policy that closes all; named ports are those of its pods."""
     for item in render.of("NetworkPolicy", "PodDisruptionBudget"):
@@ -272,6 +291,7 @@ POLICIES = (
     listeners_are_declared,
     ports_have_names_of_their_own,
     probes_and_monitors_name_ports_that_exist,
+    routes_lead_to_services,
     policies_and_budgets_select_pods,
     volumes_are_there_and_used,
     references_lead_somewhere,
