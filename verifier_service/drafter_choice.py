@@ -23,6 +23,8 @@ _ASK_SECONDS = 1.0
 # A drafter that was lost, or could not be had, is asked again after so long where there are others;
 # one that has another model will hardly have ours soon.
 _LOST_SECONDS, _REFUSED_SECONDS = 3.0, 30.0
+# What gRPC answers where there is no such service.
+NO_DRAFTER = grpc.StatusCode.UNIMPLEMENTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,11 @@ class Drafters:
     fingerprint: str
     zone: str = ""
     incarnation: str = ""
+
+
+def no_drafter(address: str) -> Unavailable:
+    """The error where no process at `address` has a DrafterService."""
+    return Unavailable(f"{address}: only shards behind a drafter's first one are there")
 
 
 class DrafterChoice:
@@ -58,6 +65,8 @@ class DrafterChoice:
         self._drafters = drafters
         self._clock = clock
         self._left_out: dict[str, float] = {}
+        # Shards behind a first one: a Service names the pods of a whole row.
+        self._shards: dict[str, float] = {}
         self._several = False
 
     @property
@@ -71,18 +80,24 @@ class DrafterChoice:
         Raises:
             Unavailable: there is none, or none that answers and may be had.
         """
-        known = await self._drafters.endpoints.resolve()
+        now = self._clock()
+        self._shards = {address: at for address, at in self._shards.items() if at > now}
+        listed = await self._drafters.endpoints.resolve()
+        known = [address for address in listed if address not in self._shards]
         self._several = len(known) > 1
+        if listed and not known:
+            raise no_drafter(", ".join(listed))
         if not known:
             raise Unavailable(f"{self._drafters.endpoints} has no address")
         if not self._several:
             return known[0]
-        now = self._clock()
         self._left_out = {a: at for a, at in self._left_out.items() if at > now and a in known}
         # Rather one that was lost a moment ago than none.
-        asked = [address for address in known if address not in self._left_out] or list(known)
+        asked = [address for address in known if address not in self._left_out] or known
         ranks = await asyncio.gather(*(self._rank(address) for address in asked))
         able = sorted((rank, a) for rank, a in zip(ranks, asked, strict=True) if rank is not None)
+        if not able and all(address in self._shards for address in listed):
+            raise no_drafter(", ".join(listed))
         if not able:
             raise Unavailable(f"none of {', '.join(asked)} can be had")
         return able[0][1]
@@ -91,6 +106,10 @@ class DrafterChoice:
         """It was lost, or could not be had: for a while another one is better."""
         refused = isinstance(why, ModelMismatch)
         self._left_out[address] = self._clock() + (_REFUSED_SECONDS if refused else _LOST_SECONDS)
+
+    def is_shard(self, address: str) -> None:
+        """Nobody drafts there: it is not asked again soon, even where there is no other."""
+        self._shards[address] = self._clock() + _REFUSED_SECONDS
 
     async def _rank(self, address: str) -> tuple[bool, int, bool, int, bytes] | None:
         """The lower, the better; None where it cannot be had."""
@@ -101,6 +120,8 @@ class DrafterChoice:
                 reply = await stub.GetDrafter(asked, timeout=_ASK_SECONDS)
         except grpc.aio.AioRpcError as failure:
             log.debug("drafter %s: %s", address, error_of(failure).message)
+            if failure.code() is NO_DRAFTER:
+                self.is_shard(address)
             return None
         own = self._drafters
         # A drafter that names no model is asked when a stream begins.

@@ -20,6 +20,7 @@ from gateway.watchdog import Watchdog
 from slipstream.core.errors import DeadlineExceeded, Draining, Unavailable
 from slipstream.wire.proto import verifier_pb2, verifier_pb2_grpc
 from slipstream.wire.telemetry.tracing import NO_HEADERS, Headers
+from slipstream.wire.tls import refusal
 from slipstream.wire.transport import channel
 
 # Between two heartbeats, and the deadline of each.
@@ -205,6 +206,10 @@ class VerifierLink:
         return self._misses >= _MISSES_UNTIL_LOST and silence >= self._lost_after
 
     def _down(self, reason: str) -> None:
+        refused = refusal(reason)
+        reason = refused or reason
+        if refused and reason != self._detail and not self._up:
+            log.warning("verifier at %s cannot be reached: %s", self.address, reason)
         self._detail = reason
         if self._up:
             log.warning("verifier at %s is lost: %s", self.address, reason)
