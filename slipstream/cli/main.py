@@ -84,6 +84,21 @@ def tune(context: typer.Context) -> None:
     command.app(args=list(context.args), prog_name="slipstream tune")
 
 
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)
+def k8s(context: typer.Context) -> None:
+    """On Kubernetes: `k8s doctor` examines a release, `k8s save-plan` stores a layer plan."""
+    # The Kubernetes client takes a second to import.
+    from slipstream.cli.k8s import app as command
+
+    command.app(args=list(context.args), prog_name="slipstream k8s")
+
+
 def run() -> NoReturn:
     """Runs the command line; every error that we raise on purpose is one message, no traceback.
 

@@ -55,6 +55,7 @@ class GuardedStore:
 
     Attributes:
         calls: how many there were, by operation and outcome.
+        answer_seconds: what the last answer took; None: there was none.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class GuardedStore:
         on_call: Callable[[str, Outcome, float], None] | None = None,
     ) -> None:
         self.calls: Counter[tuple[str, Outcome]] = Counter()
+        self.answer_seconds: float | None = None
         self._store = store
         self._timeout = timeout
         self._breaker = Breaker(failures, "the session store")
@@ -172,6 +174,7 @@ class GuardedStore:
             raise
         finally:
             if outcome in {"ok", "conflict"}:
+                self.answer_seconds = loop.time() - began
                 self._breaker.worked(since)
             if not task.done():
                 self._leave(task)

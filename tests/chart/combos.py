@@ -22,6 +22,11 @@ def _gpu(resource: str) -> Values:
 
 
 
+def _from(namespace: str) -> list[Values]:
+    labels = {"kubernetes.io/metadata.name": namespace}
+    return [{"namespaceSelector": {"matchLabels": labels}}]
+
+
 # Option -> setting -> values. Names of objects that others give begin with "given-".
 OPTIONS: dict[str, dict[str, Values]] = {
     "device": {"cpu": {}, "gpu": _gpu("nvidia.com/gpu"), "mig": _gpu("nvidia.com/mig-3g.40gb")},
@@ -93,14 +98,29 @@ OPTIONS: dict[str, dict[str, Values]] = {
             "monitoring": {
                 name: {"enabled": True}
                 for name in ("serviceMonitor", "podMonitor", "prometheusRule", "dashboard")
-            }
+            },
+            "networkPolicy": {"metricsFrom": _from("monitoring")},
         },
     },
     "routes": {
         "none": {},
-        "ingress": {"gateway": {"ingress": {"enabled": True}}},
+        "ingress": {
+            "gateway": {
+                "ingress": {
+                    "enabled": True,
+                    "hosts": ["llm.example.org"],
+                    "grpcHosts": ["grpc.example.org"],
+                    "tlsSecret": "given-edge",
+                }
+            },
+            "networkPolicy": {"gatewayFrom": _from("ingress-nginx")},
+        },
         "gateway api": {
-            "gateway": {"httpRoute": {"enabled": True}, "grpcRoute": {"enabled": True}}
+            "gateway": {
+                name: {"enabled": True, "parentRefs": [{"name": "given-gateway"}]}
+                for name in ("httpRoute", "grpcRoute")
+            },
+            "networkPolicy": {"gatewayFrom": _from("envoy-gateway-system")},
         },
     },
     "policies": {"on": {}, "off": {"networkPolicy": {"enabled": False}}},
@@ -129,6 +149,8 @@ REFUSED = (
     _pair("redis", "none", "replicas", "three"),
     _pair("redis", "none", "replicas", "hpa"),
     _pair("redis", "none", "replicas", "keda"),
+    _pair("shards", "2", "replicas", "hpa"),
+    _pair("shards", "2", "replicas", "keda"),
 )
 
 

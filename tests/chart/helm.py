@@ -59,6 +59,14 @@ class Render:
     text: str
     objects: tuple[Object, ...]
 
+    @property
+    def fixed(self) -> list[Object]:
+        """The objects without what is made up anew each time: the contents of Secrets."""
+        return [
+            item if item["kind"] != "Secret" else {**item, "data": sorted(item.get("data", {}))}
+            for item in self.objects
+        ]
+
     def of(self, *kinds: str) -> list[Object]:
         return [item for item in self.objects if item["kind"] in kinds]
 

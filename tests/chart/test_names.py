@@ -85,7 +85,7 @@ def test_one_image_for_each_role() -> None:
         ({"name": "org/Model-7B"}, "/models/org--Model-7B", "org/Model-7B"),
         ({"name": "org/M@abc123"}, "/models/org--M--abc123", "org/M"),
         ({"name": "org/M", "servedName": "m"}, "/models/org--M", "m"),
-        ({"path": "/models/llama"}, "/models/llama", "llama"),
+        ({"path": "/opt/llama"}, "/opt/llama", "llama"),
     ],
 )
 def test_models(model: dict[str, str], folder: str, served: str) -> None:

@@ -85,21 +85,19 @@ def drawn(row: Mapping[str, str]) -> set[Arrow]:
     if sharded:
         found.add(("drafter", "drafter", "grpc"))
     if told["redis"] == "bundled":
+        there.append("redis")
         found.add(("gateway", "redis", "redis"))
     elif told["redis"] != "none":
         found.add(("gateway", "redis host", "redis"))
-    fetching, watching = {*roles}, {*roles} if told["discovery"] == "kubernetes" else set()
+    watching = {*roles} if told["discovery"] == "kubernetes" else set()
     if told["cache"] == "shared":
-        fetching = {"model-download"}
         there.append("model-download")
-    elif told["cache"] in ("path", "claim"):
-        fetching = set()
-    if told["plan"] == "tune":
+    if told["plan"] == "tune" and drafter:
         there.append("tune")
         watching.add("tune")
-        if told["cache"] not in ("shared", "path", "claim"):
-            fetching.add("tune")
-    found |= {(pod, "hub", "https") for pod in fetching}
+    # Whoever needs the model fetches it where it is not there yet; a folder that is given is.
+    if told["cache"] != "path":
+        found |= {(pod, "hub", "https") for pod in there if pod not in ("test", "redis")}
     found |= {(pod, "api server", "https") for pod in watching}
     found |= {(pod, "dns", port) for pod in there for port in ("udp", "tcp")}
     if told["traces"] == "on":
@@ -123,6 +121,12 @@ def test_exactly_the_drawn_arrows(label: str) -> None:
     """Where the neighbours are known the graph of each combination is the drawn one."""
     row = ROWS.get(label, {})
     _same(_graph(template(merged(combos.values_of(row), KNOWN))), drawn(row))
+
+
+def test_drafters_that_compute_their_own_context_ask_no_verifier() -> None:
+    """Without a pull of keys and values the arrow back to the verifiers is gone."""
+    render = template(merged(KNOWN, {"drafter": {"kvContext": "own"}}))
+    _same(_graph(render), drawn({}) - {("drafter", "verifier", "grpc")})
 
 
 def test_without_policies_everything_is_open() -> None:
@@ -166,13 +170,12 @@ def test_two_releases_in_one_namespace_do_not_meet() -> None:
 
 def test_every_pod_is_isolated_both_ways() -> None:
     """No pod of a release is without a policy of each direction, whatever job it is of."""
-    rows = [row for row in ROWS.values() if row["plan"] == "tune" and row["cache"] == "shared"]
-    render = template(combos.values_of(rows[0]))
+    render = template(combos.values_of({"plan": "tune", "cache": "shared"}))
     rules = policies(render)
     for point in endpoints(render):
         assert not rules.allow(STRANGER, point, "unused"), point.name
         assert not rules.allow(point, STRANGER, "unused"), point.name
-    assert len(pods(render)) == len(endpoints(render)) >= 6
+    assert len(pods(render)) == len(endpoints(render)) >= 7
 
 
 @pytest.mark.parametrize("role", ["gateway", "verifier", "drafter", "redis"])

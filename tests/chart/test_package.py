@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tarfile
+import tomllib
 from pathlib import Path
 
 import yaml
 
 from tests.chart.helm import CHART, ROOT, run, template, value_files
-from tests.chart.policies.security import _secret_texts
 
 
 def test_package(tmp_path: Path) -> None:
@@ -22,18 +22,11 @@ def test_package(tmp_path: Path) -> None:
     assert not [name for name in names if "__pycache__" in name or name.endswith((".py", ".gotmpl"))]
     files = [value_files()["ha"]]
     here, there = template(files=files), template(files=files, chart=packed)
-    made_up = _secret_texts(here) | _secret_texts(there)
-    if not made_up:
-        assert here.text == there.text
-    assert [item["metadata"] for item in here.objects] == [
-        item["metadata"] for item in there.objects
-    ]
+    assert here.fixed == there.fixed
 
 
 def test_version() -> None:
     """The chart installs the version of Slipstream that it lies beside."""
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == project["version"]

@@ -1,5 +1,16 @@
 {{/* Jobs that a release starts. */}}
 
+{{/* Whether there is one that fetches the model, or one that tunes: "true" or nothing. */}}
+{{- define "slipstream.downloads" -}}
+{{- $model := .Values.model -}}
+{{- if and (eq $model.cache.type "shared") $model.download.job.enabled (not $model.path) }}true{{ end -}}
+{{- end -}}
+
+{{- define "slipstream.tunes" -}}
+{{- $drafter := .Values.drafter -}}
+{{- if and $drafter.enabled (eq $drafter.layerPlan.source "tune") .Values.tune.enabled }}true{{ end -}}
+{{- end -}}
+
 {{/*
 A Job: (dict "ctx" CONTEXT "name" "model" "spec" POD-SPEC-AS-YAML). What a Job runs can never be
 changed, so its name carries a digest of that: another model, image or option is another Job, the
@@ -90,7 +101,7 @@ containers:
       - save-plan
       - {{ $file }}
       - --configmap={{ include "slipstream.layerPlanConfigMap" .root }}
-      - --key={{ $values.drafter.layerPlan.configMap.key }}
+      - --key=plan.json
     env:
       {{- include "slipstream.env" . | nindent 6 }}
     resources:

@@ -50,16 +50,20 @@ cut a stream after a minute of silence, as in a long queue.
 {{- $nginx := .ingress.nginx -}}
 nginx.ingress.kubernetes.io/backend-protocol: {{ .protocol }}
 nginx.ingress.kubernetes.io/proxy-buffering: "off"
-nginx.ingress.kubernetes.io/proxy-http-version: "1.1"
 nginx.ingress.kubernetes.io/proxy-read-timeout: {{ int $nginx.timeoutSeconds | quote }}
 nginx.ingress.kubernetes.io/proxy-send-timeout: {{ int $nginx.timeoutSeconds | quote }}
 nginx.ingress.kubernetes.io/proxy-body-size: {{ $nginx.bodySize | quote }}
 {{- end -}}
 
+{{/* Takes the values of a route, and its name there: (list VALUES "httpRoute"). */}}
 {{- define "slipstream.routeParents" -}}
+{{- $route := first . -}}
+{{- if not $route.parentRefs -}}
+{{- fail (printf "gateway.%s.enabled is true, but gateway.%s.parentRefs names no Gateway, as [{name: public, namespace: gateways}]" (last .) (last .)) -}}
+{{- end -}}
 parentRefs:
-  {{- toYaml .parentRefs | nindent 2 }}
-{{- with .hostnames }}
+  {{- toYaml $route.parentRefs | nindent 2 }}
+{{- with $route.hostnames }}
 hostnames:
   {{- toYaml . | nindent 2 }}
 {{- end }}

@@ -5,7 +5,7 @@ value, why not, and what would be right. All of them are told at once.
 
 {{- define "slipstream.validate" -}}
 {{- $found := list -}}
-{{- range $theme := list "model" "sessions" "access" "drafter" "tls" "network" -}}
+{{- range $theme := list "labels" "model" "sessions" "access" "drafter" "tls" "network" -}}
 {{- $found = concat $found (include (printf "slipstream.validate.%s" $theme) $ | splitList "\n") -}}
 {{- end -}}
 {{- range $name := list "gateway" "verifier" "drafter" -}}
@@ -23,6 +23,21 @@ value, why not, and what would be right. All of them are told at once.
 {{- end -}}
 {{- end -}}
 
+{{/* Selectors find pods by these: another value would lose them, and a second one is no object. */}}
+{{- define "slipstream.validate.labels" -}}
+{{- $given := dict "commonLabels" .Values.commonLabels "redis.bundled.podLabels" .Values.redis.bundled.podLabels }}
+{{- range $name := list "gateway" "verifier" "drafter" }}
+{{- $_ := set $given (printf "%s.podLabels" $name) (index $.Values $name).podLabels }}
+{{- end }}
+{{- range $path, $labels := $given }}
+{{- range $label, $_ := $labels }}
+{{- if or (hasPrefix "app.kubernetes.io/" $label) (eq $label "helm.sh/chart") }}
+{{ $path }} has {{ $label }}, which the chart sets itself: use a name of your own
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "slipstream.validate.model" -}}
 {{- $model := .Values.model }}
 {{- $cache := $model.cache }}
@@ -34,9 +49,6 @@ model.cache.existingClaim is one claim for all pods, but model.cache.type is {{ 
 {{- end }}
 {{- if and (hasPrefix "/models" $model.path) (not $cache.existingClaim) }}
 model.path {{ $model.path }} is in the model volume, which is empty at first: name the claim that holds the model in model.cache.existingClaim (with model.cache.type shared), or give model.name instead of model.path
-{{- end }}
-{{- if and $model.download.job.enabled (or (ne $cache.type "shared") $model.path) }}
-model.download.job.enabled fetches a model into the shared claim: set model.cache.type to shared and leave model.path empty, or turn the Job off, as pods fetch for themselves
 {{- end }}
 {{- range $name := list "verifier" "drafter" }}
 {{- $role := index $.Values $name }}
@@ -109,9 +121,6 @@ tls.existingSecret and tls.certManager.enabled are two sources of one certificat
 {{- end }}
 {{- if and $manager.enabled (not $tls.enabled) }}
 tls.certManager.enabled asks for a certificate that nobody uses: set tls.enabled
-{{- end }}
-{{- if and $manager.enabled (not $manager.issuerRef.name) }}
-tls.certManager.enabled needs the name of an Issuer, one with a CA of its own, in tls.certManager.issuerRef.name
 {{- end }}
 {{- end -}}
 

@@ -146,15 +146,36 @@ def probes_and_monitors_name_ports_that_exist(render: Render) -> Iterator[str]:
                     yield f"{name_of(monitor)}: {name_of(service)} has no port {endpoint['port']}"
 
 
+def _backends(item: Object) -> Iterator[tuple[str, Any]]:
+    """(Service, port) of every backend of an Ingress or a route."""
+    for rule in item["spec"]["rules"]:
+        for path in rule.get("http", {}).get("paths", []):
+            service = path["backend"]["service"]
+            yield service["name"], service["port"].get("name") or service["port"]["number"]
+        for backend in rule.get("backendRefs", []):
+            yield backend["name"], backend["port"]
+
+
+def routes_lead_to_services(render: Render) -> Iterator[str]:
+    for item in render.of("Ingress", "HTTPRoute", "GRPCRoute"):
+        for name, port in _backends(item):
+            service = render.find("Service", name)
+            ports = [] if service is None else service["spec"]["ports"]
+            if port not in {value for each in ports for value in (each["name"], each["port"])}:
+                yield f"{name_of(item)}: no Service {name} with a port {port}"
+
+
 def policies_and_budgets_select_pods(render: Render) -> Iterator[str]:
-    """Exactly one component each, and named ports that its pods have."""
+    """One component each, but for the policy that closes all; named ports are those of its pods."""
     for item in render.of("NetworkPolicy", "PodDisruptionBudget"):
         spec = item["spec"]
         selector = spec.get("podSelector", spec.get("selector"))
         chosen = [pod for pod in pods(render) if selected(selector, pod.labels)]
         if not chosen:
             yield f"{name_of(item)}: selects no pod"
-        if selector and len({pod.component for pod in chosen}) > 1:
+        # The one for all pods lets nothing through that is a role's own.
+        shared = item["metadata"]["name"].endswith("-default") and not spec["ingress"]
+        if len({pod.component for pod in chosen}) > 1 and not shared:
             yield f"{name_of(item)}: selects {[pod.name for pod in chosen]}"
         for rule in spec.get("ingress") or []:
             for port in rule.get("ports") or []:
@@ -270,6 +291,7 @@ POLICIES = (
     listeners_are_declared,
     ports_have_names_of_their_own,
     probes_and_monitors_name_ports_that_exist,
+    routes_lead_to_services,
     policies_and_budgets_select_pods,
     volumes_are_there_and_used,
     references_lead_somewhere,

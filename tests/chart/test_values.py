@@ -1,0 +1,140 @@
+"""The values: each described, each with an effect, and wrong ones refused with a reason."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.chart import values_schema
+from tests.chart.combos import OPTIONS
+from tests.chart.helm import Render, merged, refusal, template
+from tests.chart.values_schema import Path
+
+ROLES = ("gateway", "verifier", "drafter")
+
+
+def _dotted(path: Path) -> str:
+    return ".".join(path)
+
+
+def test_every_value_is_described() -> None:
+    """Each value in values.yaml is in the schema, with a description."""
+    known = values_schema.nodes()
+    undescribed = [
+        _dotted(path)
+        for path in values_schema.leaves()
+        for depth in range(1, len(path) + 1)
+        if not known.get(path[:depth], {}).get("description")
+    ]
+    assert not undescribed
+
+
+def test_every_property_has_a_default() -> None:
+    """Whatever the schema allows is in values.yaml with its default, so that it can be found there;
+    `global` is helm's own, and a resource's name or a claim is the user's to add."""
+    leaves = values_schema.leaves()
+    groups = {path[:depth] for path in leaves for depth in range(1, len(path) + 1)}
+    missing = {
+        _dotted(path)
+        for path in values_schema.nodes()
+        if path not in groups and not re.search(OPEN, _dotted(path))
+    }
+    assert not missing
+
+
+# Parts of Kubernetes' own types, which values.yaml shows whole or leaves empty.
+OPEN = r"^global$|resources\.(requests|limits|claims)|rollingUpdate$|image\.registry$"
+
+
+def test_unknown_values_are_refused() -> None:
+    """No group of values takes a name that it does not know: a typing error is told."""
+    groups = [
+        path
+        for path, node in values_schema.nodes().items()
+        if node.get("properties") and node.get("additionalProperties") is not False
+    ]
+    assert not groups
+
+
+# States of a release in which values have their effect; the first one is the defaults.
+STATES: tuple[dict[str, Any], ...] = (
+    {},
+    merged(
+        {role: {"autoscaling": {"enabled": True}} for role in ROLES},
+        OPTIONS["cache"]["per pod"],
+        OPTIONS["tls"]["secret"],
+        OPTIONS["routes"]["ingress"],
+        OPTIONS["monitoring"]["on"],
+        OPTIONS["traces"]["on"],
+        OPTIONS["device"]["gpu"],
+    ),
+    merged(
+        OPTIONS["replicas"]["keda"],
+        OPTIONS["cache"]["shared"],
+        OPTIONS["tls"]["cert-manager"],
+        OPTIONS["routes"]["gateway api"],
+        OPTIONS["redis"]["external"],
+        OPTIONS["hub"]["token"],
+        OPTIONS["plan"]["tune"],
+    ),
+    merged(OPTIONS["plan"]["config map"], {"tune": {"enabled": True}}),
+)
+
+# Values that say something about others, so that not any will do: they are changed one at a time.
+OWN: dict[str, Any] = {
+    "model.name": "org/model",
+    "model.path": "/opt/model",
+    "model.cache.existingClaim": "given-models",
+    "gateway.pdb.minAvailable": "50%",
+    "verifier.pdb.minAvailable": "50%",
+    "drafter.pdb.minAvailable": "50%",
+    "gateway.apiKeys.existingSecret": "given-keys",
+    "redis.external.url": "redis://other:6379",
+    "redis.external.existingSecret": "given-other",
+    "redis.bundled.auth.existingSecret": "given-redis",
+    "tls.existingSecret": "given-other",
+    "tls.certManager.issuerRef.name": "given-other",
+}
+
+# Values without an effect on what is rendered, and why.
+WITHOUT: dict[str, str] = {}
+
+
+def _text(values: dict[str, Any]) -> str:
+    """A render without what is made up anew each time."""
+    return re.sub(r"[A-Za-z0-9+/]{40,}={0,2}", "", template(values).text)
+
+
+def _shown(state: dict[str, Any], open_: dict[Path, Any]) -> set[Path]:
+    """Those leaves whose marked values a render in that state shows; all are given at once."""
+    marks = {path: 7001 + 2 * index for index, path in enumerate(open_)}
+    given = [state]
+    for path, mark in marks.items():
+        value = values_schema.marked(path, mark)
+        if value is not None and _dotted(path) not in OWN:
+            given.append(values_schema.nested(path, value))
+    # The state's own settings win: they make it what it is.
+    text = template(merged(*given, state)).text
+    return {path for path, mark in marks.items() if re.search(rf"(?<!\d)0*{mark}(?!\d)", text)}
+
+
+def _has_effect(path: Path, default: Any) -> bool:
+    for state in STATES:
+        own = OWN.get(_dotted(path))
+        for value in [own] if own else values_schema.others(path, default):
+            values = merged(state, values_schema.nested(path, value))
+            if not refusal(values) and _text(values) != _text(state):
+                return True
+    return False
+
+
+def test_every_value_has_an_effect() -> None:
+    """Whatever is changed in values.yaml changes what is rendered, in one state or another."""
+    left = values_schema.leaves()
+    for state in STATES:
+        for path in _shown(state, left):
+            del left[path]
+    idle = {_dotted(path) for path, default in left.items() if not _has_effect(path, default)}
+    assert idle == WITHOUT.keys()
