@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,19 @@ class ReleaseApi:
         for account, api in self.accounts.items():
             with api.lock:
                 yield from ((account, asked) for asked in api.requests if asked.verb)
+
+    def states(self, pod: str) -> list[tuple[bool, bool, bool]]:
+        """(ready, serving, terminating) of a pod's endpoint, each time that they changed."""
+        (api, *_) = self.accounts.values()
+        with api.lock:
+            slices = [change.after for change in api.objects.history if change.after]
+        found = [
+            tuple(end["conditions"][key] for key in ("ready", "serving", "terminating"))
+            for item in slices
+            for end in item.get("endpoints", [])
+            if end["targetRef"]["name"] == pod
+        ]
+        return [state for state, _ in itertools.groupby(found)]
 
     def refused(self) -> list[str]:
         """What somebody asked for and may not have."""

@@ -104,11 +104,15 @@ class Cluster:
         self._publish()
         return ended
 
+    async def surge(self, deployment: str, seconds: float) -> None:
+        """One pod more, as a rollout of a Deployment begins."""
+        await self._one(self._owner(deployment), next(self._turn), seconds)
+
     async def roll(self, pod: Pod, seconds: float) -> Ended:
         """One pod of a rollout: a Deployment's successor comes first, a StatefulSet's later."""
         owner = self._owner(pod.owner)
         if owner["kind"] == "Deployment":
-            await self._one(owner, next(self._turn), seconds)
+            await self.surge(pod.owner, seconds)
             return await self.end(pod)
         ended = await self.end(pod)
         await self._one(owner, int(pod.labels["apps.kubernetes.io/pod-index"]), seconds)

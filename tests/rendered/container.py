@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class Container:
 
     Attributes:
         history: (what, whether it is so now), in order: "started", "ready".
+        terminated_at: when it got SIGTERM, as `time.monotonic` counts.
     """
 
     where: str
@@ -50,6 +52,7 @@ class Container:
     started: bool = False
     ready: bool = False
     stopping: bool = False
+    terminated_at: float = math.inf
     process: Process | None = None
     history: list[tuple[str, bool]] = field(default_factory=list)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
@@ -105,6 +108,7 @@ class Container:
         """
         began = time.monotonic()
         await self._pre_stop(seconds)
+        self.terminated_at = time.monotonic()
         self.running.terminate()
         # Kubernetes adds two seconds where a hook took them all.
         left = max(2.0, began + seconds - time.monotonic())
