@@ -20,9 +20,10 @@ class Pace:
     """How a release is watched here.
 
     Attributes:
-        speed: startup and readiness are asked so many times as often as rendered; how long a start
-            may take and how many failures count stays as rendered. Liveness is asked as rendered:
-            on a busy machine a short look would kill.
+        speed: startup and readiness are asked so many times as often as rendered, and preStop
+            sleeps so much shorter. How long a start may take, how many failures count and how long
+            a process has from SIGTERM on stays as rendered; and how often liveness is asked: on a
+            busy machine a short look would kill.
         patience: seconds for which a probe may find nobody at its port while its container listens
             at others. Kubernetes has no such bound; here it tells a wrong port early.
     """
@@ -101,18 +102,16 @@ class Container:
             self._tasks["liveness"].cancel()
 
     async def stop(self, seconds: float) -> int | None:
-        """preStop, SIGTERM and, `seconds` after the beginning, SIGKILL.
+        """preStop, SIGTERM and, when `seconds` less the hook's time are over, SIGKILL.
 
         Returns:
             The exit code; None where it had to be killed.
         """
-        began = time.monotonic()
-        await self._pre_stop(seconds)
+        hook = await self._pre_stop(seconds)
         self.terminated_at = time.monotonic()
         self.running.terminate()
         # Kubernetes adds two seconds where a hook took them all.
-        left = max(2.0, began + seconds - time.monotonic())
-        code = await self.running.wait(left)
+        code = await self.running.wait(max(2.0, seconds - hook))
         await self.close()
         return code
 
@@ -125,18 +124,20 @@ class Container:
             await self.process.kill()
         self._set(started=self.started, ready=False)
 
-    async def _pre_stop(self, seconds: float) -> None:
-        hook = (self.spec.get("lifecycle") or {}).get("preStop")
-        if hook is None:
-            return
+    async def _pre_stop(self, seconds: float) -> float:
+        """The seconds that it takes in a cluster."""
+        hook = (self.spec.get("lifecycle") or {}).get("preStop") or {}
+        began = time.monotonic()
         if "sleep" in hook:
-            await asyncio.sleep(min(seconds, hook["sleep"]["seconds"]))
-        elif "exec" in hook:
+            await asyncio.sleep(hook["sleep"]["seconds"] / self.pace.speed)
+            return float(hook["sleep"]["seconds"])
+        if "exec" in hook:
             code, output = await self.run(hook["exec"]["command"], seconds)
             if code != 0:
                 self.failed(Failed(self.where, "FailedPreStopHook", f"{code}: {output}"))
-        else:
+        elif hook:
             self.failed(Failed(self.where, "FailedPreStopHook", f"{list(hook)} is not known here"))
+        return time.monotonic() - began
 
     async def _exit(self) -> None:
         code = await self.running.inner.wait()

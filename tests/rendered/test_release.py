@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 _START_SECONDS = 100.0
 GATEWAY, VERIFIER, DRAFTER = (f"{FULLNAME}-{role}" for role in ("gateway", "verifier", "drafter"))
 # So many that the stream outlives the start of two drains.
-_TOKENS = 2000
+_TOKENS = 800
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Running:
 async def release(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
     """Two gateways, two verifiers, a drafter and Redis."""
     folder = tmp_path_factory.mktemp("release")
-    model = write_tiny_model(folder / "model", context=4096)
+    model = write_tiny_model(folder / "model")
     with hub(model) as url:
         manifests = rendered(url, {"gateway": {"replicas": 2}, "verifier": {"replicas": 2}})
         api = ReleaseApi(manifests)
