@@ -9,6 +9,7 @@ if __name__ == "__main__":
     starting()
 
 import asyncio
+import contextlib
 import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ from drafter_service.slow_stage import SlowStage
 from drafter_service.stage import LocalStage, Stage
 from slipstream.core import stages
 from slipstream.core.layer_plan import LayerPlan, Skips
+from slipstream.discovery.zone import Zone
 from slipstream.engine.automatic_plan import automatic_plan
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.exactness import step_seconds
@@ -113,17 +115,20 @@ async def serve(settings: Settings) -> None:
     exposition = Exposition("drafter", settings.model_name)
     tracing, tls = tracing_to("drafter", settings.otlp_endpoint), settings.tls()
     probing = probed(settings.health, settings.hung_step)
-    with probing as probes, exposed(exposition, settings.metrics), tracing as spans:
-        server = Server(settings.listen, _services(settings), tls=tls, probes=probes)
-        # The port first: a model takes seconds to load, a port in use is known at once.
-        server.bind()
-        with among_peers(tls):
-            await _serve_drafter(settings, server, exposition, spans, probes)
+    zone = Zone(settings.zone)
+    async with contextlib.aclosing(zone):
+        with probing as probes, exposed(exposition, settings.metrics), tracing as spans:
+            server = Server(settings.listen, _services(settings), tls=tls, probes=probes)
+            # The port first: a model takes seconds to load, a port in use is known at once.
+            server.bind()
+            with among_peers(tls):
+                await _serve_drafter(settings, server, zone, exposition, spans, probes)
 
 
 async def _serve_drafter(
     settings: Settings,
     server: Server,
+    zone: Zone,
     exposition: Exposition,
     tracing: Tracing,
     probes: Probes,
@@ -143,7 +148,7 @@ async def _serve_drafter(
         others=sharded,
     )
     cores = computing_cores(runner.loaded.device)
-    servicer = DrafterServicer(context, cores, tracing, settings.zone)
+    servicer = DrafterServicer(context, cores, tracing, zone)
     adaptive = await loop.run_in_executor(thread, _make_adaptive, settings, runner, skips, context)
     stage: Stage = sharded or (AdaptiveStage(runner) if adaptive else LocalStage(runner))
     if settings.slowdown > 1:
@@ -174,6 +179,7 @@ async def _serve_drafter(
     probes.watch(engine.trouble)
     drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, server.grpc)
     stop = orderly_stop()
+    zone.start()
     linking: asyncio.Task[None] | None = None
     if sharded is None:
         await _serve(server, serving=True)

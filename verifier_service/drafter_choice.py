@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import grpc
 
 from slipstream.core.errors import ModelMismatch, SlipstreamError, Unavailable
-from slipstream.wire.endpoints import Endpoints
+from slipstream.discovery.endpoints import Endpoints
+from slipstream.discovery.slices import Endpoint
+from slipstream.discovery.zone import Zone
 from slipstream.wire.host import host_id
 from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
 from slipstream.wire.status import error_of
@@ -25,6 +27,8 @@ _ASK_SECONDS = 1.0
 _LOST_SECONDS, _REFUSED_SECONDS = 3.0, 30.0
 # What gRPC answers where there is no such service.
 NO_DRAFTER = grpc.StatusCode.UNIMPLEMENTED
+# Between two looks at whether the own one is still listed; a Service of Kubernetes tells by itself.
+_LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +36,13 @@ class Drafters:
     """The drafters that there may be, and who asks for one.
 
     Attributes:
-        zone: where the verifier runs; empty: not said.
+        zone: where the verifier runs; without a name: not said.
         incarnation: of the verifier.
     """
 
     endpoints: Endpoints
     fingerprint: str
-    zone: str = ""
+    zone: Zone = field(default_factory=Zone)
     incarnation: str = ""
 
 
@@ -68,6 +72,7 @@ class DrafterChoice:
         # Shards behind a first one: a Service names the pods of a whole row.
         self._shards: dict[str, float] = {}
         self._several = False
+        self._seen = 0
 
     @property
     def several(self) -> bool:
@@ -80,27 +85,63 @@ class DrafterChoice:
         Raises:
             Unavailable: there is none, or none that answers and may be had.
         """
-        now = self._clock()
-        self._shards = {address: at for address, at in self._shards.items() if at > now}
-        listed = await self._drafters.endpoints.resolve()
-        known = [address for address in listed if address not in self._shards]
+        self._seen = self._drafters.endpoints.changes
+        listed = await self._usable()
+        known = self._without_shards(listed)
         self._several = len(known) > 1
         if listed and not known:
             raise no_drafter(", ".join(listed))
         if not known:
-            raise Unavailable(f"{self._drafters.endpoints} has no address")
+            raise Unavailable(self._nobody())
         if not self._several:
-            return known[0]
+            return next(iter(known))
+        now = self._clock()
         self._left_out = {a: at for a, at in self._left_out.items() if at > now and a in known}
         # Rather one that was lost a moment ago than none.
-        asked = [address for address in known if address not in self._left_out] or known
-        ranks = await asyncio.gather(*(self._rank(address) for address in asked))
+        asked = [address for address in known if address not in self._left_out] or list(known)
+        ranks = await asyncio.gather(*(self._rank(known[address]) for address in asked))
         able = sorted((rank, a) for rank, a in zip(ranks, asked, strict=True) if rank is not None)
-        if not able and all(address in self._shards for address in listed):
+        if not able and not self._without_shards(listed):
             raise no_drafter(", ".join(listed))
         if not able:
             raise Unavailable(f"none of {', '.join(asked)} can be had")
         return able[0][1]
+
+    async def changed(self, seconds: float) -> None:
+        """Waits until there may be others than the last time, for so many seconds at most."""
+        await self._drafters.endpoints.changed(self._seen, seconds)
+
+    async def until_left_behind(self, address: str) -> None:
+        """Waits until the drafter there drains, or is not listed any more, and there is another.
+
+        For ever, where the drafters are listed one by one.
+        """
+        endpoints = self._drafters.endpoints
+        while True:
+            seen, known = endpoints.changes, self._without_shards(await self._usable())
+            if known and address not in known:
+                return
+            await endpoints.changed(seen, _LOOK_SECONDS)
+
+    async def close(self) -> None:
+        """Nothing is followed any more."""
+        await self._drafters.endpoints.close()
+
+    async def _usable(self) -> dict[str, Endpoint]:
+        """Those that do not drain, by address."""
+        known = await self._drafters.endpoints.resolve()
+        return {endpoint.address: endpoint for endpoint in known if not endpoint.draining}
+
+    def _without_shards(self, known: Mapping[str, Endpoint]) -> dict[str, Endpoint]:
+        now = self._clock()
+        self._shards = {address: at for address, at in self._shards.items() if at > now}
+        return {a: endpoint for a, endpoint in known.items() if a not in self._shards}
+
+    def _nobody(self) -> str:
+        """Why there is none. That a Service has no pods is no fault."""
+        said = [one.short for one in self._drafters.endpoints.describe() if one.short]
+        why = f" ({'; '.join(said)})" if said else ""
+        return f"{self._drafters.endpoints} has no drafter now{why}"
 
     def failed(self, address: str, why: SlipstreamError | None) -> None:
         """It was lost, or could not be had: for a while another one is better."""
@@ -111,8 +152,9 @@ class DrafterChoice:
         """Nobody drafts there: it is not asked again soon, even where there is no other."""
         self._shards[address] = self._clock() + _REFUSED_SECONDS
 
-    async def _rank(self, address: str) -> tuple[bool, int, bool, int, bytes] | None:
+    async def _rank(self, endpoint: Endpoint) -> tuple[bool, int, bool, int, bytes] | None:
         """The lower, the better; None where it cannot be had."""
+        address = endpoint.address
         try:
             async with channel(address) as link:
                 stub = drafter_pb2_grpc.DrafterServiceStub(link)
@@ -130,5 +172,5 @@ class DrafterChoice:
             log.warning("%s: it must be the same model", refusal.message)
             return None
         lot = blake2b(f"{own.incarnation} {address}".encode(), digest_size=8).digest()
-        abroad = bool(own.zone) and reply.zone != own.zone
+        abroad = bool(own.zone.name) and (reply.zone or endpoint.zone) != own.zone.name
         return abroad, reply.verifiers, reply.host != host_id(), reply.open_sequences, lot

@@ -262,7 +262,7 @@ class Handler(BaseHTTPRequestHandler):
     def _watch(self, asked: ApiRequest, resource: Resource) -> None:
         matches, api = _matches(asked), self.api
         wanted = asked.query.get("resourceVersion", "")
-        seconds = float(asked.query.get("timeoutSeconds") or math.inf)
+        seconds = min(float(asked.query.get("timeoutSeconds") or math.inf), api.longest_watch)
         with api.lock:
             oldest, gone_as_status = api.objects.oldest, api.gone_as_status
         gone = wanted not in ("", "0") and int(wanted) < oldest

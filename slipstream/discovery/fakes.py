@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import tempfile
 import threading
@@ -25,8 +26,8 @@ class FakeApiServer:
     It has get, list, watch (resourceVersion, timeoutSeconds, bookmarks, sendInitialEvents), label
     and field selectors, create, update, merge patch, server-side apply, delete, dryRun, API
     discovery (`kubectl get` works) and access reviews, all as JSON. It does not validate objects,
-    page lists, run controllers, or speak TLS; a strategic merge patch is taken as a merge patch. Use
-    it as a context manager.
+    page lists, run controllers, or speak TLS; a strategic merge patch is taken as a merge patch.
+    Use it as a context manager.
 
     Args:
         namespace: of the context of its kubeconfig.
@@ -39,6 +40,7 @@ class FakeApiServer:
             sends none over plain HTTP.
         delay: seconds until a request gets an answer; `math.inf`: none ever. Assign 0 and call
             `wake` to release those that wait.
+        longest_watch: seconds after which a watch ends, whatever was asked for.
         failing: an HTTP status that all requests get instead; 0: none.
     """
 
@@ -52,6 +54,7 @@ class FakeApiServer:
         self.requests: list[ApiRequest] = []
         self.token = uuid.uuid4().hex
         self.delay = 0.0
+        self.longest_watch = math.inf
         self.failing = 0
         # What the handler uses, from its threads.
         self.lock = threading.RLock()
