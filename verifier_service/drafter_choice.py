@@ -46,9 +46,9 @@ class Drafters:
     incarnation: str = ""
 
 
-def no_drafter(address: str) -> Unavailable:
-    """The error where no process at `address` has a DrafterService."""
-    return Unavailable(f"{address}: only shards behind a drafter's first one are there")
+def no_drafter() -> Unavailable:
+    """The error where no process that is known has a DrafterService."""
+    return Unavailable("only shards behind a drafter's first one are there")
 
 
 class DrafterChoice:
@@ -90,7 +90,7 @@ class DrafterChoice:
         known = self._without_shards(listed)
         self._several = len(known) > 1
         if listed and not known:
-            raise no_drafter(", ".join(listed))
+            raise no_drafter()
         if not known:
             raise Unavailable(self._nobody())
         if not self._several:
@@ -102,7 +102,7 @@ class DrafterChoice:
         ranks = await asyncio.gather(*(self._rank(known[address]) for address in asked))
         able = sorted((rank, a) for rank, a in zip(ranks, asked, strict=True) if rank is not None)
         if not able and not self._without_shards(listed):
-            raise no_drafter(", ".join(listed))
+            raise no_drafter()
         if not able:
             raise Unavailable(f"none of {', '.join(asked)} can be had")
         return able[0][1]
