@@ -5,7 +5,7 @@ STAMP := $(VENV)/.stamp
 PROTOS := $(wildcard protos/slipstream/v1/*.proto)
 PYTEST = $(BIN)/python -m pytest
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos
-CODE := slipstream gateway verifier_service drafter_service tests
+CODE := slipstream gateway verifier_service drafter_service tests helm
 
 # Options that are passed on: make run ARGS="--http 127.0.0.1:8001", make test ARGS="-k sampling".
 ARGS ?=
@@ -18,7 +18,7 @@ SOAK_MINUTES ?= 60
 CHAOS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format proto proto-check bench bench-drafting load soak chaos bench-peers clean
+.PHONY: help setup run test lint format proto proto-check chart-docs chart-package bench bench-drafting load soak chaos bench-peers clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,11 +57,12 @@ else
 	$(PYTEST) $(ARGS)
 endif
 
-lint: $(STAMP) proto-check ## ruff, mypy, import-linter, and whether generated code is up to date
+lint: $(STAMP) proto-check ## ruff, mypy, import-linter, and whether what is generated is up to date
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python helm/readme.py --check
 
 format: $(STAMP) ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff check --fix --exit-zero $(CODE)
@@ -75,6 +76,14 @@ proto-check: $(STAMP)
 	@$(PROTOC) --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto $(PROTOS)
 	@diff -rq -x __init__.py -x __pycache__ build/proto/slipstream/v1 slipstream/v1 \
 	  || { echo "slipstream/v1 is not what protos/ gives: run make proto" >&2; exit 1; }
+
+chart-docs: $(STAMP) ## Write the chart's README from its values and their schema
+	$(BIN)/python helm/readme.py
+
+chart-package: $(STAMP) ## Pack the chart into dist/
+	$(BIN)/helm lint --strict helm/slipstream
+	@mkdir -p dist
+	$(BIN)/helm package helm/slipstream --destination dist
 
 bench: $(STAMP) ## Measure against the bars (QUESTIONS=file.jsonl, BENCH_ARGS="...")
 	$(BIN)/slipstream bench $(if $(QUESTIONS),--questions $(QUESTIONS)) $(BENCH_ARGS)
