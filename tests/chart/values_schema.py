@@ -78,13 +78,13 @@ def fits(value: Any, node: Mapping[str, Any]) -> bool:
 def _candidates(mark: int) -> Iterator[Any]:
     """Values of all kinds that carry the number `mark`."""
     word = f"zz{mark}"
-    yield from (mark, word, f"https://{word}", f"{mark}", f"{mark}Gi", f"{mark}h", f"{mark}mb")
-    yield from (f"rediss://{word}", f"zz/{word}", f"/{word}", f"10.{mark // 250}.{mark % 250}.0/24")
+    yield from (mark, mark / 10000, word, f"https://{word}", f"{mark}", f"{mark}Gi", f"{mark}h", f"{mark}mb")
+    yield from (f"zz/{word}", f"/{word}")
     yield f"sha256:{mark:064d}"
     yield {word: "x"}
     yield {"limits": {"cpu": f"{mark}m"}}
     yield {"cpu": f"{mark}m"}
-    yield from ([f"--{word}"], [word], [mark], [f"10.{mark // 250}.{mark % 250}.0/24"])
+    yield from ([f"--{word}"], [word], [mark], [f"/{word}"], [f"fd00::{mark}/128"])
     yield [{"name": word, "averageValue": "1"}]
     yield [{"query": word, "threshold": "1"}]
     yield [{"topologyKey": word, "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}]
@@ -105,11 +105,16 @@ def marked(path: Path, mark: int) -> Any:
     return next((value for value in _candidates(mark) if fits(value, node)), None)
 
 
-def others(path: Path, default: Any) -> list[Any]:
-    """Other values of a leaf of few choices."""
+def others(path: Path, now: Any) -> list[Any]:
+    """Values of a leaf of few choices, but for the one that it has now."""
     node = nodes()[path]
-    if isinstance(default, bool):
-        return [not default]
-    words = node.get("enum", [])
-    numbers = [n for n in (1, 2, 3, 0, 0.5) if not isinstance(default, (str, bool)) and fits(n, node)]
-    return [value for value in [*words, *numbers] if value != default]
+    if isinstance(now, bool):
+        return [not now]
+    numbers = [] if isinstance(now, str) else [n for n in (1, 2, 3) if fits(n, node)]
+    return [value for value in [*node.get("enum", []), *numbers] if value != now]
+
+
+def at(values: Any, path: Path) -> Any:
+    for key in path:
+        values = values[key]
+    return values

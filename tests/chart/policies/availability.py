@@ -139,6 +139,7 @@ def drafters_seek_their_verifiers(render: Render) -> Iterator[str]:
         affinity = pod.spec.get("affinity", {}).get("podAffinity", {})
         wishes = affinity.get("preferredDuringSchedulingIgnoredDuringExecution", [])
         terms = [wish["podAffinityTerm"] for wish in wishes]
+        terms += affinity.get("requiredDuringSchedulingIgnoredDuringExecution", [])
         near = [term for term in terms if term["topologyKey"] == ZONE]
         if not any(selected(term["labelSelector"], verifiers[0].labels) for term in near):
             yield f"{pod.name}: no wish to be in the verifiers' zone"
