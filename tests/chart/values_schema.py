@@ -35,7 +35,9 @@ def resolved(node: Mapping[str, Any]) -> Object:
     return {**resolved(schema()["$defs"][name]), **own}
 
 
-def properties(node: Mapping[str, Any] | None = None, at: Path = ()) -> Iterator[tuple[Path, Object]]:
+def properties(
+    node: Mapping[str, Any] | None = None, at: Path = ()
+) -> Iterator[tuple[Path, Object]]:
     """Every property that the schema names, groups of values and leaves, outermost first."""
     for key, inner in resolved(schema() if node is None else node).get("properties", {}).items():
         child = resolved(inner)
@@ -111,5 +113,7 @@ def others(path: Path, default: Any) -> list[Any]:
     if isinstance(default, bool):
         return [not default]
     words = node.get("enum", [])
-    numbers = [n for n in (1, 2, 3, 0, 0.5) if not isinstance(default, (str, bool)) and fits(n, node)]
+    numbers = [
+        n for n in (1, 2, 3, 0, 0.5) if not isinstance(default, (str, bool)) and fits(n, node)
+    ]
     return [value for value in [*words, *numbers] if value != default]
