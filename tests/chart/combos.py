@@ -21,7 +21,6 @@ def _gpu(resource: str) -> Values:
     return {"verifier": gpu, "drafter": gpu}
 
 
-
 def _from(namespace: str) -> list[Values]:
     labels = {"kubernetes.io/metadata.name": namespace}
     return [{"namespaceSelector": {"matchLabels": labels}}]
@@ -73,9 +72,7 @@ OPTIONS: dict[str, dict[str, Values]] = {
         "auto": {},
         "adaptive": {"drafter": {"layerPlan": {"source": "adaptive"}}},
         "config map": {
-            "drafter": {
-                "layerPlan": {"source": "configMap", "configMap": {"name": "given-plan"}}
-            }
+            "drafter": {"layerPlan": {"source": "configMap", "configMap": {"name": "given-plan"}}}
         },
         "tune": {
             "tune": {"enabled": True},

@@ -138,9 +138,7 @@ def policies(render: Render, namespace: str = NAMESPACE) -> Policies:
     return Policies(tuple(render.of("NetworkPolicy")), namespace)
 
 
-def arrows(
-    rules: Policies, inside: Iterable[Endpoint], outside: Iterable[Endpoint]
-) -> set[Arrow]:
+def arrows(rules: Policies, inside: Iterable[Endpoint], outside: Iterable[Endpoint]) -> set[Arrow]:
     """All that is allowed from or to `inside`; a pod's other replicas count as targets."""
     inside, outside = list(inside), list(outside)
     pairs = [(a, b) for a in inside for b in [*inside, *outside]]

@@ -131,7 +131,9 @@ def test_a_new_version_rolls_every_role(name: str, next_chart: Path) -> None:
 def test_a_chart_that_changes_nothing_restarts_nothing(tmp_path: Path) -> None:
     """Another version of the chart with the same application leaves every pod as it is."""
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
-    run("package", CHART, "--version=9.8.7", f"--app-version={version}", f"--destination={tmp_path}")
+    run(
+        "package", CHART, "--version=9.8.7", f"--app-version={version}", f"--destination={tmp_path}"
+    )
     new = template(chart=next(tmp_path.glob("*.tgz")))
     for item in template().of("Deployment", "StatefulSet"):
         after = new.get(item["kind"], item["metadata"]["name"])

@@ -35,7 +35,9 @@ def resolved(node: Mapping[str, Any]) -> Object:
     return {**resolved(schema()["$defs"][name]), **own}
 
 
-def properties(node: Mapping[str, Any] | None = None, at: Path = ()) -> Iterator[tuple[Path, Object]]:
+def properties(
+    node: Mapping[str, Any] | None = None, at: Path = ()
+) -> Iterator[tuple[Path, Object]]:
     """Every property that the schema names, groups of values and leaves, outermost first."""
     for key, inner in resolved(schema() if node is None else node).get("properties", {}).items():
         child = resolved(inner)
@@ -78,7 +80,16 @@ def fits(value: Any, node: Mapping[str, Any]) -> bool:
 def _candidates(mark: int) -> Iterator[Any]:
     """Values of all kinds that carry the number `mark`."""
     word = f"zz{mark}"
-    yield from (mark, mark / 10000, word, f"https://{word}", f"{mark}", f"{mark}Gi", f"{mark}h", f"{mark}mb")
+    yield from (
+        mark,
+        mark / 10000,
+        word,
+        f"https://{word}",
+        f"{mark}",
+        f"{mark}Gi",
+        f"{mark}h",
+        f"{mark}mb",
+    )
     yield from (f"zz/{word}", f"/{word}")
     yield f"sha256:{mark:064d}"
     yield {word: "x"}
