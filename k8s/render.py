@@ -1,9 +1,9 @@
 """`python k8s/render.py [--check]`: the manifests of this folder, from the chart.
 
 `base` is what `helm template` makes of the chart with `values.yaml`, one file for each template. An
-overlay is the difference between that and the chart with one of its ready value files on top: objects
-that are new, JSON patches of those that changed, deletions. With `--check` nothing is written: exit
-code 1 says that a file is not what the chart gives, is missing, or should not be there.
+overlay is the difference between that and the chart with one of its ready value files on top:
+objects that are new, JSON patches of those that changed, deletions. With `--check` nothing is
+written: exit code 1 says that a file is not what the chart gives, is missing, or should not be there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Manifest:
 class _Dumper(yaml.SafeDumper):
     """Texts of several lines as they are, and no aliases."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 PyYAML states it
         return True
 
 

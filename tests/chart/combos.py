@@ -13,7 +13,7 @@ ROLES = ("gateway", "verifier", "drafter")
 
 
 def _roles(values: Values) -> Values:
-    return {role: values for role in ROLES}
+    return dict.fromkeys(ROLES, values)
 
 
 def _gpu(resource: str) -> Values:

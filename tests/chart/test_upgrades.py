@@ -82,8 +82,8 @@ CHANGES = {
 
 
 def states() -> dict[str, dict[str, Render]]:
-    """Renders between which a release can go, by where it keeps its models: that alone decides about
-    claims, and cannot be changed."""
+    """Renders between which a release can go, by where it keeps its models: that alone decides
+    about claims, and cannot be changed."""
     found: dict[str, dict[str, Render]] = {}
     for row in combos.rows():
         values = combos.values_of(row)
@@ -156,8 +156,7 @@ def _lookups() -> Mapping[str, str]:
 
 
 def test_what_is_made_up_is_kept() -> None:
-    """Keys and passwords are made once: a template that makes one asks the cluster for it first, and
-    uninstalling keeps no less than an upgrade does."""
+    """Keys and passwords are made once: a template that makes one asks the cluster for it first."""
     made = ("randAlphaNum", "randBytes", "genCA", "genSelfSignedCert", "genSignedCert", "randAlpha")
     for name, text in _lookups().items():
         if any(function in text for function in made):

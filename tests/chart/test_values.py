@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import pytest
-
 from tests.chart import values_schema
 from tests.chart.combos import OPTIONS
-from tests.chart.helm import Render, merged, refusal, template
+from tests.chart.helm import merged, refusal, template
 from tests.chart.values_schema import Path
 
 ROLES = ("gateway", "verifier", "drafter")
@@ -80,7 +78,7 @@ STATES: tuple[dict[str, Any], ...] = (
         {"tls": {"enabled": True, "certManager": {"enabled": True}}},
         {"tune": {"gpu": {"count": 1}}},
     ),
-    OPTIONS["plan"]["config map"],
+    merged(OPTIONS["plan"]["config map"], OPTIONS["tls"]["cert-manager"]),
 )
 
 # Values that say something about others, so that not any will do: they are changed one at a time.
@@ -97,12 +95,15 @@ OWN: dict[str, Any] = {
     "redis.external.existingSecret": "given-other",
     "redis.bundled.auth.existingSecret": "given-redis",
     "tls.existingSecret": "given-other",
+    "monitoring.prometheusRule.selector": 'job="other"',
+    "monitoring.prometheusRule.disabled": ["SlipstreamDown"],
     "tls.certManager.issuerRef.name": "given-other",
 }
 
 # Values without an effect on what is rendered, and why.
 WITHOUT = {
     "gateway.apiKeys.generate": "off is refused where no Secret is given, and idle where one is",
+    "tls.certManager.enabled": "goes with tls.enabled: either alone is refused (test_refusals.py)",
 }
 
 

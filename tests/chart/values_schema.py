@@ -108,8 +108,8 @@ def _candidates(mark: int) -> Iterator[Any]:
 
 
 def marked(path: Path, mark: int) -> Any:
-    """A value for a leaf that shows wherever it is rendered, by the number in it; None: there is none
-    (a choice of few words, a small number)."""
+    """A value for a leaf that shows wherever it is rendered, by the number in it; None: there is
+    none (a choice of few words, a small number)."""
     node = nodes()[path]
     if "enum" in node:
         return None
@@ -121,7 +121,7 @@ def others(path: Path, now: Any) -> list[Any]:
     node = nodes()[path]
     if isinstance(now, bool):
         return [not now]
-    numbers = [] if isinstance(now, str) else [n for n in (1, 2, 3) if fits(n, node)]
+    numbers = [] if isinstance(now, str) else [n for n in (1, 2, 3, 0) if fits(n, node)]
     return [value for value in [*node.get("enum", []), *numbers] if value != now]
 
 
