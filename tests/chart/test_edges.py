@@ -74,10 +74,10 @@ def _certificates(issuer: dict[str, Any]) -> Any:
 
 
 def test_a_release_has_an_authority_of_its_own() -> None:
-    """A self-signed one signs one certificate, which is what pods mount, good for both sides and for
+    """Self-signed, it signs one certificate, which is what pods mount: good for both sides, and for
     the name that peers ask for."""
-    """Self-signed, it signs one certificate, which is what pods mount: good for both sides, and for the
-    name that peers ask for."""
+    render = _certificates({"name": ""})
+    authority = render.get("Certificate", f"{RELEASE}-ca")["spec"]
     leaf = render.get("Certificate", f"{RELEASE}-tls")["spec"]
     signer = render.get("Issuer", leaf["issuerRef"]["name"])
     assert authority["isCA"]
