@@ -96,7 +96,7 @@ OWN: dict[str, Any] = {
     "redis.bundled.auth.existingSecret": "given-redis",
     "tls.existingSecret": "given-other",
     "monitoring.prometheusRule.selector": 'job="other"',
-    "monitoring.prometheusRule.disabled": ["SlipstreamDown"],
+    "monitoring.prometheusRule.disabled": ["SlipstreamGatewayDown"],
     "tls.certManager.issuerRef.name": "given-other",
 }
 
