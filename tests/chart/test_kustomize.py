@@ -34,7 +34,7 @@ def test_kustomize_builds_what_the_chart_renders(overlay: str | None) -> None:
 
 @pytest.mark.parametrize("overlay", [None, *render.OVERLAYS])
 def test_manifests_know_nothing_of_helm(overlay: str | None) -> None:
-    """No hook, no label of helm's, and no Secret with something made up: those are given by name."""
+    """No hook, no label of helm's, and no Secret with something made up: they are given by name."""
     built = _built(_folder(overlay))
     text = json.dumps(list(built.values()))
     assert "helm.sh/" not in text

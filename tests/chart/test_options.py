@@ -62,9 +62,7 @@ def test_commands_take_their_options(renders: dict[str, Render]) -> None:
 
 def test_nothing_else_is_run(renders: dict[str, Render]) -> None:
     """The only program that is not ours is Redis."""
-    others = _ours(
-        renders, lambda each: not _is_service(each) and each["command"] != options.CLI
-    )
+    others = _ours(renders, lambda each: not _is_service(each) and each["command"] != options.CLI)
     assert {container["command"][0] for _, container in others.values()} == {"redis-server"}
 
 

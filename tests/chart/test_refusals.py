@@ -79,8 +79,8 @@ def _overlap(one: str, two: str) -> bool:
 
 @pytest.fixture(scope="module")
 def told() -> dict[int, str]:
-    """What helm says of each of WRONG, by its index. It tells all that a schema has against values at
-    once, so that those that do not touch each other are asked together."""
+    """What helm says of each of WRONG, by its index. It tells all that a schema has against values
+    at once, so that those that do not touch each other are asked together."""
     batches: list[list[int]] = []
     for index, (path, _, _) in enumerate(WRONG):
         for batch in batches:

@@ -1,4 +1,4 @@
-"""Whether every name in a render leads to what it means: labels, selectors, ports, volumes, keys."""
+"""Whether every name in a render leads somewhere: labels, selectors, ports, volumes, keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LABELS = {
     "app.kubernetes.io/managed-by": "Helm",
 }
 SELECTOR_LABELS = {"app.kubernetes.io/name", "app.kubernetes.io/instance", COMPONENT}
-# Objects that others give: the tests' values name them like this, and ready value files as they want.
+# Objects that others give: the tests' values name them like this, ready value files as they want.
 EXTERNAL = "given-"
 
 
