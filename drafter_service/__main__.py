@@ -9,6 +9,7 @@ if __name__ == "__main__":
     starting()
 
 import asyncio
+import contextlib
 import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ from drafter_service.slow_stage import SlowStage
 from drafter_service.stage import LocalStage, Stage
 from slipstream.core import stages
 from slipstream.core.layer_plan import LayerPlan, Skips
+from slipstream.discovery.zone import Zone
 from slipstream.engine.automatic_plan import automatic_plan
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.exactness import step_seconds
@@ -110,11 +112,15 @@ async def serve(settings: Settings) -> None:
     """Binds, loads, serves until it is told to stop, ends cleanly."""
     exposition = Exposition("drafter", settings.model_name)
     tracing = tracing_to("drafter", settings.otlp_endpoint)
-    with exposed(exposition, settings.metrics), tracing as spans:
-        await _serve_drafter(settings, exposition, spans)
+    zone = Zone(settings.zone)
+    async with contextlib.aclosing(zone):
+        with exposed(exposition, settings.metrics), tracing as spans:
+            await _serve_drafter(settings, zone, exposition, spans)
 
 
-async def _serve_drafter(settings: Settings, exposition: Exposition, tracing: Tracing) -> None:
+async def _serve_drafter(
+    settings: Settings, zone: Zone, exposition: Exposition, tracing: Tracing
+) -> None:
     threads = place(settings.cpus, settings.threads, resolve_device(settings.device))
     server = Server(settings.listen, _services(settings))
     server.bind()
@@ -132,7 +138,7 @@ async def _serve_drafter(settings: Settings, exposition: Exposition, tracing: Tr
         others=sharded,
     )
     cores = computing_cores(runner.loaded.device)
-    servicer = DrafterServicer(context, cores, tracing, settings.zone)
+    servicer = DrafterServicer(context, cores, tracing, zone)
     adaptive = await loop.run_in_executor(thread, _make_adaptive, settings, runner, skips, context)
     stage: Stage = sharded or (AdaptiveStage(runner) if adaptive else LocalStage(runner))
     if settings.slowdown > 1:
@@ -162,6 +168,7 @@ async def _serve_drafter(settings: Settings, exposition: Exposition, tracing: Tr
     running = asyncio.wrap_future(engine.start(thread))
     drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, server.grpc)
     stop = orderly_stop()
+    zone.start()
     linking: asyncio.Task[None] | None = None
     if sharded is None:
         await _serve(server, serving=True)

@@ -15,6 +15,7 @@ from drafter_service.engine import DrafterEngine
 from drafter_service.kv_context import KvContext
 from slipstream.core.draft import Proposal, Refusal
 from slipstream.core.errors import DeadlineExceeded, InvalidRequest, ModelMismatch, Unavailable
+from slipstream.discovery.zone import Zone
 from slipstream.wire.draft_codec import command_from_proto, response_to_proto
 from slipstream.wire.host import host_id
 from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
@@ -32,7 +33,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         context: is told where a verifier's keys and values are.
         cores: that this process may compute on; none where it computes elsewhere.
         tracing: takes the drafter's part of rounds that a verifier traces.
-        zone: where this process runs, as its operator calls it.
+        zone: where this process runs.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         context: KvContext,
         cores: Iterable[int] = (),
         tracing: Tracing = NO_TRACING,
-        zone: str = "",
+        zone: Zone | None = None,
     ) -> None:
         self._engine: DrafterEngine
         self._context = context
@@ -52,7 +53,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         # The traced round of each connection that no drafts have answered yet.
         self._rounds: dict[int, Span] = {}
         self._refusal = ""
-        self._zone = zone
+        self._zone = zone or Zone()
         self._incarnation = uuid.uuid4().hex
         self._loop = asyncio.get_running_loop()
 
@@ -184,7 +185,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             right_guesses=counters.right_guesses,
             early_stops=counters.early_stops,
             kv=self._kv_counters(),
-            zone=self._zone,
+            zone=self._zone.name,
             verifiers=len(self._outboxes),
             host=host_id(),
         )

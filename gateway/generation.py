@@ -59,6 +59,7 @@ class GenerationService:
         self.metrics = metrics
         self._isolate_caches = isolate_caches
         metrics.verifier_calls, metrics.verifiers = lambda: pool.calls, pool.states
+        metrics.discovery = lambda: pool.discovery
         self._tracing = tracing
 
     def check_model(self, name: str) -> None:

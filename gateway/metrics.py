@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from prometheus_client import Metric, generate_latest
 from gateway.continuation import Piece
 from gateway.store_metrics import StoreMetrics
 from slipstream.core.errors import SlipstreamError
+from slipstream.discovery.endpoints import Discovery
 from slipstream.wire.proto import types_pb2
 from slipstream.wire.telemetry.metrics import (
     GAP,
@@ -58,6 +59,7 @@ class Metrics:
         refused: requests, by the bound that they met; `cut`, streams, by the reason.
         resumed: generations that went on from their logs, by the way that led there.
         failovers: calls that were left for another verifier, by the reason.
+        discovery: asks how the Services of Kubernetes are followed.
         verifier_calls, tasks: ask how many there are now; `verifiers`, by their state.
         journal: what waits to be written to the store; None where nothing is kept.
         store: how the store answers.
@@ -81,6 +83,7 @@ class Metrics:
         self.failover_pause = Tally(LATENCY)
         self.verifier_calls: Callable[[], int] = int
         self.verifiers: Callable[[], Mapping[str, int]] = dict
+        self.discovery: Callable[[], Sequence[Discovery]] = tuple
         self.tasks: Callable[[], int] = int
         self._exposition = Exposition("gateway", model, self._families)
 
@@ -110,6 +113,7 @@ class Metrics:
         yield counter("streams_cut", "Streams that were ended early", self.cut, "reason")
         yield gauge("verifier_calls", "Calls to the verifier in progress", self.verifier_calls())
         yield gauge("verifiers", "Verifiers, by what they are good for", self.verifiers(), "state")
+        yield from self._discovery()
         text = "Times that a generation went on at another verifier, or anew at the same"
         yield counter("failovers", text, self.failovers, "reason")
         text = "From the loss of a verifier, or leaving it, to the next token"
@@ -118,6 +122,16 @@ class Metrics:
         yield from self._kept()
         yield from self.store.families()
         yield from self._speculation()
+
+    def _discovery(self) -> Iterator[Metric]:
+        found = self.discovery()
+        text = "1: its EndpointSlices are followed; 0: something stands in for them"
+        up = {one.entry: float(not one.detail) for one in found}
+        yield gauge("discovery_up", text, up, "service")
+        states = {"ready": sum(one.ready for one in found)}
+        states["draining"] = sum(one.draining for one in found)
+        text = "Verifiers that Services of Kubernetes have"
+        yield gauge("discovery_endpoints", text, states, "state")
 
     def _kept(self) -> Iterator[Metric]:
         text = "Generations that went on from their logs"

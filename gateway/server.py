@@ -24,6 +24,7 @@ from gateway.settings import Settings
 from gateway.tokenizer import Tokenizer
 from gateway.verifiers.pool import VerifierPool
 from slipstream.core.errors import ConfigurationError
+from slipstream.discovery.zone import Zone
 from slipstream.store import Store
 from slipstream.wire.proto import gateway_pb2_grpc
 from slipstream.wire.starting import orderly_stop
@@ -58,7 +59,7 @@ async def serving(settings: Settings, store: Store | None = None) -> AsyncIterat
     """
     tokenizer = Tokenizer(settings.model)
     keys = None if settings.api_keys is None else KeyRing(settings.api_keys)
-    pool = VerifierPool(settings.verifiers, settings.limits, zone=settings.zone)
+    pool = VerifierPool(settings.verifiers, settings.limits, zone=Zone(settings.zone))
     metrics, loop = Metrics(settings.model_name), asyncio.get_running_loop()
     metrics.tasks = lambda: len(asyncio.all_tasks(loop))
     admission = Admission(settings.max_requests, settings.max_requests_per_key, metrics)

@@ -12,8 +12,9 @@ from pydantic_settings import SettingsConfigDict
 
 from gateway.verifiers.served import Limits
 from slipstream.core.errors import ConfigurationError
+from slipstream.discovery.endpoints import Endpoints
+from slipstream.discovery.zone import Zone
 from slipstream.wire.address import split
-from slipstream.wire.endpoints import Endpoints
 from slipstream.wire.process import TelemetrySettings, read_settings
 
 
@@ -35,9 +36,14 @@ class Settings(TelemetrySettings):
     verifier: str = Field(
         "127.0.0.1:50051",
         description="host:port of the verifier, or of several, with commas between; dns:///name:port"
-        " for all addresses of a name, looked up again and again",
+        " for all addresses of a name, looked up again and again; k8s:///SERVICE:PORT or"
+        " k8s://NAMESPACE/SERVICE:PORT for the pods of a Kubernetes Service, watched",
     )
-    zone: str = Field("", description="where the gateway runs; verifiers of one zone are preferred")
+    zone: str = Field(
+        "",
+        description="where the gateway runs; verifiers of one zone are preferred; k8s:///SERVICE:"
+        " its pod's, as the EndpointSlices of its Service say",
+    )
     http: str = Field("127.0.0.1:8000", description="host:port to serve HTTP on")
     grpc: str = Field("127.0.0.1:50050", description="host:port to serve gRPC on")
     api_keys: Path | None = Field(
@@ -136,7 +142,7 @@ class Settings(TelemetrySettings):
     @property
     def verifiers(self) -> Endpoints:
         """Raises ConfigurationError: --verifier is malformed."""
-        return Endpoints(self.verifier, "--verifier")
+        return Endpoints(self.verifier, "--verifier", "verifier")
 
     @property
     def limits(self) -> Limits:
@@ -150,7 +156,7 @@ class Settings(TelemetrySettings):
 
     def check(self) -> None:
         """Raises ConfigurationError for addresses that are malformed, or open without keys."""
-        _ = self.verifiers
+        _ = self.verifiers, Zone(self.zone)
         if self.session_ttl > self.max_session_ttl:
             raise ConfigurationError(
                 f"--session-ttl {self.session_ttl:g} is beyond --max-session-ttl"

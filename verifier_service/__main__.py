@@ -18,12 +18,13 @@ from functools import partial
 from slipstream.core import stages
 from slipstream.core.draft import Command
 from slipstream.core.layer_plan import LayerPlan
+from slipstream.discovery.endpoints import Endpoints
+from slipstream.discovery.zone import Zone
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.exactness import choose_shapes, step_seconds
 from slipstream.engine.loop import model_thread
 from slipstream.engine.placement import compute_on, computing_cores, place, resolve_device
 from slipstream.engine.runner import ModelRunner
-from slipstream.wire.endpoints import Endpoints
 from slipstream.wire.host import host_id
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.process import run_service, until_stopped
@@ -99,11 +100,13 @@ async def serve(settings: Settings) -> None:
     """Binds, loads, serves until it is told to stop, ends cleanly."""
     exposition = Exposition("verifier", settings.model_name)
     tracing = tracing_to("verifier", settings.otlp_endpoint)
-    with exposed(exposition, settings.metrics), tracing as spans:
-        await _serve(settings, exposition, spans)
+    zone = Zone(settings.zone)
+    async with contextlib.aclosing(zone):
+        with exposed(exposition, settings.metrics), tracing as spans:
+            await _serve(settings, zone, exposition, spans)
 
 
-async def _serve(settings: Settings, exposition: Exposition, tracing: Tracing) -> None:
+async def _serve(settings: Settings, zone: Zone, exposition: Exposition, tracing: Tracing) -> None:
     threads = place(settings.cpus, settings.threads, resolve_device(settings.device))
     server = Server(settings.listen, SERVICES)
     # The port first: a model takes seconds to load, a port in use is known at once.
@@ -123,7 +126,7 @@ async def _serve(settings: Settings, exposition: Exposition, tracing: Tracing) -
         kv_address=address,
     )
     rounds = Rounds(telemetry, tracing, settings.trace_rounds)
-    link = _make_link(settings, hello, mailbox, rounds)
+    link = _make_link(settings, zone, hello, mailbox, rounds)
 
     def send(connection: int, commands: list[Command]) -> None:
         assert link is not None, "only a link announces a drafter"
@@ -161,7 +164,7 @@ async def _serve(settings: Settings, exposition: Exposition, tracing: Tracing) -
         settings.speculative,
         incarnation,
         address,
-        settings.zone,
+        zone,
     )
     departure = Departure(lambda: engine.kv.num_pulls)
     imports = KvImports(engine, address, incarnation)
@@ -173,6 +176,7 @@ async def _serve(settings: Settings, exposition: Exposition, tracing: Tracing) -
     kv_pb2_grpc.add_KvServiceServicer_to_server(kv_servicer, server.grpc)
     stop = orderly_stop()
     await server.start()
+    zone.start()
     linking = None if link is None else asyncio.create_task(link.run(engine))
     await server.set_serving(True)
     log.info("serving on %s", settings.listen)
@@ -188,12 +192,12 @@ async def _serve(settings: Settings, exposition: Exposition, tracing: Tracing) -
 
 
 def _make_link(
-    settings: Settings, hello: drafter_pb2.Hello, mailbox: Mailbox, rounds: Rounds
+    settings: Settings, zone: Zone, hello: drafter_pb2.Hello, mailbox: Mailbox, rounds: Rounds
 ) -> DrafterLink | None:
     if settings.drafter == "off":
         return None
-    endpoints = Endpoints(settings.drafter, "--drafter")
-    drafters = Drafters(endpoints, hello.model_fingerprint, settings.zone, hello.incarnation)
+    endpoints = Endpoints(settings.drafter, "--drafter", "drafter")
+    drafters = Drafters(endpoints, hello.model_fingerprint, zone, hello.incarnation)
     return DrafterLink(DrafterChoice(drafters), hello, mailbox, rounds)
 
 

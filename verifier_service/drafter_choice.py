@@ -6,13 +6,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import grpc
 
 from slipstream.core.errors import ModelMismatch, SlipstreamError, Unavailable
-from slipstream.wire.endpoints import Endpoints
+from slipstream.discovery.endpoints import Endpoints
+from slipstream.discovery.slices import Endpoint
+from slipstream.discovery.zone import Zone
 from slipstream.wire.host import host_id
 from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
 from slipstream.wire.status import error_of
@@ -23,6 +25,8 @@ _ASK_SECONDS = 1.0
 # A drafter that was lost, or could not be had, is asked again after so long where there are others;
 # one that has another model will hardly have ours soon.
 _LOST_SECONDS, _REFUSED_SECONDS = 3.0, 30.0
+# Between two looks at whether the own one is still listed; a Service of Kubernetes tells by itself.
+_LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +34,13 @@ class Drafters:
     """The drafters that there may be, and who asks for one.
 
     Attributes:
-        zone: where the verifier runs; empty: not said.
+        zone: where the verifier runs; without a name: not said.
         incarnation: of the verifier.
     """
 
     endpoints: Endpoints
     fingerprint: str
-    zone: str = ""
+    zone: Zone = field(default_factory=Zone)
     incarnation: str = ""
 
 
@@ -59,6 +63,7 @@ class DrafterChoice:
         self._clock = clock
         self._left_out: dict[str, float] = {}
         self._several = False
+        self._seen = 0
 
     @property
     def several(self) -> bool:
@@ -71,29 +76,62 @@ class DrafterChoice:
         Raises:
             Unavailable: there is none, or none that answers and may be had.
         """
-        known = await self._drafters.endpoints.resolve()
+        self._seen = self._drafters.endpoints.changes
+        known = await self._usable()
         self._several = len(known) > 1
         if not known:
-            raise Unavailable(f"{self._drafters.endpoints} has no address")
+            raise Unavailable(self._nobody())
         if not self._several:
-            return known[0]
+            return next(iter(known))
         now = self._clock()
         self._left_out = {a: at for a, at in self._left_out.items() if at > now and a in known}
         # Rather one that was lost a moment ago than none.
         asked = [address for address in known if address not in self._left_out] or list(known)
-        ranks = await asyncio.gather(*(self._rank(address) for address in asked))
+        ranks = await asyncio.gather(*(self._rank(known[address]) for address in asked))
         able = sorted((rank, a) for rank, a in zip(ranks, asked, strict=True) if rank is not None)
         if not able:
             raise Unavailable(f"none of {', '.join(asked)} can be had")
         return able[0][1]
+
+    async def changed(self, seconds: float) -> None:
+        """Waits until there may be others than the last time, for so many seconds at most."""
+        await self._drafters.endpoints.changed(self._seen, seconds)
+
+    async def until_left_behind(self, address: str) -> None:
+        """Waits until the drafter there drains, or is not listed any more, and there is another.
+
+        For ever, where the drafters are listed one by one.
+        """
+        endpoints = self._drafters.endpoints
+        while True:
+            seen, known = endpoints.changes, await self._usable()
+            if known and address not in known:
+                return
+            await endpoints.changed(seen, _LOOK_SECONDS)
+
+    async def close(self) -> None:
+        """Nothing is followed any more."""
+        await self._drafters.endpoints.close()
+
+    async def _usable(self) -> dict[str, Endpoint]:
+        """Those that do not drain, by address."""
+        known = await self._drafters.endpoints.resolve()
+        return {endpoint.address: endpoint for endpoint in known if not endpoint.draining}
+
+    def _nobody(self) -> str:
+        """Why there is none. That a Service has no pods is no fault."""
+        said = [one.short for one in self._drafters.endpoints.describe() if one.short]
+        why = f" ({'; '.join(said)})" if said else ""
+        return f"{self._drafters.endpoints} has no drafter now{why}"
 
     def failed(self, address: str, why: SlipstreamError | None) -> None:
         """It was lost, or could not be had: for a while another one is better."""
         refused = isinstance(why, ModelMismatch)
         self._left_out[address] = self._clock() + (_REFUSED_SECONDS if refused else _LOST_SECONDS)
 
-    async def _rank(self, address: str) -> tuple[bool, int, bool, int, bytes] | None:
+    async def _rank(self, endpoint: Endpoint) -> tuple[bool, int, bool, int, bytes] | None:
         """The lower, the better; None where it cannot be had."""
+        address = endpoint.address
         try:
             async with channel(address) as link:
                 stub = drafter_pb2_grpc.DrafterServiceStub(link)
@@ -109,5 +147,5 @@ class DrafterChoice:
             log.warning("%s: it must be the same model", refusal.message)
             return None
         lot = blake2b(f"{own.incarnation} {address}".encode(), digest_size=8).digest()
-        abroad = bool(own.zone) and reply.zone != own.zone
+        abroad = bool(own.zone.name) and (reply.zone or endpoint.zone) != own.zone.name
         return abroad, reply.verifiers, reply.host != host_id(), reply.open_sequences, lot

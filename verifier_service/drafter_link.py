@@ -85,6 +85,12 @@ class DrafterLink:
 
     async def run(self, engine: VerifierEngine) -> None:
         """Connects again and again until cancelled."""
+        try:
+            await self._run(engine)
+        finally:
+            await self._choice.close()
+
+    async def _run(self, engine: VerifierEngine) -> None:
         backoff, started = _FIRST_BACKOFF_SECONDS, time.monotonic()
         while True:
             failure = await self._once(engine)
@@ -103,7 +109,7 @@ class DrafterLink:
             backoff = _FIRST_BACKOFF_SECONDS if self.connected else backoff
             self._lost(failure)
             if not at_once:
-                await asyncio.sleep(backoff)
+                await self._choice.changed(backoff)
                 backoff = min(backoff * 2, _MOST_BACKOFF_SECONDS)
 
     @property
@@ -161,6 +167,7 @@ class DrafterLink:
         theirs = first.hello
         engine.drafter_up(self._number, Drafter(theirs.host, frozenset(theirs.cores)))
         writer = asyncio.create_task(self._write(stream))
+        mover = asyncio.create_task(self._leave(stream))
         try:
             while (response := await stream.read()) is not grpc.aio.EOF:
                 self.draft_step_seconds = response.draft_step_seconds
@@ -172,9 +179,20 @@ class DrafterLink:
                     refusals_from_proto(response),
                     response.draft_step_seconds,
                 )
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling() or not mover.done():
+                raise
+            raise Unavailable("it stops, and there is another one") from None
         finally:
             writer.cancel()
+            mover.cancel()
             stream.cancel()
+
+    async def _leave(self, stream: grpc.aio.StreamStreamCall) -> None:
+        """Ends the stream to a drafter that drains, as soon as there is another one."""
+        await self._choice.until_left_behind(self.address)
+        stream.cancel()
 
     async def _write(self, stream: grpc.aio.StreamStreamCall) -> None:
         """Sends what the engine decided. Never waits for a proposal, so the two cannot deadlock."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 
 from slipstream.core.errors import InvalidParameter, StreamUnread, Unavailable
 from slipstream.core.params import MAX_LOGPROBS
+from slipstream.discovery.zone import Zone
 from slipstream.wire.codec import sampling_from_proto, stop_from_proto
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import types_pb2, verifier_pb2, verifier_pb2_grpc
@@ -53,7 +54,7 @@ class Identity:
     speculative: bool
     incarnation: str = ""
     kv_address: str = ""
-    zone: str = ""
+    zone: Zone = field(default_factory=Zone)
 
 
 class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
@@ -215,7 +216,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             precision=self._identity.precision,
             incarnation=self._identity.incarnation,
             kv_address=self._identity.kv_address,
-            zone=self._identity.zone,
+            zone=self._identity.zone.name,
             draining=self._departure.begun,
         )
 

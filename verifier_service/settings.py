@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from slipstream.core.errors import ConfigurationError
+from slipstream.discovery.endpoints import Endpoints
 from slipstream.wire.address import join, split
-from slipstream.wire.endpoints import Endpoints
 from slipstream.wire.process import ModelServiceSettings, settings_config
 from verifier_service.generation import MOST_PENDING
 from verifier_service.lengths import AHEAD
@@ -23,8 +23,8 @@ class Settings(ModelServiceSettings):
     listen: str = Field("127.0.0.1:50051", description="host:port to serve gRPC on")
     drafter: str = Field(
         "off",
-        description="the drafter, or several to choose one from: host:port or dns:///name:port,"
-        " separated by commas; off: none",
+        description="the drafter, or several to choose one from: host:port, dns:///name:port, or"
+        " k8s:///SERVICE:PORT for the pods of a Kubernetes Service, separated by commas; off: none",
     )
     precision: Literal["native", "int8"] = Field(
         "native",
@@ -97,7 +97,7 @@ class Settings(ModelServiceSettings):
     @model_validator(mode="after")
     def _drafters_can_be_read(self) -> Settings:
         if self.drafter != "off":
-            Endpoints(self.drafter, "--drafter")
+            Endpoints(self.drafter, "--drafter", "drafter")
         return self
 
     @model_validator(mode="after")

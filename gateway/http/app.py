@@ -26,6 +26,7 @@ from gateway.runs.record import Asked
 from gateway.terms import TIMEOUT_HEADER, Terms
 from gateway.verifiers.served import VerifierState
 from slipstream import __version__
+from slipstream.discovery.endpoints import Discovery
 
 _Body = TypeVar("_Body", ChatRequest, CompletionRequest)
 # Makes a request that was not made before whole, and says how it is run.
@@ -132,6 +133,7 @@ class Routes:
             "missing": found.missing,
             "drafter": {"connected": found.drafter_connected, "detail": found.drafter_detail},
             "verifiers": [_verifier(one) for one in found.verifiers],
+            "discovery": [_discovery(one) for one in found.discovery],
             # What is served without: requests are, where a store that should be there is not.
             "store": self._kept.standing(),
         }
@@ -149,6 +151,17 @@ def _verifier(one: VerifierState) -> dict[str, Any]:
         "detail": one.detail,
         "zone": one.zone,
         "drafter": {"connected": one.drafter_connected, "detail": one.drafter_detail},
+    }
+
+
+def _discovery(one: Discovery) -> dict[str, Any]:
+    return {
+        "entry": one.entry,
+        "state": "degraded" if one.detail else "ok",
+        "source": one.source,
+        "summary": one.short,
+        "detail": one.detail,
+        "endpoints": {"ready": one.ready, "draining": one.draining},
     }
 
 

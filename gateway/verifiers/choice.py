@@ -31,7 +31,7 @@ def choose(candidates: Sequence[VerifierLink], holder: str, zone: str) -> Verifi
     for link in fit:
         if holder and link.model is not None and link.model.kv_address == holder:
             return link
-    near = [link for link in fit if zone and link.model is not None and link.model.zone == zone]
+    near = [link for link in fit if zone and link.zone == zone]
     chosen = near or candidates
     least = min(load[link] for link in chosen)
     return random.choice([link for link in chosen if load[link] < least + _EQUAL])

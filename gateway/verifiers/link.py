@@ -17,6 +17,7 @@ from gateway.verifiers.broken import of_failure
 from gateway.verifiers.served import Limits, Lost, ServedModel, VerifierState, served_model
 from gateway.watchdog import Watchdog
 from slipstream.core.errors import DeadlineExceeded, Draining, Unavailable
+from slipstream.discovery.slices import Endpoint
 from slipstream.wire.proto import verifier_pb2, verifier_pb2_grpc
 from slipstream.wire.telemetry.tracing import NO_HEADERS, Headers
 from slipstream.wire.transport import channel
@@ -45,7 +46,8 @@ class VerifierLink:
 
     Attributes:
         model: what it told last; None: nothing yet.
-        wanted: False where it is not among the addresses any more: it gets no new calls.
+        listed: how it is listed; None: not any more. It gets new calls where it is, and not as one
+            that drains.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class VerifierLink:
     ) -> None:
         self.address = address
         self.model: ServedModel | None = None
-        self.wanted = True
+        self.listed: Endpoint | None = Endpoint(address)
         self._limits = limits
         self._lost_after = limits.lost_after
         self._changed = changed
@@ -103,7 +105,14 @@ class VerifierLink:
         if not self._up or self.model is None:
             return "lost"
         draining = self._told_draining or self.model.draining or not self._healthy
-        return "draining" if draining or not self.wanted else "serving"
+        wanted = self.listed is not None and not self.listed.draining
+        return "draining" if draining or not wanted else "serving"
+
+    @property
+    def zone(self) -> str:
+        """Where it runs, as it says itself, or else whoever lists it; empty: not known."""
+        told = "" if self.model is None else self.model.zone
+        return told or (self.listed.zone if self.listed else "")
 
     @property
     def load(self) -> float:
@@ -121,7 +130,11 @@ class VerifierLink:
         """Its state, for those who want a model of `key` (empty: any)."""
         state, detail = self.state, self._detail
         if state == "draining":
-            detail = "it is not serving" if self.wanted else "it is not listed any more"
+            detail = "it is not serving"
+            if self.listed is None:
+                detail = "it is not listed any more"
+            elif self.listed.draining:
+                detail = "its pod is terminating"
         if self.model is not None and state != "lost" and key and self.model.key != key:
             state, detail = "other model", f"it serves {self.model.model_id} ({self.model.key})"
         up = state != "lost"
@@ -129,7 +142,7 @@ class VerifierLink:
             self.address,
             state,
             "" if state == "serving" else detail,
-            self.model.zone if self.model else "",
+            self.zone,
             self._status.drafter_connected if up else None,
             self._status.drafter_detail if up else "unknown",
         )

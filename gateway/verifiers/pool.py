@@ -13,9 +13,11 @@ from gateway.verifiers.choice import choose, key_of_most
 from gateway.verifiers.link import VerifierLink
 from gateway.verifiers.served import Limits, ServedModel, VerifierState
 from slipstream.core.errors import Unavailable
-from slipstream.wire.endpoints import Endpoints
+from slipstream.discovery.endpoints import Discovery, Endpoints
+from slipstream.discovery.slices import Endpoint
+from slipstream.discovery.zone import Zone
 
-# Between two looks at DNS; and while nobody serves.
+# Between two looks at DNS; and while nobody serves. A Service of Kubernetes tells by itself.
 _RESOLVE_SECONDS = 5.0
 _RESOLVE_SOON_SECONDS = 1.0
 # For all of them: probes allow a second as a rule, which one verifier that hangs must not use up.
@@ -29,19 +31,23 @@ class Readiness:
     """What `/ready` says. `missing` is empty when requests can be served: one verifier is enough.
 
     The drafter's fields are of a verifier that serves, best of one that has a drafter.
+
+    Attributes:
+        discovery: how the Services of Kubernetes are followed, where any is named.
     """
 
     missing: tuple[str, ...]
     drafter_connected: bool | None
     drafter_detail: str
     verifiers: tuple[VerifierState, ...] = ()
+    discovery: tuple[Discovery, ...] = ()
 
 
 class VerifierPool:
     """Owns the links. `start` begins to look for verifiers, `close` ends all of them.
 
     Args:
-        zone: whose verifiers are preferred; empty: none.
+        zone: whose verifiers are preferred; without a name: none.
 
     Attributes:
         key: of the model that new requests get, as `key_of_most` has it; the last one where nobody
@@ -49,12 +55,12 @@ class VerifierPool:
     """
 
     def __init__(
-        self, endpoints: Endpoints, limits: Limits | None = None, *, zone: str = ""
+        self, endpoints: Endpoints, limits: Limits | None = None, *, zone: Zone | None = None
     ) -> None:
         self.limits = limits or Limits()
         self.key = ""
         self._endpoints = endpoints
-        self._zone = zone
+        self._zone = zone or Zone()
         self._links: dict[str, VerifierLink] = {}
         # Of keys, in the order in which they were first seen.
         self._seen: dict[str, ServedModel] = {}
@@ -62,6 +68,7 @@ class VerifierPool:
         self._finder: asyncio.Task[None] | None = None
 
     def start(self) -> None:
+        self._zone.start()
         self._finder = asyncio.create_task(self._find(), name="verifiers-find")
 
     async def close(self) -> None:
@@ -69,7 +76,16 @@ class VerifierPool:
             self._finder.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._finder
-        await asyncio.gather(*(link.close() for link in self._links.values()))
+        await asyncio.gather(
+            self._zone.aclose(),
+            self._endpoints.close(),
+            *(link.close() for link in self._links.values()),
+        )
+
+    @property
+    def discovery(self) -> tuple[Discovery, ...]:
+        """How the Services of Kubernetes are followed."""
+        return self._endpoints.describe()
 
     @property
     def calls(self) -> int:
@@ -113,7 +129,7 @@ class VerifierPool:
             avoid: those that have just failed at it.
         """
         candidates = [link for link in self._serving(key) if link not in avoid]
-        return choose(candidates, holder, self._zone)
+        return choose(candidates, holder, self._zone.name)
 
     def serves(self, kv_address: str) -> bool:
         """Whether a verifier that has not stopped lends keys and values there."""
@@ -144,14 +160,17 @@ class VerifierPool:
         found = [link.describe(key) for link in self._links.values()]
         serving = [one for one in found if one.state == "serving"]
         missing = [f"verifier at {one.address}: {one.detail}" for one in found]
+        discovery = self.discovery
         if not found:
             missing = [f"no verifier is known at {self._endpoints}"]
+            missing += [f"{one.entry}: {one.detail}" for one in discovery if one.detail]
         serving.sort(key=lambda one: not one.drafter_connected)
         return Readiness(
             () if serving else tuple(missing),
             serving[0].drafter_connected if serving else None,
             serving[0].drafter_detail if serving else "unknown",
             tuple(found),
+            discovery,
         )
 
     def _serving(self, key: str) -> list[VerifierLink]:
@@ -176,24 +195,34 @@ class VerifierPool:
 
     async def _find(self) -> None:
         while True:
+            seen = self._endpoints.changes
             await self._update(await self._endpoints.resolve())
             if self._endpoints.static:
                 return
             soon = not self._serving("")
-            await asyncio.sleep(_RESOLVE_SOON_SECONDS if soon else _RESOLVE_SECONDS)
+            seconds = _RESOLVE_SOON_SECONDS if soon else _RESOLVE_SECONDS
+            await self._endpoints.changed(seen, seconds)
 
-    async def _update(self, addresses: Collection[str]) -> None:
-        for address in addresses:
+    async def _update(self, endpoints: Collection[Endpoint]) -> None:
+        there = {endpoint.address: endpoint for endpoint in endpoints}
+        for address in there:
             if address not in self._links:
                 link = VerifierLink(address, self.limits, self._note)
                 self._links[address] = link
                 link.start()
         for address, link in list(self._links.items()):
-            if link.wanted != (address in addresses):
-                link.wanted = not link.wanted
-                log.info("verifier at %s is %s", address, "listed" if link.wanted else "not listed")
+            if link.listed != there.get(address):
+                before, link.listed = _standing(link.listed), there.get(address)
+                if (now := _standing(link.listed)) != before:
+                    log.info("verifier at %s is %s", address, now)
                 self._note()
             # What it runs it may finish; one that is gone for good takes its link with it.
-            if not link.wanted and not link.calls:
+            if link.listed is None and not link.calls:
                 del self._links[address]
                 await link.close()
+
+
+def _standing(listed: Endpoint | None) -> str:
+    if listed is None:
+        return "not listed any more"
+    return "listed as draining" if listed.draining else "listed"

@@ -66,7 +66,9 @@ class ModelServiceSettings(TelemetrySettings):
     max_sequences: int = Field(128, ge=1, description="most sequences at once")
     stop_grace: float = Field(5.0, ge=0, description="seconds that calls get when it stops")
     zone: str = Field(
-        "", description="where it runs, as you call it; peers of one zone are preferred"
+        "",
+        description="where it runs, as you call it; peers of one zone are preferred;"
+        " k8s:///SERVICE: its pod's, as the EndpointSlices of its Service say",
     )
     metrics: str = Field(
         "off", description="host:port to answer Prometheus on, at /metrics, or off"

@@ -17,7 +17,8 @@ from gateway.tokenizer import Tokenizer
 from gateway.verifiers.pool import VerifierPool
 from gateway.verifiers.served import Limits
 from slipstream.core.params import SamplingParams
-from slipstream.wire.endpoints import Endpoints
+from slipstream.discovery.endpoints import Endpoints
+from slipstream.discovery.zone import Zone
 from slipstream.wire.fakes import FakeVerifier
 from slipstream.wire.proto import types_pb2, verifier_pb2
 from tests.gateway.conftest import eventually
@@ -101,7 +102,7 @@ async def core(
             await stack.enter_async_context(fake)
         endpoints = Endpoints(spec or ",".join(fake.address for fake in made), "--verifier")
         wanted = {"failover": 10.0, "failovers": 5} | limits
-        pool, metrics = VerifierPool(endpoints, Limits(**wanted), zone=zone), Metrics()
+        pool, metrics = VerifierPool(endpoints, Limits(**wanted), zone=Zone(zone)), Metrics()
         stack.push_async_callback(pool.close)
         service = GenerationService("m", tokenizer, pool, metrics)
         pool.start()

@@ -24,9 +24,10 @@ from drafter_service.shard_servicer import ShardServicer
 from drafter_service.shards import ShardedStage
 from slipstream.bench.faults import FaultProxy
 from slipstream.core.layer_plan import Skips
+from slipstream.discovery.endpoints import Endpoints
+from slipstream.discovery.zone import Zone
 from slipstream.engine.runner import ModelRunner
 from slipstream.engine.step_cost import StepCost
-from slipstream.wire.endpoints import Endpoints
 from slipstream.wire.host import host_id
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import (
@@ -106,7 +107,7 @@ async def drafter(
     **options: object,
 ) -> AsyncIterator[Drafter]:
     context = KvContext(runner, mode, **options)  # type: ignore[arg-type]
-    servicer = DrafterServicer(context, CORES, zone=zone)
+    servicer = DrafterServicer(context, CORES, zone=Zone(zone))
     parts: list[Part] = [context]
     if adaptive:
         cost = StepCost(0.001, 0.001, 0.001, runner.loaded.skips.num_layers)
@@ -227,7 +228,7 @@ async def verifier(
     loaded = runner.loaded
     mailbox = Mailbox(asyncio.get_running_loop())
     endpoints = Endpoints(drafter_address or "127.0.0.1:1", "--drafter")
-    drafters = Drafters(endpoints, loaded.fingerprint, zone, incarnation)
+    drafters = Drafters(endpoints, loaded.fingerprint, Zone(zone), incarnation)
     link = DrafterLink(
         DrafterChoice(drafters),
         drafter_pb2.Hello(

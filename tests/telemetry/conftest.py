@@ -15,9 +15,9 @@ from drafter_service.metrics import DrafterMetrics, Watch, shard_metrics
 from drafter_service.shard_counters import ShardCounters
 from drafter_service.shard_engine import ShardEngine
 from gateway.metrics import Metrics
+from slipstream.discovery.endpoints import Endpoints
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.runner import ModelRunner
-from slipstream.wire.endpoints import Endpoints
 from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import drafter_pb2
 from slipstream.wire.telemetry.metrics import PREFIX

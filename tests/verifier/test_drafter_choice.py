@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from slipstream.core.errors import ModelMismatch, Unavailable
-from slipstream.wire.endpoints import Endpoints
+from slipstream.discovery.endpoints import Endpoints
+from slipstream.discovery.zone import Zone
 from slipstream.wire.host import host_id
 from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
 from slipstream.wire.transport import Server
@@ -59,7 +60,7 @@ class Clock:
 
 def among(addresses: list[str], *, zone: str = "here", clock=None, **how) -> DrafterChoice:
     endpoints = Endpoints(",".join(addresses), "--drafter")
-    return DrafterChoice(Drafters(endpoints, "ours", zone, **how), clock or Clock())
+    return DrafterChoice(Drafters(endpoints, "ours", Zone(zone), **how), clock or Clock())
 
 
 # From the best to the worst, each for one reason.
