@@ -1,9 +1,9 @@
 """`python k8s/render.py [--check]`: the manifests of this folder, from the chart.
 
 `base` is what `helm template` makes of the chart with `values.yaml`, one file for each template. An
-overlay is the difference between that and the chart with one of its ready value files on top: objects
-that are new, JSON patches of those that changed, deletions. With `--check` nothing is written: exit
-code 1 says that a file is not what the chart gives, is missing, or should not be there.
+overlay is the difference between that and the chart with one of its ready value files on top:
+objects that are new, JSON patches of those that changed, deletions. With `--check` nothing is
+written: exit code 1 says that a file is not what the chart gives, is missing, or is one too many.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jsonpatch
 import yaml
 
 Object = dict[str, Any]
@@ -52,7 +51,7 @@ class Manifest:
 class _Dumper(yaml.SafeDumper):
     """Texts of several lines as they are, and no aliases."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 PyYAML states it
         return True
 
 
@@ -104,8 +103,9 @@ def rendered(files: Sequence[Path]) -> list[Manifest]:
 
 
 def value_files(overlay: str | None = None) -> list[Path]:
+    """The last one wins: what stands in k8s/values.yaml holds in every overlay."""
     own = HERE / "values.yaml"
-    return [own] if overlay is None else [own, CHART / "values" / f"{overlay}.yaml"]
+    return [own] if overlay is None else [CHART / "values" / f"{overlay}.yaml", own]
 
 
 def _by_theme(manifests: Iterable[Manifest]) -> dict[str, list[Object]]:
@@ -132,6 +132,29 @@ def base_files(base: Sequence[Manifest]) -> Iterator[tuple[Path, str]]:
     yield HERE / "base" / "kustomization.yaml", _kustomization(themes)
 
 
+def difference(old: Any, new: Any, pointer: str = "") -> Iterator[Object]:
+    """The steps of a JSON patch (RFC 6902) from `old` to `new`, always the same ones in the same order,
+    and few: a list that has another length is replaced, or appended to where its beginning stays."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key, value in old.items():
+            place = f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}"
+            if key in new:
+                yield from difference(value, new[key], place)
+            else:
+                yield {"op": "remove", "path": place}
+        for key in [key for key in new if key not in old]:
+            place = f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}"
+            yield {"op": "add", "path": place, "value": new[key]}
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (one, two) in enumerate(zip(old, new, strict=True)):
+            yield from difference(one, two, f"{pointer}/{index}")
+    elif isinstance(old, list) and isinstance(new, list) and old and new[: len(old)] == old:
+        for value in new[len(old) :]:
+            yield {"op": "add", "path": f"{pointer}/-", "value": value}
+    elif old != new:
+        yield {"op": "replace", "path": pointer, "value": new}
+
+
 def _target(item: Object) -> Object:
     group, _, version = item["apiVersion"].rpartition("/")
     named = {"kind": item["kind"], "name": item["metadata"]["name"]}
@@ -155,7 +178,7 @@ def overlay_files(name: str, base: Sequence[Manifest]) -> Iterator[tuple[Path, s
         if key not in wanted:
             yield folder / path, _dump([_deletion(manifest.item)])
             patches.append({"path": path})
-        elif steps := jsonpatch.make_patch(manifest.item, wanted[key].item).patch:
+        elif steps := list(difference(manifest.item, wanted[key].item)):
             yield folder / path, _dump([steps])
             patches.append({"path": path, "target": _target(manifest.item)})
     added = _by_theme(manifest for key, manifest in wanted.items() if key not in there)

@@ -13,13 +13,12 @@ ROLES = ("gateway", "verifier", "drafter")
 
 
 def _roles(values: Values) -> Values:
-    return {role: values for role in ROLES}
+    return dict.fromkeys(ROLES, values)
 
 
 def _gpu(resource: str) -> Values:
     gpu = {"gpu": {"resource": resource, "count": 1}, "runtimeClassName": "nvidia"}
     return {"verifier": gpu, "drafter": gpu}
-
 
 
 def _from(namespace: str) -> list[Values]:
@@ -73,9 +72,7 @@ OPTIONS: dict[str, dict[str, Values]] = {
         "auto": {},
         "adaptive": {"drafter": {"layerPlan": {"source": "adaptive"}}},
         "config map": {
-            "drafter": {
-                "layerPlan": {"source": "configMap", "configMap": {"name": "given-plan"}}
-            }
+            "drafter": {"layerPlan": {"source": "configMap", "configMap": {"name": "given-plan"}}}
         },
         "tune": {
             "tune": {"enabled": True},

@@ -96,7 +96,7 @@ def run(*arguments: str | Path, given: str = "", program: Path = HELM) -> str:
 
 
 def parse(text: str) -> tuple[Object, ...]:
-    return tuple(item for item in yaml.load_all(text, Loader=_Loader) if item)  # noqa: S506
+    return tuple(item for item in yaml.load_all(text, Loader=_Loader) if item)
 
 
 def template(

@@ -1,7 +1,7 @@
 """Who may reach whom under a render's NetworkPolicies, computed as a network plugin would.
 
-Endpoints are the render's pods and those around them: a client, a stranger in the same namespace, the
-cluster's DNS, the API server, hosts outside. An arrow (source, target, port) is allowed where the
+Endpoints are the render's pods and those around them: a client, a stranger in the same namespace,
+the cluster's DNS, the API server, hosts outside. An arrow (source, target, port) is allowed where the
 source's egress and the target's ingress both allow it: with no policy of that direction on a pod
 everything is, else what one of them names. Traffic of the kubelet is not subject to policies.
 """
@@ -138,9 +138,7 @@ def policies(render: Render, namespace: str = NAMESPACE) -> Policies:
     return Policies(tuple(render.of("NetworkPolicy")), namespace)
 
 
-def arrows(
-    rules: Policies, inside: Iterable[Endpoint], outside: Iterable[Endpoint]
-) -> set[Arrow]:
+def arrows(rules: Policies, inside: Iterable[Endpoint], outside: Iterable[Endpoint]) -> set[Arrow]:
     """All that is allowed from or to `inside`; a pod's other replicas count as targets."""
     inside, outside = list(inside), list(outside)
     pairs = [(a, b) for a in inside for b in [*inside, *outside]]

@@ -1,4 +1,4 @@
-"""Whether the real programs take a container's command line: their settings classes and commands."""
+"""Whether the real programs take a container's command line: by its settings and commands."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def combinations(
         row = dict(min(left, key=sorted))
         for name in [name for name in options if name not in row]:
             possible = [v for v in options[name] if not _pairs({**row, name: v}) & never]
-            row[name] = max(possible, key=lambda v: len(_pairs({**row, name: v}) & left))  # noqa: B023
+            row[name] = max(possible, key=lambda v: len(_pairs({**row, name: v}) & left))
         left -= _pairs(row)
         rows.append({name: row[name] for name in options})
     return rows

@@ -52,7 +52,10 @@ def test_long_names(release: str) -> None:
         ({}, "slipstream/verifier:0.1.0-cpu"),
         ({"verifier": {"gpu": {"count": 1}}}, "slipstream/verifier:0.1.0-cuda"),
         ({"image": {"variant": "cuda"}}, "slipstream/verifier:0.1.0-cuda"),
-        ({"image": {"registry": "ghcr.example/x/"}}, "ghcr.example/x/slipstream/verifier:0.1.0-cpu"),
+        (
+            {"image": {"registry": "ghcr.example/x/"}},
+            "ghcr.example/x/slipstream/verifier:0.1.0-cpu",
+        ),
         ({"verifier": {"image": {"tag": "1.2"}}}, "slipstream/verifier:1.2"),
         (
             {"verifier": {"image": {"tag": "1.2", "digest": f"sha256:{'a' * 64}"}}},

@@ -90,7 +90,7 @@ def drawn(row: Mapping[str, str]) -> set[Arrow]:
     elif told["redis"] != "none":
         found.add(("gateway", "redis host", "redis"))
     watching = {*roles} if told["discovery"] == "kubernetes" else set()
-    if told["cache"] == "shared":
+    if told["cache"] in ("shared", "claim"):
         there.append("model-download")
     if told["plan"] == "tune" and drafter:
         there.append("tune")
@@ -137,7 +137,7 @@ def test_without_policies_everything_is_open() -> None:
 
 def test_defaults_say_anywhere_by_port_only() -> None:
     """With nothing told of the surroundings, hub and API server are any host, on their ports; the
-    namespace's own pods reach the gateway and the metrics; no one else does anything more."""
+    namespace's own pods reach the gateway; no one else does anything more."""
     found = _graph(template())
     known = drawn({})
     inside = {"gateway", "verifier", "drafter", "redis", "test"}
@@ -147,8 +147,6 @@ def test_defaults_say_anywhere_by_port_only() -> None:
     assert incoming == {
         ("neighbour", "gateway", "http"),
         ("neighbour", "gateway", "grpc"),
-        ("neighbour", "verifier", "metrics"),
-        ("neighbour", "drafter", "metrics"),
     }
 
 

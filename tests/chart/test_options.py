@@ -34,15 +34,15 @@ def _is_service(container: Object) -> bool:
 
 def test_services_take_their_options(renders: dict[str, Render]) -> None:
     """Gateway, verifier and drafter start with the options and variables of every combination."""
-    faults = []
+    faults: dict[str, str] = {}
     found = _ours(renders, _is_service)
     for where, container in found.values():
         with pytest.MonkeyPatch.context() as patch:
             try:
                 options.settings_of(container, patch)
             except (ConfigurationError, AssertionError) as error:
-                faults.append(f"{where}: {error}")
-    assert not faults, "\n".join(faults)
+                faults.setdefault(f"{container['name']}: {error}", where)
+    assert not faults, "\n".join(f"{fault} ({where})" for fault, where in faults.items())
     assert {container["command"][2] for _, container in found.values()} == {*options.SERVICES}
 
 
@@ -62,9 +62,7 @@ def test_commands_take_their_options(renders: dict[str, Render]) -> None:
 
 def test_nothing_else_is_run(renders: dict[str, Render]) -> None:
     """The only program that is not ours is Redis."""
-    others = _ours(
-        renders, lambda each: not _is_service(each) and each["command"] != options.CLI
-    )
+    others = _ours(renders, lambda each: not _is_service(each) and each["command"] != options.CLI)
     assert {container["command"][0] for _, container in others.values()} == {"redis-server"}
 
 

@@ -19,7 +19,9 @@ def test_package(tmp_path: Path) -> None:
         names = {name.removeprefix("slipstream/") for name in archive.getnames()}
     assert {"values.schema.json", "README.md", "templates/NOTES.txt"} <= names
     assert {f"values/{name}.yaml" for name in value_files()} <= names
-    assert not [name for name in names if "__pycache__" in name or name.endswith((".py", ".gotmpl"))]
+    assert not [
+        name for name in names if "__pycache__" in name or name.endswith((".py", ".gotmpl"))
+    ]
     files = [value_files()["ha"]]
     here, there = template(files=files), template(files=files, chart=packed)
     assert here.fixed == there.fixed

@@ -39,10 +39,23 @@ def test_schemas(renders: dict[str, Render], version: str) -> None:
     assert not faults, "\n".join(sorted(faults))
 
 
+# (combination, policy) that a ready value file departs from on purpose, and why.
+DEPARTURES = {
+    ("cpu-trial", "drafters_seek_their_verifiers"): "there is one node",
+    ("sharded-drafter", "replicas_are_spread"): "the shards of a drafter belong close together",
+}
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.__name__)
 def test_policies(renders: dict[str, Render], policy: Policy) -> None:
-    """Every object of every combination keeps the policy."""
-    faults = [f"{label}: {fault}" for label, render in renders.items() for fault in policy(render)]
+    """Every object of every combination keeps the policy, but for departures that are listed."""
+    faults = []
+    for label, render in renders.items():
+        found = list(policy(render))
+        if (label, policy.__name__) in DEPARTURES:
+            assert found, f"{label} keeps it after all: no departure"
+        else:
+            faults += [f"{label}: {fault}" for fault in found]
     assert not faults, f"{len(faults)} faults:\n" + "\n".join(faults[:20])
 
 

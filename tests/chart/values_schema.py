@@ -35,7 +35,9 @@ def resolved(node: Mapping[str, Any]) -> Object:
     return {**resolved(schema()["$defs"][name]), **own}
 
 
-def properties(node: Mapping[str, Any] | None = None, at: Path = ()) -> Iterator[tuple[Path, Object]]:
+def properties(
+    node: Mapping[str, Any] | None = None, at: Path = ()
+) -> Iterator[tuple[Path, Object]]:
     """Every property that the schema names, groups of values and leaves, outermost first."""
     for key, inner in resolved(schema() if node is None else node).get("properties", {}).items():
         child = resolved(inner)
@@ -78,13 +80,22 @@ def fits(value: Any, node: Mapping[str, Any]) -> bool:
 def _candidates(mark: int) -> Iterator[Any]:
     """Values of all kinds that carry the number `mark`."""
     word = f"zz{mark}"
-    yield from (mark, word, f"https://{word}", f"{mark}", f"{mark}Gi", f"{mark}h", f"{mark}mb")
-    yield from (f"rediss://{word}", f"zz/{word}", f"/{word}", f"10.{mark // 250}.{mark % 250}.0/24")
+    yield from (
+        mark,
+        mark / 10000,
+        word,
+        f"https://{word}",
+        f"{mark}",
+        f"{mark}Gi",
+        f"{mark}h",
+        f"{mark}mb",
+    )
+    yield from (f"zz/{word}", f"/{word}")
     yield f"sha256:{mark:064d}"
     yield {word: "x"}
     yield {"limits": {"cpu": f"{mark}m"}}
     yield {"cpu": f"{mark}m"}
-    yield from ([f"--{word}"], [word], [mark], [f"10.{mark // 250}.{mark % 250}.0/24"])
+    yield from ([f"--{word}"], [word], [mark], [f"/{word}"], [f"fd00::{mark}/128"])
     yield [{"name": word, "averageValue": "1"}]
     yield [{"query": word, "threshold": "1"}]
     yield [{"topologyKey": word, "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}]
@@ -97,19 +108,24 @@ def _candidates(mark: int) -> Iterator[Any]:
 
 
 def marked(path: Path, mark: int) -> Any:
-    """A value for a leaf that shows wherever it is rendered, by the number in it; None: there is none
-    (a choice of few words, a small number)."""
+    """A value for a leaf that shows wherever it is rendered, by the number in it; None: there is
+    none (a choice of few words, a small number)."""
     node = nodes()[path]
     if "enum" in node:
         return None
     return next((value for value in _candidates(mark) if fits(value, node)), None)
 
 
-def others(path: Path, default: Any) -> list[Any]:
-    """Other values of a leaf of few choices."""
+def others(path: Path, now: Any) -> list[Any]:
+    """Values of a leaf of few choices, but for the one that it has now."""
     node = nodes()[path]
-    if isinstance(default, bool):
-        return [not default]
-    words = node.get("enum", [])
-    numbers = [n for n in (1, 2, 3, 0, 0.5) if not isinstance(default, (str, bool)) and fits(n, node)]
-    return [value for value in [*words, *numbers] if value != default]
+    if isinstance(now, bool):
+        return [not now]
+    numbers = [] if isinstance(now, str) else [n for n in (1, 2, 3, 0) if fits(n, node)]
+    return [value for value in [*node.get("enum", []), *numbers] if value != now]
+
+
+def at(values: Any, path: Path) -> Any:
+    for key in path:
+        values = values[key]
+    return values

@@ -79,6 +79,10 @@ topologySpreadConstraints:
   - topologyKey: {{ .topologyKey }}
     maxSkew: {{ int .maxSkew }}
     whenUnsatisfiable: {{ .whenUnsatisfiable }}
+    {{- with $.kind }}
+    # While a new version comes, only its own pods count: those of the old one are about to go.
+    matchLabelKeys: [{{ ternary "pod-template-hash" "controller-revision-hash" (eq . "Deployment") }}]
+    {{- end }}
     labelSelector:
       matchLabels:
         {{- include "slipstream.selectorLabels" (list $.root $.component) | nindent 8 }}

@@ -87,9 +87,7 @@ def resources_are_stated(render: Render) -> Iterator[str]:
 
 
 def _of(render: Render, kind: str, pod: Pod) -> list[Object]:
-    return [
-        item for item in render.of(kind) if selected(item["spec"].get("selector"), pod.labels)
-    ]
+    return [item for item in render.of(kind) if selected(item["spec"].get("selector"), pod.labels)]
 
 
 def disruption_is_budgeted(render: Render) -> Iterator[str]:
@@ -119,7 +117,7 @@ def replicas_are_spread(render: Render) -> Iterator[str]:
         rules = pod.spec.get("topologySpreadConstraints", [])
         # Drafters go where verifiers are, which an even spread over zones would work against.
         wanted = {HOST} if pod.component == "drafter" else {ZONE, HOST}
-        if {rule["topologyKey"] for rule in rules} != wanted:
+        if not wanted <= {rule["topologyKey"] for rule in rules}:
             yield f"{pod.name}: spread over {[rule['topologyKey'] for rule in rules]}"
         for rule in rules:
             if not selected(rule.get("labelSelector"), pod.labels):
@@ -139,6 +137,7 @@ def drafters_seek_their_verifiers(render: Render) -> Iterator[str]:
         affinity = pod.spec.get("affinity", {}).get("podAffinity", {})
         wishes = affinity.get("preferredDuringSchedulingIgnoredDuringExecution", [])
         terms = [wish["podAffinityTerm"] for wish in wishes]
+        terms += affinity.get("requiredDuringSchedulingIgnoredDuringExecution", [])
         near = [term for term in terms if term["topologyKey"] == ZONE]
         if not any(selected(term["labelSelector"], verifiers[0].labels) for term in near):
             yield f"{pod.name}: no wish to be in the verifiers' zone"
@@ -156,9 +155,7 @@ def rollouts_keep_capacity(render: Render) -> Iterator[str]:
 
 def scalers_own_the_replicas(render: Render) -> Iterator[str]:
     """A scaler's target says no replicas, or each upgrade would undo what it has scaled."""
-    scalers = {
-        _target(item): item for item in render.of("HorizontalPodAutoscaler", "ScaledObject")
-    }
+    scalers = {_target(item): item for item in render.of("HorizontalPodAutoscaler", "ScaledObject")}
     for (kind, name), scaler in scalers.items():
         target = render.find(kind, name)
         if target is None:

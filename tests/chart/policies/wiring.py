@@ -1,12 +1,13 @@
-"""Whether every name in a render leads to what it means: labels, selectors, ports, volumes, keys."""
+"""Whether every name in a render leads somewhere: labels, selectors, ports, volumes, keys."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tests.chart.helm import NAMESPACE, RELEASE, Object, Render, name_of
+from tests.chart.helm import NAMESPACE, RELEASE, Object, Render, name_of, parse, value_files
 from tests.chart.pods import COMPONENT, Pod, arguments, containers, pods, selected
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -17,8 +18,24 @@ LABELS = {
     "app.kubernetes.io/managed-by": "Helm",
 }
 SELECTOR_LABELS = {"app.kubernetes.io/name", "app.kubernetes.io/instance", COMPONENT}
-# Objects that others give by convention of the tests: values name them like this.
+# Objects that others give: the tests' values name them like this, ready value files as they want.
 EXTERNAL = "given-"
+
+
+def _named_in(value: Any) -> Iterator[str]:
+    """What values call existing."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key.startswith("existing") and inner:
+                yield inner
+            else:
+                yield from _named_in(inner)
+
+
+@functools.cache
+def external() -> frozenset[str]:
+    files = value_files().values()
+    return frozenset(name for path in files for name in _named_in(parse(path.read_text())[0]))
 
 
 def names_are_valid_and_single(render: Render) -> Iterator[str]:
@@ -252,6 +269,8 @@ def references_lead_somewhere(render: Render) -> Iterator[str]:
     for pod in pods(render):
         for kind, name, key in _references(pod):
             if name.startswith(EXTERNAL) or _MADE_LATER.fullmatch(f"{kind} {name}"):
+                continue
+            if (kind, name) not in made and name in external():
                 continue
             if (kind, name) not in made:
                 yield f"{pod.name}: needs {kind} {name}, which no one makes"
