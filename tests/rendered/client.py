@@ -66,6 +66,12 @@ class Client:
         return _http(base_url=self._url, headers=self._headers)
 
 
+async def paired(client: Client) -> bool:
+    """Whether the gateway has heard that every verifier has its drafter."""
+    verifiers = (await client.get("/ready")).json()["verifiers"]
+    return bool(verifiers) and all(one["drafter"]["connected"] for one in verifiers)
+
+
 async def running_requests(verifier: Pod) -> float:
     """What its metrics port says."""
     async with _http() as client:
@@ -82,7 +88,9 @@ async def watched(container: Container) -> list[tuple[bool, bool]]:
     found: list[tuple[bool, bool]] = []
     while True:
         ready, alive = await asyncio.gather(container.ask("readiness"), container.ask("liveness"))
-        if container.running.code is not None:
+        # It may have been asked in the moment in which it went.
+        well = alive.good or alive.refused > 0
+        if await container.running.wait(0.01 if well else 1.0) is not None:
             return found
-        found.append((ready.good, alive.good or alive.refused > 0))
+        found.append((ready.good, well))
         await asyncio.sleep(0.05)

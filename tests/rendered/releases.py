@@ -12,6 +12,7 @@ from tests.rendered.manifests import Manifests
 
 NAMESPACE = "models"
 FULLNAME = "slipstream"
+GATEWAY, VERIFIER, DRAFTER = (f"{FULLNAME}-{role}" for role in ("gateway", "verifier", "drafter"))
 _TRIAL = CHART / "values" / "cpu-trial.yaml"
 # One thread each, and room for a few sequences of a model of a megabyte.
 _SMALL = {"threads": 1, "dtype": "float32", "kvCacheGib": 0.0625}
@@ -40,6 +41,13 @@ def rendered(hub: str, more: Mapping[str, Any]) -> Manifests:
     """The release of the CPU trial's values, `values` and `more`."""
     release = template(merged(values(hub), more), files=[_TRIAL], namespace=NAMESPACE)
     return Manifests(NAMESPACE, release.objects).copy()
+
+
+def added_secret(manifests: Manifests, name: str, files: Mapping[str, bytes]) -> Manifests:
+    """With a Secret that is not of the chart."""
+    data = {key: base64.b64encode(value).decode() for key, value in files.items()}
+    found = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}
+    return Manifests(manifests.namespace, (*manifests.objects, found))
 
 
 def secret(manifests: Manifests, name: str, key: str) -> str:
