@@ -1,6 +1,6 @@
 """Mutual TLS between the services: who we are, whom we believe, and the files that say so.
 
-With it servers and channels talk only to peers whose certificate the CA has signed and which carries
+With it, servers and channels talk only to peers whose certificate the CA has signed and that has
 the common name: peers are dialled by the addresses of pods, which no certificate can list.
 
 Which identity channels use is a fact of the process, as its log format is, and not an argument:

@@ -116,8 +116,8 @@ def _bytes(value: bytes):
 
 
 async def test_who_is_refused(ours, authority, stranger, tmp_path) -> None:
-    """Another CA, another name, no TLS, each on either side: no call comes through, and the caller is
-    told which it was, at once."""
+    """Another CA, another name, no TLS, each on either side: no call comes through, and the caller
+    is told which it was, at once."""
     tls, foreign = Tls(ours), Tls(stranger.files(tmp_path / "foreign"))
     hybrid = stranger.files(tmp_path / "hybrid")
     # It believes our CA and shows another's certificate: only the server can refuse it.
