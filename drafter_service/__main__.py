@@ -114,6 +114,8 @@ async def serve(settings: Settings) -> None:
     tracing = tracing_to("drafter", settings.otlp_endpoint)
     zone = Zone(settings.zone)
     async with contextlib.aclosing(zone):
+        # Beside the loading of the model, which takes longer.
+        zone.start()
         with exposed(exposition, settings.metrics), tracing as spans:
             await _serve_drafter(settings, zone, exposition, spans)
 
@@ -168,7 +170,6 @@ async def _serve_drafter(
     running = asyncio.wrap_future(engine.start(thread))
     drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, server.grpc)
     stop = orderly_stop()
-    zone.start()
     linking: asyncio.Task[None] | None = None
     if sharded is None:
         await _serve(server, serving=True)

@@ -102,6 +102,8 @@ async def serve(settings: Settings) -> None:
     tracing = tracing_to("verifier", settings.otlp_endpoint)
     zone = Zone(settings.zone)
     async with contextlib.aclosing(zone):
+        # Beside the loading of the model, which takes longer.
+        zone.start()
         with exposed(exposition, settings.metrics), tracing as spans:
             await _serve(settings, zone, exposition, spans)
 
@@ -176,7 +178,6 @@ async def _serve(settings: Settings, zone: Zone, exposition: Exposition, tracing
     kv_pb2_grpc.add_KvServiceServicer_to_server(kv_servicer, server.grpc)
     stop = orderly_stop()
     await server.start()
-    zone.start()
     linking = None if link is None else asyncio.create_task(link.run(engine))
     await server.set_serving(True)
     log.info("serving on %s", settings.listen)
