@@ -117,6 +117,8 @@ async def serve(settings: Settings) -> None:
     probing = probed(settings.health, settings.hung_step)
     zone = Zone(settings.zone)
     async with contextlib.aclosing(zone):
+        # Beside the loading of the model, which takes longer.
+        zone.start()
         with probing as probes, exposed(exposition, settings.metrics), tracing as spans:
             server = Server(settings.listen, _services(settings), tls=tls, probes=probes)
             # The port first: a model takes seconds to load, a port in use is known at once.
@@ -179,7 +181,6 @@ async def _serve_drafter(
     probes.watch(engine.trouble)
     drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, server.grpc)
     stop = orderly_stop()
-    zone.start()
     linking: asyncio.Task[None] | None = None
     if sharded is None:
         await _serve(server, serving=True)

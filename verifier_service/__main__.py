@@ -105,6 +105,8 @@ async def serve(settings: Settings) -> None:
     probing = probed(settings.health, settings.hung_step)
     zone = Zone(settings.zone)
     async with contextlib.aclosing(zone):
+        # Beside the loading of the model, which takes longer.
+        zone.start()
         with probing as probes, exposed(exposition, settings.metrics), tracing as spans:
             server = Server(settings.listen, SERVICES, tls=tls, probes=probes)
             # The port first: a model takes seconds to load, a port in use is known at once.
@@ -188,7 +190,6 @@ async def _serve(
     kv_pb2_grpc.add_KvServiceServicer_to_server(kv_servicer, server.grpc)
     stop = orderly_stop()
     await server.start()
-    zone.start()
     linking = None if link is None else asyncio.create_task(link.run(engine))
     await server.set_serving(True)
     log.info("serving on %s", settings.listen)

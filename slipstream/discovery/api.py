@@ -21,6 +21,9 @@ import aiohttp
 import yaml
 from kubernetes.aio import client, config
 
+# The package loads it when it is first asked for, which would be in the event loop.
+from kubernetes.aio.client import DiscoveryV1Api
+
 from slipstream.discovery.failure import ApiFailure, refused
 from slipstream.discovery.service import Service
 from slipstream.discovery.settings import kubeconfig
@@ -35,7 +38,7 @@ class Slices:
     """The slices of one Service. Made by `connected`."""
 
     def __init__(self, link: client.ApiClient, service: Service) -> None:
-        self._api = client.DiscoveryV1Api(link)
+        self._api = DiscoveryV1Api(link)
         self._service = service
 
     async def list(self, seconds: float) -> tuple[list[Slice], str]:

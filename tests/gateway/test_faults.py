@@ -177,6 +177,7 @@ async def test_ready_asks_the_health_check(rig):
         "missing": [],
         "drafter": drafter,
         "verifiers": [{**one, "state": "serving"}],
+        "discovery": [],
         "store": {"state": "ok", "detail": ""},
     }
     await rig.fake.set_serving(False)
