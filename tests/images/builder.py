@@ -29,8 +29,7 @@ _HOST_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 @dataclass
 class Image:
-    """What a stage has come to: its folder, and how its container would be started.
-"""
+    """What a stage has come to: its folder, and how its container would be started."""
 
     root: Path
     env: dict[str, str] = field(default_factory=dict)
