@@ -109,7 +109,12 @@ def place(
         with lease:
             if not order.is_in(target, verify=verify):
                 _make(order, target, lease.owner)
-    except OSError as failure:
+    except (OSError, CheckpointError) as failure:
+        # One that stood still for long finds that another did its work, and took its files for it.
+        if order.is_in(target, verify=False):
+            return target
+        if isinstance(failure, CheckpointError):
+            raise
         reason = failure.strerror or str(failure)
         if failure.errno in (errno.ENOSPC, errno.EDQUOT):
             reason = "the disk is full"
@@ -221,7 +226,7 @@ def _make(order: _Order, target: Path, owner: str) -> None:
     except BaseException as failure:
         full = isinstance(failure, ConfigurationError) and not isinstance(failure, CheckpointError)
         # The next try goes on with a download that was cut short; a full disk is to be freed.
-        if written or full or not order.resumable:
+        if written or full or not order.resumable or not any(own.glob("*")):
             shutil.rmtree(own, ignore_errors=True)
         raise
 
