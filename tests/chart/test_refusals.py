@@ -151,10 +151,6 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
         "a scaler adds single pods, not rows of 2",
     ),
     (_at("drafter.layerPlan.source", "configMap"), "needs the ConfigMap's name"),
-    (
-        merged(_at("drafter.layerPlan.source", "tune"), _at("tune.enabled", False)),
-        "set tune.enabled",
-    ),
     (_at("tls.enabled", True), "tls.enabled needs certificates"),
     (_at("tls.certManager.enabled", True), "a certificate that nobody uses: set tls.enabled"),
     (

@@ -35,7 +35,8 @@ StatefulSet's template names it, and the gateway, which needs the tokenizer only
 
 {{/*
 The init container that brings the model, and does nothing where it is there already; several may
-do that on one volume at once. `fetchArgs` of the context: more options for it.
+do that on one volume at once. `fetchArgs` of the context: more options for it;
+`fetchResources`: what it may take, if not as much as a whole model needs.
 */}}
 {{- define "slipstream.fetchModel" -}}
 - name: fetch-model
@@ -63,7 +64,7 @@ do that on one volume at once. `fetchArgs` of the context: more options for it.
     {{- toYaml . | nindent 4 }}
     {{- end }}
   resources:
-    {{- toYaml .root.Values.model.download.resources | nindent 4 }}
+    {{- toYaml (default .root.Values.model.download.resources .fetchResources) | nindent 4 }}
   volumeMounts:
     - name: tmp
       mountPath: /tmp

@@ -104,9 +104,6 @@ drafter.layerPlan.source adaptive needs a drafter in one piece, as layers would 
 {{- if and (eq $plan.source "configMap") (not $plan.configMap.name) }}
 drafter.layerPlan.source configMap needs the ConfigMap's name in drafter.layerPlan.configMap.name (`slipstream k8s save-plan` makes one)
 {{- end }}
-{{- if and (eq $plan.source "tune") (not .Values.tune.enabled) }}
-drafter.layerPlan.source tune waits for a plan that nobody finds: set tune.enabled; for the plan of an earlier run set the source to configMap and drafter.layerPlan.configMap.name to {{ include "slipstream.layerPlanConfigMap" . }}
-{{- end }}
 {{- end }}
 {{- end -}}
 
