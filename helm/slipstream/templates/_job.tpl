@@ -74,9 +74,6 @@ initContainers:
       {{- end }}
     env:
       {{- include "slipstream.env" . | nindent 6 }}
-      # Its default is below a home that a container may not have.
-      - name: MPLCONFIGDIR
-        value: /tmp/matplotlib
       {{- with .role.extraEnv }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
