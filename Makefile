@@ -14,11 +14,15 @@ BENCH_ARGS ?=
 QUESTIONS ?=
 LOAD_ARGS ?=
 PEERS_ARGS ?=
+VARIANT ?= cpu
+REGISTRY ?=
+TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+BUILD_ARGS ?=
 SOAK_MINUTES ?= 60
 CHAOS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format proto proto-check chart-docs chart-package k8s test-chart bench bench-drafting load soak chaos bench-peers clean
+.PHONY: help setup run test test-chart lint format proto proto-check chart-docs chart-package k8s images bench bench-drafting load soak chaos bench-peers clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +68,7 @@ lint: $(STAMP) proto-check ## ruff, mypy, import-linter, and whether what is gen
 	$(BIN)/lint-imports
 	$(BIN)/python helm/readme.py --check
 	$(BIN)/python k8s/render.py --check
+	$(BIN)/hadolint --config .hadolint.yaml */Dockerfile
 
 format: $(STAMP) ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff check --fix --exit-zero $(CODE)
@@ -116,6 +121,25 @@ chaos: $(STAMP) ## Kill processes at random while clients are answered (CHAOS_AR
 # The peers get virtual environments of their own under build/peers (5 GB); not part of make test.
 bench-peers: $(STAMP) ## The same Locust file against vLLM and transformers (PEERS_ARGS="...")
 	$(BIN)/python -m tests.load.peers $(PEERS_ARGS)
+
+# With the first engine that is there and answers: a docker without its daemon does not. Tags are what
+# the chart asks for. buildx adds what an image is made of, and a proof of where, and pushes both:
+# BUILD_ARGS="--sbom=true --provenance=mode=max --push".
+images: ## Build the images (VARIANT=cpu or a CUDA release as cu128, REGISTRY=, TAG=, BUILD_ARGS=)
+	@engine=; for name in docker podman buildah; do \
+	  if $$name info >/dev/null 2>&1; then engine=$$name; break; fi; \
+	done; \
+	test -n "$$engine" || { echo "An engine that builds images is needed, and none answers:" \
+	  "docker (with its daemon running), podman or buildah" >&2; exit 1; }; \
+	set -e; for role in gateway verifier drafter; do \
+	  folder=$${role}_service; suffix=-$(if $(filter cpu,$(VARIANT)),cpu,cuda); \
+	  test $$role != gateway || { folder=gateway; suffix=; }; \
+	  image=$(if $(REGISTRY),$(REGISTRY:%/=%)/)slipstream/$$role:$(TAG)$$suffix; \
+	  echo "$$image"; \
+	  $$engine build --file $$folder/Dockerfile --tag "$$image" --build-arg VARIANT=$(VARIANT) \
+	    --build-arg VERSION=$(TAG) --build-arg REVISION="$$(git rev-parse HEAD)" \
+	    --build-arg CREATED="$$(git log -1 --format=%cI)" $(BUILD_ARGS) .; \
+	done
 
 clean: ## Remove the virtual environment and everything built (the model cache stays)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -17,6 +17,7 @@ from slipstream.core.errors import (
     ModelMismatch,
     SlipstreamError,
 )
+from slipstream.core.extras import require
 
 app = typer.Typer(
     name="slipstream",
@@ -60,6 +61,7 @@ def _options(
 )
 def bench(context: typer.Context) -> None:
     """Measure tokens per second; `bench link` over a slow network, `bench kv` by KV context."""
+    require("engine", "slipstream bench")
     # Imported here: no other command needs what it brings.
     from slipstream.cli import bench as command
 
