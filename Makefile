@@ -22,7 +22,7 @@ SOAK_MINUTES ?= 60
 CHAOS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format proto proto-check chart-docs chart-package k8s test-chart bench bench-drafting load soak chaos bench-peers images clean
+.PHONY: help setup run test test-chart lint format proto proto-check chart-docs chart-package k8s images bench bench-drafting load soak chaos bench-peers clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

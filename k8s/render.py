@@ -133,8 +133,10 @@ def base_files(base: Sequence[Manifest]) -> Iterator[tuple[Path, str]]:
 
 
 def difference(old: Any, new: Any, pointer: str = "") -> Iterator[Object]:
-    """The steps of a JSON patch (RFC 6902) from `old` to `new`, always the same ones in the same order,
-    and few: a list that has another length is replaced, or appended to where its beginning stays."""
+    """The steps of a JSON patch (RFC 6902) from `old` to `new`, always the same ones in one order.
+
+    A list that has another length is replaced, or appended to where its beginning stays.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         for key, value in old.items():
             place = f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}"

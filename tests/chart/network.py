@@ -1,8 +1,9 @@
 """Who may reach whom under a render's NetworkPolicies, computed as a network plugin would.
 
-Endpoints are the render's pods and those around them: clients, strangers, the cluster's DNS, the API server, hosts outside. An arrow (source, target, port) is allowed where the
-source's egress and the target's ingress both allow it: with no policy of that direction on a pod
-everything is, else what one of them names. Traffic of the kubelet is not subject to policies.
+Endpoints are the render's pods and those around them: clients, strangers, the cluster's DNS, the
+API server, hosts outside. An arrow (source, target, port) is allowed where the source's egress and
+the target's ingress both allow it: with no policy of that direction on a pod everything is, else
+what one of them names. Traffic of the kubelet is not subject to policies.
 """
 
 from __future__ import annotations
