@@ -120,6 +120,13 @@ OPTIONS: dict[str, dict[str, Values]] = {
             "networkPolicy": {"gatewayFrom": _from("envoy-gateway-system")},
         },
     },
+    "addresses": {"ipv4": {}, "ipv6": {"bindAddress": "::"}},
+    "accounts": {
+        "made": {},
+        "given": {
+            role: {"serviceAccount": {"create": False, "name": f"given-{role}"}} for role in ROLES
+        },
+    },
     "policies": {"on": {}, "off": {"networkPolicy": {"enabled": False}}},
     "keys": {
         "generated": {},

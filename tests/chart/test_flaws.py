@@ -222,6 +222,11 @@ FLAWS: list[tuple[Any, tuple[str, str], Callable[[Object], None]]] = [
         _set("spec.podSelector.matchLabels", {"app": "gateway"}),
     ),
     (
+        wiring.policies_and_budgets_select_pods,
+        ("NetworkPolicy", "slipstream-gateway"),
+        _set("spec.ingress.0.ports.0.port", 8080),
+    ),
+    (
         wiring.volumes_are_there_and_used,
         VERIFIER,
         _append(f"{MAIN}.volumeMounts", {"name": "x", "mountPath": "/x"}),

@@ -139,8 +139,7 @@ def probes_and_monitors_name_ports_that_exist(render: Render) -> Iterator[str]:
         for key in ("startupProbe", "livenessProbe", "readinessProbe"):
             for kind in ("httpGet", "tcpSocket", "grpc"):
                 port = container.get(key, {}).get(kind, {}).get("port")
-                known = {*pod.ports(), *pod.ports().values()}
-                if port is not None and port not in known:
+                if port is not None and port not in _names_and_numbers(pod):
                     yield f"{where}: {key} asks port {port}"
     for monitor in render.of("PodMonitor"):
         chosen = [p for p in pods(render) if selected(monitor["spec"]["selector"], p.labels)]
@@ -182,8 +181,12 @@ def routes_lead_to_services(render: Render) -> Iterator[str]:
                 yield f"{name_of(item)}: no Service {name} with a port {port}"
 
 
+def _names_and_numbers(pod: Pod) -> set[str | int]:
+    return {*pod.ports(), *pod.ports().values()}
+
+
 def policies_and_budgets_select_pods(render: Render) -> Iterator[str]:
-    """One component each, but for the policy that closes all; named ports are those of its pods."""
+    """One component each, but for the policy that closes all; ports are those of its pods."""
     for item in render.of("NetworkPolicy", "PodDisruptionBudget"):
         spec = item["spec"]
         selector = spec.get("podSelector", spec.get("selector"))
@@ -196,9 +199,9 @@ def policies_and_budgets_select_pods(render: Render) -> Iterator[str]:
             yield f"{name_of(item)}: selects {[pod.name for pod in chosen]}"
         for rule in spec.get("ingress") or []:
             for port in rule.get("ports") or []:
-                named = isinstance(port.get("port"), str)
-                if named and not any(port["port"] in pod.ports() for pod in chosen):
-                    yield f"{name_of(item)}: no pod of it has a port {port['port']}"
+                known = {each for pod in chosen for each in _names_and_numbers(pod)}
+                if port.get("port") not in known:
+                    yield f"{name_of(item)}: no pod of it has a port {port.get('port')}"
 
 
 def _volumes(pod: Pod) -> set[str]:
