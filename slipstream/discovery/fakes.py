@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from slipstream.discovery.fake_http import ApiRequest, Handler
 from slipstream.discovery.fake_objects import Object, Objects, Rule
+from slipstream.discovery.fake_port_forward import PodDoors
 
 __all__ = ["ApiRequest", "FakeApiServer", "endpoint", "endpoint_slice"]
 
@@ -40,6 +41,7 @@ class FakeApiServer:
         delay: seconds until a request gets an answer; `math.inf`: none ever. Assign 0 and call
             `wake` to release those that wait.
         failing: an HTTP status that all requests get instead; 0: none.
+        doors: logs and ports of pods, which `kubectl logs` and `port-forward` ask for.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class FakeApiServer:
         self.token = uuid.uuid4().hex
         self.delay = 0.0
         self.failing = 0
+        self.doors = PodDoors()
         # What the handler uses, from its threads.
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -99,17 +99,17 @@ def examine(cluster: Cluster, release: Release, given: Given, *, forward: bool) 
     for kind, why in release.denied.items():
         advice = f"run the doctor as somebody who may list {kind} in {release.namespace}"
         found.append(note("unseen", kind, f"they are not looked at: {why}", advice))
-    found += _objects(cluster, release, now)
+    found += look_at_objects(cluster, release, now)
     with identity_for(release, cluster, given, found) as (tls, can_ask):
         if can_ask:
             with among_peers(tls):
                 way = Reach(cluster, release.namespace, forward=forward)
                 told = asyncio.run(ask_all(release, way, now))
-            found += _services(release, told)
+            found += look_at_services(release, told)
     return found
 
 
-def _objects(cluster: Cluster, release: Release, now: datetime) -> Iterator[Finding]:
+def look_at_objects(cluster: Cluster, release: Release, now: datetime) -> Iterator[Finding]:
     """What the API server alone tells."""
     where = release.namespace
 
@@ -128,7 +128,8 @@ def _objects(cluster: Cluster, release: Release, now: datetime) -> Iterator[Find
     yield from check_surroundings(release)
 
 
-def _services(release: Release, told: list[Told]) -> Iterable[Finding]:
+def look_at_services(release: Release, told: list[Told]) -> Iterator[Finding]:
+    """What the pods' own words tell."""
     yield from check_answers(told, release)
     yield from check_models(told)
     yield from check_devices(told)
