@@ -34,7 +34,9 @@ def check_models(told: list[Told]) -> Iterator[Finding]:
     if not models:
         return
     prints = Counter(model.fingerprint for _, model in models)
-    most = prints.most_common(1)[0][0]
+    # Where verifiers are divided, drafters say which model is meant.
+    drafted = Counter(one.drafter.model_fingerprint for one in drafters(told) if one.drafter)
+    most = max(prints, key=lambda each: (prints[each], drafted[each]))
     for one, model in models:
         if model.fingerprint != most:
             yield problem(
