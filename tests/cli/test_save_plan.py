@@ -97,7 +97,8 @@ def test_what_goes_wrong(api: FakeApiServer, plan: Path, tmp_path: Path) -> None
 def test_the_api_server_refuses(
     api: FakeApiServer, plan: Path, trouble: Any, kind: type[Exception], message: str
 ) -> None:
-    """A missing right is named with the Role that grants it; other refusals are told as they are."""
+    """A missing right is named with the Role that grants it; other refusals are told as they
+    are."""
     trouble(api)
     result = save(str(plan), "--configmap", "chat-plan")
     assert isinstance(result.exception, kind), result.exception

@@ -87,9 +87,8 @@ class Cluster:
         except (ConfigException, OSError, ValueError) as failure:
             where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
             raise ConfigurationError(
-                f"no way to a cluster in {where}: {failure}. Give --kubeconfig and --context,"
-                " or run"
-                " this in a pod with a service account"
+                f"no way to a cluster in {where}: {failure}. Give --kubeconfig and --context, or"
+                " run this in a pod with a service account"
             ) from failure
         self._client = client.ApiClient(self.configuration)
 

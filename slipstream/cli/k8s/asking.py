@@ -116,14 +116,14 @@ async def _recorded(asking: Awaitable[None], told: Told) -> None:
 
 
 async def _verifier(where: str, told: Told) -> None:
-    async with channel(where) as link:
+    async with channel(where, connect_seconds=_SECONDS) as link:
         stub = verifier_pb2_grpc.VerifierServiceStub(link)
         told.model = await stub.GetModel(verifier_pb2.GetModelRequest(), timeout=_SECONDS)
         told.status = await stub.GetStatus(verifier_pb2.GetStatusRequest(), timeout=_SECONDS)
 
 
 async def _drafter(where: str, told: Told) -> None:
-    async with channel(where) as link:
+    async with channel(where, connect_seconds=_SECONDS) as link:
         stub = drafter_pb2_grpc.DrafterServiceStub(link)
         told.drafter = await stub.GetDrafter(drafter_pb2.GetDrafterRequest(), timeout=_SECONDS)
 

@@ -64,7 +64,7 @@ def doctor(
     tls_key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
     tls_ca: Annotated[Path | None, typer.Option(help="The CA of the services.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Findings as JSON.")] = False,
-    timeout: Annotated[float, typer.Option(min=5.0, help="Seconds in all.")] = 120.0,
+    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds in all.")] = 120.0,
 ) -> None:
     """Examine a release: rights, pods, references, endpoints, models, GPUs, store, latency, drafts.
 

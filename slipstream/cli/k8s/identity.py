@@ -68,8 +68,8 @@ def identity_for(
             note(
                 "tls-unseen",
                 release.name,
-                "verifiers and drafters ask for a certificate, and the"
-                f" release's cannot be read ({failure.message}): they are not asked",
+                "verifiers and drafters ask for a certificate, and the release's cannot be read"
+                f" ({failure.message}): they are not asked",
                 "give --tls-cert, --tls-key and --tls-ca, or the right to get that Secret",
             )
         )

@@ -123,9 +123,8 @@ def find(cluster: Cluster, namespace: str | None, release: str | None) -> Releas
         where = f"namespace {namespace or cluster.namespace}"
         others = f"; there is {_listed(sorted(there))}" if there else ""
         raise ConfigurationError(
-            f"no release{named} of Slipstream in {where}{others}: give --namespace and"
-            " --release, as"
-            " `helm list --all-namespaces` tells them"
+            f"no release{named} of Slipstream in {where}{others}: give --namespace and --release,"
+            " as `helm list --all-namespaces` tells them"
         )
     if len(fitting) > 1:
         raise ConfigurationError(

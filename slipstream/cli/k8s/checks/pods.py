@@ -17,17 +17,19 @@ _CONFIGS = {"CreateContainerConfigError", "CreateContainerError"}
 _PENDING = (
     (
         "Insufficient nvidia.com",
-        "add a node with a free GPU, ask for a MIG slice that there is (ROLE.gpu.resource), or"
-        " lower"
-        " ROLE.gpu.count",
+        (
+            "add a node with a free GPU, ask for a MIG slice that there is (ROLE.gpu.resource), or"
+            " lower ROLE.gpu.count"
+        ),
     ),
     ("Insufficient", "add a node, or lower the requests in ROLE.resources"),
     ("persistentvolumeclaim", "see the finding on the claim: it has no volume"),
     (
         "volume",
-        "the volume is in another zone, or the claim has none: see `kubectl describe pvc`;"
-        " cache.type"
-        " shared needs a ReadWriteMany class",
+        (
+            "the volume is in another zone, or the claim has none: see `kubectl describe pvc`;"
+            " cache.type shared needs a ReadWriteMany class"
+        ),
     ),
     ("taint", "add ROLE.tolerations for the nodes' taints"),
     ("topology spread", "relax ROLE.topologySpread, or add nodes in more zones"),
@@ -227,8 +229,7 @@ def _not_ready(pod: Object, now: datetime) -> Finding:
         name_of(pod),
         text,
         "see its log: a model that does not load, a row of shards that is not complete, or"
-        " (gateway)"
-        " no verifier that serves",
+        " (gateway) no verifier that serves",
     )
 
 
@@ -241,9 +242,8 @@ def _jobs(release: Release) -> Iterator[Finding]:
                     "job-failed",
                     name_of(job),
                     f"{what}: {failed.get('message') or failed.get('reason')}",
-                    f"see `kubectl logs job/{name_of(job)} --all-containers`; then delete the"
-                    " Job and"
-                    " `helm upgrade` again",
+                    f"see `kubectl logs job/{name_of(job)} --all-containers`; then delete the Job"
+                    " and `helm upgrade` again",
                 )
             elif not _ended(job):
                 yield note("job-running", name_of(job), f"{what} yet", "wait for it")

@@ -127,8 +127,7 @@ def check_volumes(release: Release, get: Get) -> Iterator[Finding]:
                 about,
                 f"it is {phase}",
                 "see `kubectl describe pvc`: name a StorageClass that there is, with the access"
-                " mode"
-                " that is asked for (cache.type shared needs ReadWriteMany)",
+                " mode that is asked for (cache.type shared needs ReadWriteMany)",
             )
     if bound:
         yield ok("pvc", release.name, f"{bound} volume claims are bound")

@@ -19,8 +19,7 @@ def check_answers(told: list[Told], release: Release) -> Iterator[Finding]:
             continue
         advice = (
             "if it serves, it is the way there: a NetworkPolicy, TLS (the certificate of"
-            " --tls-cert,"
-            " or the release's Secret), or a right; try --reach port-forward"
+            " --tls-cert, or the release's Secret), or a right; try --reach port-forward"
         )
         yield warning("no-answer", one.pod, f"it cannot be asked: {one.failure}", advice)
     if told and not any(one.failure for one in told):
@@ -44,8 +43,8 @@ def check_models(told: list[Told]) -> Iterator[Finding]:
                 one.pod,
                 f"it serves model {model.fingerprint[:12]}, most verifiers {most[:12]}: it gets no"
                 " requests",
-                "restart it so that it loads the model of the values; clear its cache"
-                " volume if that holds an older one",
+                "restart it so that it loads the model of the values; clear its cache volume if"
+                " that holds an older one",
             )
     for name in ("dtype", "precision", "exactness"):
         values = sorted({getattr(model, name) for _, model in models})
@@ -53,9 +52,8 @@ def check_models(told: list[Told]) -> Iterator[Finding]:
             yield warning(
                 "settings-differ",
                 "verifiers",
-                f"{name} differs: {', '.join(values)}. Only"
-                " those of"
-                " one kind serve a request, and none of another one goes on with it",
+                f"{name} differs: {', '.join(values)}. Only those of one kind serve a request, and"
+                " none of another one goes on with it",
                 f"set verifier.{name} instead of auto, and GPUs of one kind",
             )
     lengths = sorted({model.context_length for _, model in models})
@@ -79,8 +77,8 @@ def check_models(told: list[Told]) -> Iterator[Finding]:
         yield ok(
             "model",
             "model",
-            f"{model.model_id} {most[:12]} everywhere: {model.dtype}, precision"
-            f" {model.precision}, {model.exactness}, {lengths[0]} tokens of context",
+            f"{model.model_id} {most[:12]} everywhere: {model.dtype}, precision {model.precision},"
+            f" {model.exactness}, {lengths[0]} tokens of context",
         )
 
 
@@ -137,17 +135,16 @@ def _seen(one: Told, ready: dict[str, object], serving: set[str]) -> Iterator[Fi
                 "verifier-lost",
                 one.pod,
                 f"verifier {each['address']} is {each['state']} for it: {each.get('detail', '')}",
-                "see that verifier's log; where its pod is ready, a"
-                " NetworkPolicy or TLS stands between the two",
+                "see that verifier's log; where its pod is ready, a NetworkPolicy or TLS stands"
+                " between the two",
             )
     if unknown := sorted(serving - known):
         yield warning(
             "verifier-unknown",
             one.pod,
             f"it does not know of verifiers that serve: {', '.join(unknown)}",
-            "see its log for discovery: a right is missing, or DNS is"
-            " stale"
-            " (then it takes half a minute)",
+            "see its log for discovery: a right is missing, or DNS is stale (then it takes half a"
+            " minute)",
         )
 
 

@@ -35,9 +35,8 @@ def check_latency(told: list[Told]) -> Iterator[Finding]:
             yield warning(
                 "gateway-far",
                 pod,
-                f"{_ms(seconds)} to verifier {address} and back: every"
-                " first token"
-                " takes that longer",
+                f"{_ms(seconds)} to verifier {address} and back: every first token takes that"
+                " longer",
                 "run gateways in the verifiers' zone; if they are, a node is short of CPU",
             )
     if ways and max(ways.values()) <= _WAY_SECONDS:
@@ -65,8 +64,7 @@ def _round(one: Told, status: Any) -> Finding:
             one.pod,
             f"{text}: drafts come too late for the next step",
             "put drafters into the verifiers' zone (drafter.affinity; the chart prefers it), or"
-            " on a"
-            " faster network",
+            " on a faster network",
         )
     return warning(
         "draft-step-long",
@@ -93,8 +91,8 @@ def check_pairing(told: list[Told], release: Release) -> Iterator[Finding]:
                 "no-drafter",
                 one.pod,
                 f"it has no drafter: {one.status.drafter_detail}",
-                "see the findings on drafters; then its log, the NetworkPolicy between the two, and"
-                " its right to watch EndpointSlices",
+                "see the findings on drafters; then its log, the NetworkPolicy between the two,"
+                " and its right to watch EndpointSlices",
             )
             continue
         paired += 1
@@ -114,13 +112,10 @@ def check_pairing(told: list[Told], release: Release) -> Iterator[Finding]:
             yield warning(
                 "drafter-absent",
                 one.pod,
-                f"it was without a drafter for"
-                f" {one.status.without_drafter_seconds:.0f} s, {share:.0%} of its time, and"
-                " connected"
-                f" {one.status.drafter_connections} times",
-                "see why drafters restart or start"
-                " late;"
-                " raise drafter.replicas so that another one takes over",
+                f"it was without a drafter for {one.status.without_drafter_seconds:.0f} s,"
+                f" {share:.0%} of its time, and connected {one.status.drafter_connections} times",
+                "see why drafters restart or start late; raise drafter.replicas so that another"
+                " one takes over",
             )
     if paired:
         yield ok("pairing", release.name, f"{paired} verifiers have a drafter")
@@ -157,27 +152,24 @@ def _worth(one: Told, status: Any) -> Finding:
     )
     text = (
         f"{rate:.0%} of the drafter's {drafted} drafts were accepted; a draft takes"
-        f" {_ms(status.draft_step_seconds)}, a step {_ms(status.plain_step_seconds)}; with"
-        " drafts it"
-        f" expects {status.draft_worth:.2f} times the speed"
+        f" {_ms(status.draft_step_seconds)}, a step {_ms(status.plain_step_seconds)}; with drafts"
+        f" it expects {status.draft_worth:.2f} times the speed"
     )
     if 0 < ratio < _LEAST_RATIO:
         return warning(
             "drafter-slow",
             one.pod,
             text,
-            "the drafter is hardly faster than the verifier:"
-            " give it a"
-            " bigger GPU, fewer bits or layers (`slipstream tune`), or turn it off"
-            " (drafter.enabled)",
+            "the drafter is hardly faster than the verifier: give it a bigger GPU, fewer bits or"
+            " layers (`slipstream tune`), or turn it off (drafter.enabled)",
         )
     if drafted >= _DRAFTS and rate < _LOW_ACCEPTANCE:
         return warning(
             "acceptance-low",
             one.pod,
             text,
-            "find a better layer plan on your own prompts"
-            " (tune.enabled, or `slipstream tune --prompts`), or more bits",
+            "find a better layer plan on your own prompts (tune.enabled, or `slipstream tune"
+            " --prompts`), or more bits",
         )
     if asleep or status.draft_worth < _WORTH:
         return note(

@@ -35,8 +35,7 @@ def check_endpoints(release: Release) -> Iterator[Finding]:
                 about,
                 f"none is ready; {without.get(role, 'nothing is served')}",
                 f"see the findings on the pods of {role}; without any, compare the Service's"
-                " selector"
-                " with the pods' labels",
+                " selector with the pods' labels",
             )
         elif ready:
             yield ok("endpoints", about, f"{len(ready)} of {wanted} are ready")
@@ -45,9 +44,8 @@ def check_endpoints(release: Release) -> Iterator[Finding]:
             yield note(
                 "zones-unknown",
                 about,
-                f"the zone of {len(unknown)} is not known, so pairing"
-                " by zone"
-                " takes no account of them",
+                f"the zone of {len(unknown)} is not known, so pairing by zone takes no account of"
+                " them",
                 "label the nodes with topology.kubernetes.io/zone where they are in several zones",
             )
 
@@ -164,13 +162,11 @@ def check_rights(release: Release, may: Callable[[str, str], bool | None]) -> It
             yield problem(
                 "no-right",
                 about,
-                f"it may not {' or '.join(refused)} endpointslices: peers"
-                " are found"
-                " by DNS alone, without zones, and later",
+                f"it may not {' or '.join(refused)} endpointslices: peers are found by DNS alone,"
+                " without zones, and later",
                 f"a Role in {release.namespace} with apiGroups [discovery.k8s.io], resources"
                 " [endpointslices], verbs [get, list, watch] and its RoleBinding: set"
-                " rbac.create, or"
-                " discovery.mode dns",
+                " rbac.create, or discovery.mode dns",
             )
         elif None in answers.values():
             unknown.add(about)
