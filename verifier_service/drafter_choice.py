@@ -42,9 +42,9 @@ class Drafters:
     incarnation: str = ""
 
 
-def no_drafter(address: str) -> Unavailable:
-    """The error where no process at `address` has a DrafterService."""
-    return Unavailable(f"{address}: only shards behind a drafter's first one are there")
+def no_drafter() -> Unavailable:
+    """The error where no process that is known has a DrafterService."""
+    return Unavailable("only shards behind a drafter's first one are there")
 
 
 class DrafterChoice:
@@ -86,7 +86,7 @@ class DrafterChoice:
         known = [address for address in listed if address not in self._shards]
         self._several = len(known) > 1
         if listed and not known:
-            raise no_drafter(", ".join(listed))
+            raise no_drafter()
         if not known:
             raise Unavailable(f"{self._drafters.endpoints} has no address")
         if not self._several:
@@ -97,7 +97,7 @@ class DrafterChoice:
         ranks = await asyncio.gather(*(self._rank(address) for address in asked))
         able = sorted((rank, a) for rank, a in zip(ranks, asked, strict=True) if rank is not None)
         if not able and all(address in self._shards for address in listed):
-            raise no_drafter(", ".join(listed))
+            raise no_drafter()
         if not able:
             raise Unavailable(f"none of {', '.join(asked)} can be had")
         return able[0][1]

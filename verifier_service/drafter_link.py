@@ -136,7 +136,7 @@ class DrafterLink:
     def _shard(self) -> Unavailable:
         """The address is one of a row's shards that verifiers do not talk to."""
         self._choice.is_shard(self.address)
-        return no_drafter(self.address)
+        return no_drafter()
 
     def _lost(self, failure: SlipstreamError) -> None:
         if self.address:
