@@ -134,6 +134,8 @@ FLAWS: list[tuple[str, str, str, str, Callable[[Said], None]]] = [
     ("gpu-unused", "problem", "asks for nvidia.com/gpu 1", "runtimeClassName", gpu("d")),
     ("gateway-not-ready", "problem", "cannot be served: a drafter", "log",
      seen(ready=False, missing=["a drafter"])),
+    ("discovery-degraded", "warning", "k8s:///v:1 through the API: no right", "rbac.create",
+     seen(discovery=[{"entry": "k8s:///v:1", "state": "degraded", "detail": "no right"}])),
     ("verifier-lost", "warning", "10.0.1.0:50051 is lost for it: refused", "NetworkPolicy", lost),
     ("verifier-unknown", "warning", "10.0.1.1", "discovery", unknown),
     ("store-down", "problem", "does not work: refused", "redis",

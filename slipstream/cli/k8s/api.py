@@ -53,8 +53,8 @@ class Cluster:
     """One API server.
 
     Args:
-        kubeconfig: file; None: the service account of the pod that this runs in, else $KUBECONFIG
-            or ~/.kube/config.
+        kubeconfig: file; None: $KUBECONFIG, else the service account of the pod that this runs in,
+            else ~/.kube/config.
         context: of the kubeconfig; None: its current one.
 
     Attributes:
@@ -70,6 +70,7 @@ class Cluster:
         self.inside = (
             kubeconfig is None
             and context is None
+            and not os.environ.get("KUBECONFIG")
             and "KUBERNETES_SERVICE_HOST" in os.environ
             and (_ACCOUNT / "token").exists()
         )

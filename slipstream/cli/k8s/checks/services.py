@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from slipstream.cli.k8s.findings import Finding, note, ok, problem, warning
 from slipstream.cli.k8s.release import Release
@@ -121,13 +122,26 @@ def check_gateways(told: list[Told], release: Release) -> Iterator[Finding]:
                 "see the findings on verifiers; then the gateway's log, and its right to watch"
                 " EndpointSlices",
             )
+        yield from _discovery(one, ready)
         yield from _seen(one, ready, serving)
         yield from _store(one, ready.get("store") or {}, release)
 
 
-def _seen(one: Told, ready: dict[str, object], serving: set[str]) -> Iterator[Finding]:
-    listed = ready.get("verifiers")
-    listed = listed if isinstance(listed, list) else []
+def _discovery(one: Told, ready: dict[str, Any]) -> Iterator[Finding]:
+    """How it follows the verifiers' Service."""
+    for each in ready.get("discovery") or ():
+        if each.get("state") == "degraded":
+            yield warning(
+                "discovery-degraded",
+                one.pod,
+                f"it does not follow {each.get('entry')} through the API: {each.get('detail')}",
+                "grant the right that it names (rbac.create), and let it reach the API server"
+                " (networkPolicy.apiServer); until then it asks DNS",
+            )
+
+
+def _seen(one: Told, ready: dict[str, Any], serving: set[str]) -> Iterator[Finding]:
+    listed = ready.get("verifiers") or ()
     known = {str(each["address"]).rpartition(":")[0].strip("[]") for each in listed}
     for each in listed:
         if each.get("state") in {"lost", "other model"}:
@@ -148,7 +162,7 @@ def _seen(one: Told, ready: dict[str, object], serving: set[str]) -> Iterator[Fi
         )
 
 
-def _store(one: Told, store: dict[str, object], release: Release) -> Iterator[Finding]:
+def _store(one: Told, store: dict[str, Any], release: Release) -> Iterator[Finding]:
     state, seconds = store.get("state"), store.get("answer_seconds")
     if state == "degraded":
         yield problem(
