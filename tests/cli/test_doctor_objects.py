@@ -124,6 +124,22 @@ def without_config(tune: str) -> Callable[[Objects], None]:
     return spoil
 
 
+def unmounted(message: str, *, tune: bool) -> Callable[[Objects], None]:
+    """A pod whose volumes are not there: the API server tells it as an event alone."""
+
+    def spoil(o: Objects) -> None:
+        o.status("drafter")["state"] = waiting("ContainerCreating")
+        o.unready("drafter", JUST_NOW)
+        about = {"kind": "Pod", "name": "chat-slipstream-drafter-0"}
+        for number, text in enumerate(("older", message)):
+            told = {"type": "Warning", "message": text, "lastTimestamp": f"2026-06-0{1 + number}"}
+            o.add("Event", f"event-{number}", involvedObject=about, **told)
+        if tune:
+            o.add("Job", "chat-slipstream-tune", "tune", "batch/v1", status={})
+
+    return spoil
+
+
 def refused(o: Objects) -> None:
     del o.all["Pod", "chat-slipstream-gateway-0"]
     flaw = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}
@@ -238,6 +254,10 @@ FLAWS: list[tuple[str, Level, str, str, Callable[[Objects], None]]] = [
         ("reference-missing", "problem", "does not exist", "create it", without_config("failed")),
         ("waits-for-tune", "note", "that chat-slipstream-tune makes", "logs -f",
          without_config("runs")),
+        ("waits-for-tune", "note", "that chat-slipstream-tune makes", "logs -f",
+         unmounted('MountVolume.SetUp failed: configmap "chat-plan" not found', tune=True)),
+        ("container-config", "problem", "MountVolume.SetUp", "create the Secret",
+         unmounted('MountVolume.SetUp failed: secret "chat-tls" not found', tune=False)),
         ("starting", "note", "runs for 1 min", "wait", starting),
         ("not-ready", "warning", "unready", "shards", lambda o: o.unready("drafter")),
         ("job-failed", "problem", "model is not downloaded: gone", "delete the Job",

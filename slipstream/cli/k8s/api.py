@@ -28,6 +28,7 @@ _SECONDS = 10.0
 # Where objects of each kind are; those of one namespace are behind namespaces/NAME.
 _PATHS = {
     "configmaps": "/api/v1",
+    "events": "/api/v1",
     "persistentvolumeclaims": "/api/v1",
     "pods": "/api/v1",
     "secrets": "/api/v1",
@@ -136,6 +137,16 @@ class Cluster:
             return self._send("GET", path, "get pods/log", query).decode(errors="replace").strip()
         except SlipstreamError:
             return ""
+
+    def last_warning(self, namespace: str, pod: str) -> str:
+        """What the last event of type Warning says of a pod; empty where there is none to see."""
+        query = [("fieldSelector", f"involvedObject.name={pod},type=Warning")]
+        try:
+            answer = self._ask("GET", _path("events", namespace), "list events", query)
+        except SlipstreamError:
+            return ""
+        found = sorted(answer.get("items") or (), key=lambda one: one.get("lastTimestamp") or "")
+        return str(found[-1].get("message") or "") if found else ""
 
     def may(
         self, attributes: Mapping[str, str], user: str = "", groups: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ import typer
 
 from slipstream.cli.k8s.api import Cluster, Forbidden
 from slipstream.cli.k8s.asking import Reach, ask_all
-from slipstream.cli.k8s.checks.pods import check_pods
+from slipstream.cli.k8s.checks.pods import Look, check_pods
 from slipstream.cli.k8s.checks.references import check_references, check_volumes
 from slipstream.cli.k8s.checks.services import (
     check_answers,
@@ -116,11 +116,11 @@ def look_at_objects(cluster: Cluster, release: Release, now: datetime) -> Iterat
     def may(account: str, verb: str) -> bool | None:
         return _may(cluster, where, account, verb)
 
-    yield from check_pods(
-        release,
+    look = Look(
         lambda pod, name, before: cluster.last_words(where, pod, name, previous=before),
-        now,
+        lambda pod: cluster.last_warning(where, pod),
     )
+    yield from check_pods(release, look, now)
     yield from check_references(release, lambda kind, name: cluster.get(kind, where, name))
     yield from check_endpoints(release)
     yield from check_volumes(release, lambda kind, name: cluster.get(kind, where, name))

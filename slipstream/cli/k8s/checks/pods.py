@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 
 from slipstream.cli.k8s.api import Object
 from slipstream.cli.k8s.findings import Finding, note, ok, problem, warning
 from slipstream.cli.k8s.release import Release, condition, is_ready, moment, name_of, role_of
 
-# The last lines of a container's log: pod, container, whether of the run before.
-LastWords = Callable[[str, str, bool], str]
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is asked of the API server about a pod in trouble, and only then.
+
+    Attributes:
+        last_words: the last lines of a log: pod, container, whether of the run before.
+        last_warning: of the events about a pod.
+    """
+
+    last_words: Callable[[str, str, bool], str]
+    last_warning: Callable[[str], str]
+
+
 _PULLS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 _CONFIGS = {"CreateContainerConfigError", "CreateContainerError"}
 # A word of the scheduler's, and what helps then; the first that is there.
@@ -46,7 +59,7 @@ _RECENT_SECONDS = 3600.0
 _MANY_RESTARTS = 3
 
 
-def check_pods(release: Release, last_words: LastWords, now: datetime) -> Iterator[Finding]:
+def check_pods(release: Release, look: Look, now: datetime) -> Iterator[Finding]:
     """Args:
     now: with a time zone.
     """
@@ -56,7 +69,7 @@ def check_pods(release: Release, last_words: LastWords, now: datetime) -> Iterat
     for pod in release.of("pods"):
         if role_of(pod) in {"tune", "model-download", "test"}:
             continue
-        found = list(_pod(release, pod, last_words, now))
+        found = list(_pod(release, pod, look, now))
         well += not found
         yield from found
     if well:
@@ -83,7 +96,7 @@ def _workload(release: Release, workload: Object) -> Iterator[Finding]:
         yield note("pods-fewer", name_of(workload), f"{there} of {wanted} pods exist so far")
 
 
-def _pod(release: Release, pod: Object, last_words: LastWords, now: datetime) -> Iterator[Finding]:
+def _pod(release: Release, pod: Object, look: Look, now: datetime) -> Iterator[Finding]:
     """The first thing that holds it up; nothing where it is well."""
     if pod["metadata"].get("deletionTimestamp"):
         yield note("pod-terminating", name_of(pod), "it is about to end")
@@ -95,7 +108,7 @@ def _pod(release: Release, pod: Object, last_words: LastWords, now: datetime) ->
     status = pod.get("status") or {}
     for kind in ("initContainerStatuses", "containerStatuses"):
         for container in status.get(kind) or ():
-            found = _container(release, pod, container, kind, last_words, now)
+            found = _container(release, pod, container, kind, look, now)
             if found is not None:
                 yield found
                 return
@@ -119,7 +132,7 @@ def _container(
     pod: Object,
     container: Object,
     kind: str,
-    last_words: LastWords,
+    look: Look,
     now: datetime,
 ) -> Finding | None:
     state = container.get("state") or {}
@@ -134,12 +147,15 @@ def _container(
             "check image.registry, repository and tag, and image.pullSecrets for a private"
             " registry",
         )
+    mounting = look.last_warning(name_of(pod)) if reason == "ContainerCreating" else ""
+    if mounting and "mount" in mounting.lower():
+        return _waits_for_config(release, about, mounting)
     if reason in _CONFIGS:
         return _waits_for_config(release, about, message)
     ended = (container.get("lastState") or {}).get("terminated") or {}
     if reason == "CrashLoopBackOff" or (state.get("terminated") or {}).get("exitCode"):
         ended = ended or state.get("terminated") or {}
-        words = str(ended.get("message") or "").strip() or last_words(
+        words = str(ended.get("message") or "").strip() or look.last_words(
             name_of(pod), container["name"], "terminated" not in state
         )
         return _crashes(about, ended, words)
