@@ -200,13 +200,22 @@ async def test_mutual_tls(api: FakeApiServer, gateway: LyingServer, tmp_path: Pa
         options = zip(("--tls-cert", "--tls-key", "--tls-ca"), map(str, files), strict=True)
         result = await doctor(*(word for pair in options for word in pair))
         assert "all 4 pods that serve answer" in result.output
-        # Without its certificate they hang up.
-        other = Authority.new("another CA").sign()
-        (tmp_path / "tls.crt").write_bytes(other[0])
-        (tmp_path / "tls.key").write_bytes(other[1])
         result = await doctor("--tls-cert", str(files[0]))
         assert isinstance(result.exception, ConfigurationError)
         assert "belong together" in result.exception.message
+
+
+async def test_certificate_that_cannot_be_used(api: FakeApiServer, gateway: LyingServer) -> None:
+    """A Secret without a usable certificate is a problem of the release, not of the doctor."""
+    objects = Objects()
+    secured(objects)
+    objects.add("Secret", "chat-tls", data={"tls.crt": "eA==", "tls.key": "eA=="})
+    put(api, objects)
+    result = await doctor("--json")
+    assert result.exit_code == 1, result.output
+    [one] = [one for one in json.loads(result.output)["findings"] if one["level"] == "problem"]
+    assert (one["check"], one["about"]) == ("tls-unusable", "secret chat-tls")
+    assert "it has no usable ca.crt" in one["text"]
 
 
 async def test_no_cluster_and_no_time(

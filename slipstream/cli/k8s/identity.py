@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slipstream.cli.k8s.api import Cluster, Forbidden, Missing, Object
-from slipstream.cli.k8s.findings import Finding, note
+from slipstream.cli.k8s.findings import Finding, note, problem
 from slipstream.cli.k8s.release import Release, main_container, option
 from slipstream.core.errors import ConfigurationError
 from slipstream.wire.tls import Tls
@@ -47,7 +47,7 @@ def identity_for(
     in a folder of our own; none where the release has no TLS.
 
     Raises:
-        ConfigurationError: the files or the Secret's content cannot be used.
+        ConfigurationError: the files that are given cannot be used.
     """
     specs = [
         one["spec"]["template"]["spec"]
@@ -60,28 +60,49 @@ def identity_for(
     if files is not None or not secured:
         yield (Tls(files) if files is not None else None), True
         return
-    secret, paths = _secret(secured[0]), ("tls-cert", "tls-key", "ca")
-    try:
-        data = cluster.get("secrets", release.namespace, secret).get("data") or {}
-    except (Forbidden, Missing) as failure:
-        found.append(
-            note(
-                "tls-unseen",
-                release.name,
-                "verifiers and drafters ask for a certificate, and the release's cannot be read"
-                f" ({failure.message}): they are not asked",
-                "give --tls-cert, --tls-key and --tls-ca, or the right to get that Secret",
-            )
-        )
-        yield None, False
-        return
     with tempfile.TemporaryDirectory(prefix="slipstream-doctor-") as folder:
-        written = [Path(folder) / path for path in paths]
-        for path, key in zip(written, ("tls.crt", "tls.key", "ca.crt"), strict=True):
-            path.touch(mode=0o600)
-            path.write_bytes(_decoded(data, key, secret))
-        cert, key_file, ca = written
-        yield Tls(TlsFiles(cert, key_file, ca, name or "slipstream")), True
+        tls = None
+        secret = _secret(secured[0])
+        try:
+            tls = _from_secret(cluster, release, secret, Path(folder), name or "slipstream")
+        except (Forbidden, Missing) as failure:
+            found.append(
+                note(
+                    "tls-unseen",
+                    release.name,
+                    "verifiers and drafters ask for a certificate, and the release's cannot be read"
+                    f" ({failure.message}): they are not asked",
+                    "give --tls-cert, --tls-key and --tls-ca, or the right to get that Secret",
+                )
+            )
+        except ConfigurationError as failure:
+            found.append(
+                problem(
+                    "tls-unusable",
+                    f"secret {secret}",
+                    f"no connection is made with it: {failure.message}",
+                    "it needs tls.crt, tls.key and ca.crt, all of one CA and in date: see the"
+                    " Certificate of cert-manager, or make it anew",
+                )
+            )
+        yield tls, tls is not None
+
+
+def _from_secret(cluster: Cluster, release: Release, secret: str, folder: Path, name: str) -> Tls:
+    """The identity that a Secret of the release holds, written into `folder`.
+
+    Raises:
+        Forbidden, Missing: the Secret cannot be had.
+        ConfigurationError: its content cannot be used.
+    """
+    if not secret:
+        raise Missing("it is not mounted from a Secret")
+    data = cluster.get("secrets", release.namespace, secret).get("data") or {}
+    files = TlsFiles(folder / "tls.crt", folder / "tls.key", folder / "ca.crt", name)
+    for path in (files.cert, files.key, files.ca):
+        path.touch(mode=0o600)
+        path.write_bytes(_decoded(data, path.name))
+    return Tls(files)
 
 
 def _secret(spec: Object) -> str:
@@ -98,10 +119,8 @@ def _secret(spec: Object) -> str:
     return ""
 
 
-def _decoded(data: Object, key: str, secret: str) -> bytes:
+def _decoded(data: Object, key: str) -> bytes:
     try:
         return base64.b64decode(data[key], validate=True)
     except (KeyError, binascii.Error, TypeError) as failure:
-        raise ConfigurationError(
-            f"secret {secret} has no usable {key}: it needs tls.crt, tls.key and ca.crt"
-        ) from failure
+        raise ConfigurationError(f"it has no usable {key}") from failure
