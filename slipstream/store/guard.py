@@ -173,12 +173,13 @@ class GuardedStore:
             self._breaker.failed(since, failure.message)
             raise
         finally:
+            seconds = loop.time() - began
             if outcome in {"ok", "conflict"}:
-                self.answer_seconds = loop.time() - began
+                self.answer_seconds = seconds
                 self._breaker.worked(since)
             if not task.done():
                 self._leave(task)
-            self._count(operation, outcome, loop.time() - began)
+            self._count(operation, outcome, seconds)
 
     def _answer(self, task: asyncio.Task[T]) -> T:
         if not task.done():

@@ -136,7 +136,9 @@ class Server:
         await self.grpc.stop(grace)
 
 
-def channel(address: str, *, unread_bytes: int | None = None) -> grpc.aio.Channel:
+def channel(
+    address: str, *, unread_bytes: int | None = None, connect_seconds: float | None = None
+) -> grpc.aio.Channel:
     """A channel to a server of ours; not connected yet.
 
     Inside `tls.among_peers` it is a mutual TLS one, which shows a peer the certificate of the
@@ -145,8 +147,15 @@ def channel(address: str, *, unread_bytes: int | None = None) -> grpc.aio.Channe
     Args:
         unread_bytes: of each stream, how much the peer may send ahead of what is read here. None
             lets gRPC choose by the link's speed: megabytes, which is best for large answers.
+        connect_seconds: that an attempt to connect may take, and the least time between two. None:
+            a fraction of a second, which the ways between services need.
     """
     options: list[tuple[str, int | str]] = [*_CHANNEL_OPTIONS]
+    if connect_seconds is not None:
+        # Of gRPC's options, this is also the deadline of an attempt.
+        key = "grpc.min_reconnect_backoff_ms"
+        options = [each for each in options if each[0] != key]
+        options.append((key, int(1000 * connect_seconds)))
     if unread_bytes is not None:
         options += [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", unread_bytes)]
     tls = identity()

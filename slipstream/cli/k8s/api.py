@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ _SECONDS = 10.0
 # Where objects of each kind are; those of one namespace are behind namespaces/NAME.
 _PATHS = {
     "configmaps": "/api/v1",
+    "events": "/api/v1",
     "persistentvolumeclaims": "/api/v1",
     "pods": "/api/v1",
     "secrets": "/api/v1",
@@ -52,13 +54,14 @@ class Cluster:
     """One API server.
 
     Args:
-        kubeconfig: file; None: the service account of the pod that this runs in, else $KUBECONFIG or
-            ~/.kube/config.
+        kubeconfig: file; None: $KUBECONFIG, else the service account of the pod that this runs in,
+            else ~/.kube/config.
         context: of the kubeconfig; None: its current one.
 
     Attributes:
         inside: whether this runs in a pod of the cluster.
         namespace: what a command is about that names none.
+        account: in a pod, its service account; empty where that is not known.
 
     Raises:
         ConfigurationError: there is no usable configuration.
@@ -68,24 +71,26 @@ class Cluster:
         self.inside = (
             kubeconfig is None
             and context is None
+            and not os.environ.get("KUBECONFIG")
             and "KUBERNETES_SERVICE_HOST" in os.environ
             and (_ACCOUNT / "token").exists()
         )
         self.configuration = client.Configuration()
         # Ours is the last word on how often and how long something is tried.
         self.configuration.retries = urllib3.Retry(0)
-        self.namespace = "default"
+        self.namespace, self.account = "default", ""
         try:
             if self.inside:
                 config.load_incluster_config(client_configuration=self.configuration)
                 self.namespace = (_ACCOUNT / "namespace").read_text().strip() or self.namespace
+                self.account = _account((_ACCOUNT / "token").read_text())
             else:
                 self._load(kubeconfig, context)
         except (ConfigException, OSError, ValueError) as failure:
             where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
             raise ConfigurationError(
-                f"no way to a cluster in {where}: {failure}. Give --kubeconfig and --context, or run"
-                " this in a pod with a service account"
+                f"no way to a cluster in {where}: {failure}. Give --kubeconfig and --context, or"
+                " run this in a pod with a service account"
             ) from failure
         self._client = client.ApiClient(self.configuration)
 
@@ -106,7 +111,7 @@ class Cluster:
         """A client of its own, for what cannot share one."""
         return client.ApiClient(self.configuration)
 
-    def list(self, kind: str, namespace: str = "", selector: str = "") -> list[Object]:
+    def all(self, kind: str, namespace: str = "", selector: str = "") -> list[Object]:
         """Objects of a kind, by its plural; of all namespaces where none is given.
 
         Raises:
@@ -117,7 +122,7 @@ class Cluster:
         return list(answer.get("items") or ())
 
     def get(self, kind: str, namespace: str, name: str) -> Object:
-        """One object. Raises Missing, and what `list` raises."""
+        """One object. Raises Missing, and what `all` raises."""
         return self._ask("GET", f"{_path(kind, namespace)}/{name}", f"get {kind} {name}")
 
     def last_words(self, namespace: str, pod: str, container: str, *, previous: bool) -> str:
@@ -133,10 +138,20 @@ class Cluster:
         except SlipstreamError:
             return ""
 
+    def last_warning(self, namespace: str, pod: str) -> str:
+        """What the last event of type Warning says of a pod; empty where there is none to see."""
+        query = [("fieldSelector", f"involvedObject.name={pod},type=Warning")]
+        try:
+            answer = self._ask("GET", _path("events", namespace), "list events", query)
+        except SlipstreamError:
+            return ""
+        found = sorted(answer.get("items") or (), key=lambda one: one.get("lastTimestamp") or "")
+        return str(found[-1].get("message") or "") if found else ""
+
     def may(
         self, attributes: Mapping[str, str], user: str = "", groups: tuple[str, ...] = ()
     ) -> bool:
-        """Whether a user may do something; without a user, whether we may. Raises what `list`
+        """Whether a user may do something; without a user, whether we may. Raises what `all`
         raises."""
         kind = "SubjectAccessReview" if user else "SelfSubjectAccessReview"
         spec: Object = {"resourceAttributes": dict(attributes)}
@@ -154,7 +169,7 @@ class Cluster:
             manager: owns these fields; what it owned before and are not among them is removed.
 
         Raises:
-            InvalidRequest: the API server does not take it; and what `list` raises.
+            InvalidRequest: the API server does not take it; and what `all` raises.
         """
         name = body["metadata"]["name"]
         return self._ask(
@@ -210,6 +225,16 @@ class Cluster:
         if response.status >= 400:
             raise _refusal(response.status, data, what)
         return bytes(data)
+
+
+def _account(token: str) -> str:
+    """Whose token it is: its subject is system:serviceaccount:NAMESPACE:NAME."""
+    try:
+        middle = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(middle + "=" * (-len(middle) % 4)))
+        return str(claims["sub"]).rpartition(":")[2]
+    except (IndexError, KeyError, ValueError, TypeError):
+        return ""
 
 
 def _path(kind: str, namespace: str) -> str:

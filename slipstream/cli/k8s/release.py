@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from slipstream.cli.k8s.api import Cluster, Forbidden, Object
 from slipstream.core.errors import ConfigurationError
@@ -75,6 +76,11 @@ def is_ready(pod: Object) -> bool:
     return condition(pod, "Ready").get("status") == "True"
 
 
+def moment(stamp: str) -> datetime:
+    """A time as the API writes it."""
+    return datetime.fromisoformat(stamp).astimezone(UTC)
+
+
 def main_container(pod_spec: Object) -> Object:
     return dict(pod_spec["containers"][0])
 
@@ -117,8 +123,8 @@ def find(cluster: Cluster, namespace: str | None, release: str | None) -> Releas
         where = f"namespace {namespace or cluster.namespace}"
         others = f"; there is {_listed(sorted(there))}" if there else ""
         raise ConfigurationError(
-            f"no release{named} of Slipstream in {where}{others}: give --namespace and --release, as"
-            " `helm list --all-namespaces` tells them"
+            f"no release{named} of Slipstream in {where}{others}: give --namespace and --release,"
+            " as `helm list --all-namespaces` tells them"
         )
     if len(fitting) > 1:
         raise ConfigurationError(
@@ -136,7 +142,7 @@ def _names(cluster: Cluster, namespace: str) -> set[tuple[str, str]]:
     return {
         (one["metadata"]["namespace"], one["metadata"]["labels"][INSTANCE])
         for kind in _WORKLOADS
-        for one in cluster.list(kind, namespace, PART_OF)
+        for one in cluster.all(kind, namespace, PART_OF)
         if INSTANCE in one["metadata"]["labels"]
     }
 
@@ -153,7 +159,7 @@ def _read(cluster: Cluster, release: Release) -> Release:
 
     def read(kind: str) -> None:
         try:
-            release.objects[kind] = cluster.list(kind, release.namespace, selector)
+            release.objects[kind] = cluster.all(kind, release.namespace, selector)
         except Forbidden as failure:
             release.denied[kind] = failure.message
 

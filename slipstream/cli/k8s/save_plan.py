@@ -47,9 +47,10 @@ def save_plan(
             cluster.apply("configmaps", where, body, f"slipstream-{key}")
         except Forbidden as failure:
             raise Forbidden(
-                f"{failure.message}. Grant it: a Role in {where} with apiGroups [''], resources "
-                f"[configmaps], resourceNames [{configmap}], verbs [patch], and, as long as there is "
-                "no such ConfigMap, the verb [create] without resourceNames; and a RoleBinding of it"
+                f"{failure.message}. Grant it: a Role in {where} with apiGroups [''], resources"
+                f" [configmaps], resourceNames [{configmap}], verbs [patch], and, as long as there"
+                " is no such ConfigMap, the verb [create] without resourceNames; and a"
+                " RoleBinding of it"
             ) from failure
         except Missing as failure:
             raise Missing(f"{failure.message}: is there a namespace {where}?") from failure

@@ -3,22 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime
 
 from slipstream.cli.k8s.api import Object
 from slipstream.cli.k8s.findings import Finding, note, ok, problem, warning
-from slipstream.cli.k8s.release import Release, condition, is_ready, name_of, role_of
+from slipstream.cli.k8s.release import Release, condition, is_ready, moment, name_of, role_of
 
-# The last lines of a container's log: pod, container, whether of the run before.
-LastWords = Callable[[str, str, bool], str]
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is asked of the API server about a pod in trouble, and only then.
+
+    Attributes:
+        last_words: the last lines of a log: pod, container, whether of the run before.
+        last_warning: of the events about a pod.
+    """
+
+    last_words: Callable[[str, str, bool], str]
+    last_warning: Callable[[str], str]
+
+
 _PULLS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 _CONFIGS = {"CreateContainerConfigError", "CreateContainerError"}
+# A word of the scheduler's, and what helps then; the first that is there.
+_PENDING = (
+    (
+        "Insufficient nvidia.com",
+        (
+            "add a node with a free GPU, ask for a MIG slice that there is (ROLE.gpu.resource), or"
+            " lower ROLE.gpu.count"
+        ),
+    ),
+    ("Insufficient", "add a node, or lower the requests in ROLE.resources"),
+    ("persistentvolumeclaim", "see the finding on the claim: it has no volume"),
+    (
+        "volume",
+        (
+            "the volume is in another zone, or the claim has none: see `kubectl describe pvc`;"
+            " cache.type shared needs a ReadWriteMany class"
+        ),
+    ),
+    ("taint", "add ROLE.tolerations for the nodes' taints"),
+    ("topology spread", "relax ROLE.topologySpread, or add nodes in more zones"),
+    (
+        "affinity",
+        "check ROLE.nodeSelector and ROLE.affinity against `kubectl get nodes --show-labels`",
+    ),
+    ("selector", "check ROLE.nodeSelector against `kubectl get nodes --show-labels`"),
+)
+_PENDING_ELSE = "see `kubectl describe pod`, and the cluster's autoscaler"
+_JOBS = {"tune": "the layer plan is not found", "model-download": "the model is not downloaded"}
 _PATIENCE_SECONDS = 600.0
 _RECENT_SECONDS = 3600.0
 _MANY_RESTARTS = 3
 
 
-def check_pods(release: Release, last_words: LastWords, now: datetime) -> Iterator[Finding]:
+def check_pods(release: Release, look: Look, now: datetime) -> Iterator[Finding]:
     """Args:
     now: with a time zone.
     """
@@ -28,7 +69,7 @@ def check_pods(release: Release, last_words: LastWords, now: datetime) -> Iterat
     for pod in release.of("pods"):
         if role_of(pod) in {"tune", "model-download", "test"}:
             continue
-        found = list(_pod(release, pod, last_words, now))
+        found = list(_pod(release, pod, look, now))
         well += not found
         yield from found
     if well:
@@ -55,7 +96,7 @@ def _workload(release: Release, workload: Object) -> Iterator[Finding]:
         yield note("pods-fewer", name_of(workload), f"{there} of {wanted} pods exist so far")
 
 
-def _pod(release: Release, pod: Object, last_words: LastWords, now: datetime) -> Iterator[Finding]:
+def _pod(release: Release, pod: Object, look: Look, now: datetime) -> Iterator[Finding]:
     """The first thing that holds it up; nothing where it is well."""
     if pod["metadata"].get("deletionTimestamp"):
         yield note("pod-terminating", name_of(pod), "it is about to end")
@@ -67,7 +108,7 @@ def _pod(release: Release, pod: Object, last_words: LastWords, now: datetime) ->
     status = pod.get("status") or {}
     for kind in ("initContainerStatuses", "containerStatuses"):
         for container in status.get(kind) or ():
-            found = _container(release, pod, container, kind, last_words, now)
+            found = _container(release, pod, container, kind, look, now)
             if found is not None:
                 yield found
                 return
@@ -77,24 +118,13 @@ def _pod(release: Release, pod: Object, last_words: LastWords, now: datetime) ->
 
 def _pending(pod: Object, reason: str) -> Finding:
     about = name_of(pod)
-    advice = "see `kubectl describe pod` and the cluster's autoscaler"
-    for word, what in (
-        ("Insufficient nvidia.com", "add a node with a free GPU, ask for a MIG slice that there is"
-         " (ROLE.gpu.resource), or lower ROLE.gpu.count"),
-        ("Insufficient", "add a node, or lower the requests in ROLE.resources"),
-        ("persistentvolumeclaim", "see the finding on the claim: it has no volume"),
-        ("volume", "the volume is bound to another zone, or the claim to none: see `kubectl"
-         " describe pvc`; cache.type shared needs a ReadWriteMany class"),
-        ("taint", "add ROLE.tolerations for the nodes' taints"),
-        ("topology spread", "relax ROLE.topologySpread, or add nodes in more zones"),
-        ("affinity", "check ROLE.nodeSelector and ROLE.affinity against `kubectl get nodes"
-         " --show-labels`"),
-        ("selector", "check ROLE.nodeSelector against `kubectl get nodes --show-labels`"),
-    ):  # fmt: skip
-        if word in reason:
-            advice = what.replace("ROLE", role_of(pod))
-            break
-    return problem("pod-pending", about, f"no node takes it: {reason}", advice)
+    advice = next((what for word, what in _PENDING if word in reason), _PENDING_ELSE)
+    return problem(
+        "pod-pending",
+        about,
+        f"no node takes it: {reason}",
+        advice.replace("ROLE", role_of(pod)),
+    )
 
 
 def _container(
@@ -102,7 +132,7 @@ def _container(
     pod: Object,
     container: Object,
     kind: str,
-    last_words: LastWords,
+    look: Look,
     now: datetime,
 ) -> Finding | None:
     state = container.get("state") or {}
@@ -111,15 +141,21 @@ def _container(
     about = f"{name_of(pod)}/{container['name']}"
     if reason in _PULLS:
         return problem(
-            "image-pull", about, f"image {container.get('image')} cannot be pulled: {message}",
-            "check image.registry, repository and tag, and image.pullSecrets for a private registry",
-        )  # fmt: skip
+            "image-pull",
+            about,
+            f"image {container.get('image')} cannot be pulled: {message}",
+            "check image.registry, repository and tag, and image.pullSecrets for a private"
+            " registry",
+        )
+    mounting = look.last_warning(name_of(pod)) if reason == "ContainerCreating" else ""
+    if mounting and "mount" in mounting.lower():
+        return _waits_for_config(release, about, mounting)
     if reason in _CONFIGS:
         return _waits_for_config(release, about, message)
     ended = (container.get("lastState") or {}).get("terminated") or {}
     if reason == "CrashLoopBackOff" or (state.get("terminated") or {}).get("exitCode"):
         ended = ended or state.get("terminated") or {}
-        words = str(ended.get("message") or "").strip() or last_words(
+        words = str(ended.get("message") or "").strip() or look.last_words(
             name_of(pod), container["name"], "terminated" not in state
         )
         return _crashes(about, ended, words)
@@ -136,29 +172,38 @@ def _waits_for_config(release: Release, about: str, message: str) -> Finding:
     tuning = [job for job in release.of("jobs", "tune") if not _ended(job)]
     if "configmap" in message.lower() and tuning:
         return note(
-            "waits-for-tune", about, f"it waits for the layer plan that {name_of(tuning[0])} makes",
+            "waits-for-tune",
+            about,
+            f"it waits for the layer plan that {name_of(tuning[0])} makes",
             f"follow it with `kubectl logs -f job/{name_of(tuning[0])} --all-containers`",
-        )  # fmt: skip
+        )
     return problem(
-        "container-config", about, f"it cannot be made: {message}",
+        "container-config",
+        about,
+        f"it cannot be made: {message}",
         "create the Secret or ConfigMap with this key, or correct its name in the values",
-    )  # fmt: skip
+    )
 
 
 def _crashes(about: str, ended: Object, words: str) -> Finding:
     code, reason = ended.get("exitCode", "?"), ended.get("reason", "")
     if reason == "OOMKilled":
         return problem(
-            "out-of-memory", about, "it is killed for want of memory",
+            "out-of-memory",
+            about,
+            "it is killed for want of memory",
             "raise resources.limits.memory of its role: weights, KV cache and 1 GiB beside them"
             " must fit",
-        )  # fmt: skip
+        )
     last = words.splitlines()[-1] if words else "it left no word"
     meaning = "a setting cannot be used" if code == 2 else "see its whole log"
     return problem(
-        "crash-loop", about, f"it ends again and again, with exit code {code}: {last}",
-        f"{meaning}: `kubectl logs {about.partition('/')[0]} -c {about.partition('/')[2]} --previous`",
-    )  # fmt: skip
+        "crash-loop",
+        about,
+        f"it ends again and again, with exit code {code}: {last}",
+        f"{meaning}: `kubectl logs {about.partition('/')[0]} -c {about.partition('/')[2]}"
+        " --previous`",
+    )
 
 
 def _initialising(about: str, container: Object, seconds: float) -> Finding:
@@ -166,10 +211,12 @@ def _initialising(about: str, container: Object, seconds: float) -> Finding:
     if seconds < _PATIENCE_SECONDS:
         return note("init-running", about, text, "large models take their time to download")
     return warning(
-        "init-stuck", about, text,
+        "init-stuck",
+        about,
+        text,
         "see its log; check the way to the hub (proxy, NetworkPolicy egress to 443), the token in"
         " model.hfToken for a gated model, and free space in the model volume",
-    )  # fmt: skip
+    )
 
 
 def _restarted(about: str, container: Object, ended: Object) -> Finding:
@@ -177,9 +224,11 @@ def _restarted(about: str, container: Object, ended: Object) -> Finding:
     why = ended.get("reason") or f"exit code {ended.get('exitCode')}"
     advice = "see `kubectl logs --previous`; for OOMKilled raise the memory limit, for Error with a"
     return warning(
-        "restarts", about, f"it was restarted {times} times, last for {why}",
+        "restarts",
+        about,
+        f"it was restarted {times} times, last for {why}",
         f"{advice} failed liveness probe see whether the node is overloaded",
-    )  # fmt: skip
+    )
 
 
 def _not_ready(pod: Object, now: datetime) -> Finding:
@@ -192,24 +241,26 @@ def _not_ready(pod: Object, now: datetime) -> Finding:
     if seconds < _PATIENCE_SECONDS:
         return note("starting", name_of(pod), text, "loading a model takes minutes: wait")
     return warning(
-        "not-ready", name_of(pod), text,
-        "see its log: a model that does not load, a row of shards that is not complete, or (gateway)"
-        " no verifier that serves",
-    )  # fmt: skip
+        "not-ready",
+        name_of(pod),
+        text,
+        "see its log: a model that does not load, a row of shards that is not complete, or"
+        " (gateway) no verifier that serves",
+    )
 
 
 def _jobs(release: Release) -> Iterator[Finding]:
-    for role, what in (("tune", "the layer plan is not found"), ("model-download", "the model is"
-                        " not downloaded")):  # fmt: skip
+    for role, what in _JOBS.items():
         for job in release.of("jobs", role):
             failed = condition(job, "Failed")
             if failed.get("status") == "True":
                 yield problem(
-                    "job-failed", name_of(job),
+                    "job-failed",
+                    name_of(job),
                     f"{what}: {failed.get('message') or failed.get('reason')}",
-                    f"see `kubectl logs job/{name_of(job)} --all-containers`; then delete the Job and"
-                    " `helm upgrade` again",
-                )  # fmt: skip
+                    f"see `kubectl logs job/{name_of(job)} --all-containers`; then delete the Job"
+                    " and `helm upgrade` again",
+                )
             elif not _ended(job):
                 yield note("job-running", name_of(job), f"{what} yet", "wait for it")
 
@@ -222,5 +273,4 @@ def _age(stamp: str | None, now: datetime) -> float:
     """Seconds since a time of the API's; infinite where it is not told."""
     if not stamp:
         return float("inf")
-    then = datetime.fromisoformat(stamp.replace("Z", "+00:00"))
-    return (now - then.astimezone(UTC)).total_seconds()
+    return (now - moment(stamp)).total_seconds()
