@@ -13,7 +13,8 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
-from slipstream.discovery.fake_http import ApiRequest, Handler
+from slipstream.discovery.fake_http import Handler
+from slipstream.discovery.fake_messages import ApiRequest
 from slipstream.discovery.fake_objects import Object, Objects, Rule
 from slipstream.discovery.fake_port_forward import PodDoors
 
