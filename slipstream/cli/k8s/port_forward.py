@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kubernetes import client
@@ -73,14 +73,18 @@ class Forwarded:
                 return
             far = stream.socket(self._port)
             self._open |= {near, far}
+
+            def ended() -> None:
+                # Before the near end hears of it: whoever is there asks why.
+                self.failure = str(stream.error(self._port) or "") or self.failure
+
             try:
-                back = threading.Thread(target=_pump, args=(far, near), daemon=True)
+                back = threading.Thread(target=_pump, args=(far, near, ended), daemon=True)
                 back.start()
                 _pump(near, far)
                 back.join()
             finally:
                 self._open -= {near, far}
-                self.failure = str(stream.error(self._port) or "") or self.failure
                 stream.close()
 
 
@@ -94,11 +98,12 @@ def forwarded(cluster: Cluster, namespace: str, pod: str, port: int) -> Iterator
         found.close()
 
 
-def _pump(source: Any, sink: Any) -> None:
-    """Moves bytes until either end is closed, and closes the other."""
+def _pump(source: Any, sink: Any, ended: Callable[[], None] = lambda: None) -> None:
+    """Moves bytes until either end is closed, calls `ended`, and closes the other."""
     with contextlib.suppress(OSError):
         while data := source.recv(_CHUNK):
             sink.sendall(data)
+    ended()
     for end in (source, sink):
         with contextlib.suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
