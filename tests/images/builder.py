@@ -247,6 +247,10 @@ def link_distribution(found: Distribution, site: Path, wanted: Callable[[str], b
 def link_tree(source: Path, target: Path) -> None:
     """Adds a copy of a folder's content, whose files are the same as long as nobody writes."""
     shutil.copytree(source, target, symlinks=True, copy_function=link, dirs_exist_ok=True)
+    if os.getuid() == 0:
+        for folder, _, __ in os.walk(source):
+            owner = Path(folder).stat()
+            os.chown(target / Path(folder).relative_to(source), owner.st_uid, owner.st_gid)
 
 
 def link(source: str, target: str) -> str:
