@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ _LOST_SECONDS, _REFUSED_SECONDS = 3.0, 30.0
 NO_DRAFTER = grpc.StatusCode.UNIMPLEMENTED
 # Between two looks at whether the own one is still listed; a Service of Kubernetes tells by itself.
 _LOOK_SECONDS = 5.0
+# Within which verifiers look at a drafter that has appeared.
+_SPREAD_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +115,29 @@ class DrafterChoice:
         await self._drafters.endpoints.changed(self._seen, seconds)
 
     async def until_left_behind(self, address: str) -> None:
-        """Waits until the drafter there drains, or is not listed any more, and there is another.
+        """Waits until the drafter there drains, or is not listed any more, and there is another; or
+        until another one appears that is nearer, or whose share for us would be clearly larger.
 
         For ever, where the drafters are listed one by one.
         """
-        endpoints = self._drafters.endpoints
+        endpoints, before = self._drafters.endpoints, set[str]()
         while True:
             seen, known = endpoints.changes, self._without_shards(await self._usable())
             if known and address not in known:
                 return
+            if before and set(known) - before and await self._outdone(address):
+                return
+            before = set(known)
             await endpoints.changed(seen, _LOOK_SECONDS)
+
+    async def _outdone(self, address: str) -> bool:
+        # One verifier after the other: each that moves changes what is best for the next.
+        await asyncio.sleep(random.uniform(0.0, _SPREAD_SECONDS))
+        known = await self._usable()
+        ranks = await asyncio.gather(*(self._rank(endpoint) for endpoint in known.values()))
+        able = {a: rank for a, rank in zip(known, ranks, strict=True) if rank is not None}
+        own, others = able.pop(address, None), able.values()
+        return own is not None and any((r[0], r[1] + 1) < (own[0], own[1]) for r in others)
 
     async def close(self) -> None:
         """Nothing is followed any more."""

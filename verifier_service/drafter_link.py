@@ -190,14 +190,14 @@ class DrafterLink:
             task = asyncio.current_task()
             if task is None or task.cancelling() or not mover.done():
                 raise
-            raise Unavailable("it stops, and there is another one") from None
+            raise Unavailable("another drafter suits better") from None
         finally:
             writer.cancel()
             mover.cancel()
             stream.cancel()
 
     async def _leave(self, stream: grpc.aio.StreamStreamCall) -> None:
-        """Ends the stream to a drafter that drains, as soon as there is another one."""
+        """Ends the stream where another drafter suits better, above all as this one drains."""
         await self._choice.until_left_behind(self.address)
         stream.cancel()
 

@@ -31,10 +31,10 @@ class Polite(drafter_pb2_grpc.DrafterServiceServicer):
 
     def __init__(self, **says):
         self.says = {"model_fingerprint": "ours", **says}
-        self.verifiers = 0
+        self.others = self.verifiers = 0
 
     async def GetDrafter(self, request, context):  # noqa: N802 gRPC's name
-        return drafter_pb2.GetDrafterResponse(**self.says, verifiers=self.verifiers)
+        return drafter_pb2.GetDrafterResponse(**self.says, verifiers=self.verifiers + self.others)
 
     async def Draft(self, request_iterator, context):  # noqa: N802 gRPC's name
         self.verifiers += 1
@@ -65,6 +65,7 @@ def api(monkeypatch):
     monkeypatch.setenv("POD_NAMESPACE", "default")
     # Nothing may come from a wait that would end anyway.
     monkeypatch.setattr("verifier_service.drafter_choice._LOOK_SECONDS", 600.0)
+    monkeypatch.setattr("verifier_service.drafter_choice._SPREAD_SECONDS", 0.1)
     monkeypatch.setattr(drafter_link, "_FIRST_BACKOFF_SECONDS", 600.0)
     monkeypatch.setattr(drafter_link, "_MOST_BACKOFF_SECONDS", 600.0)
     with FakeApiServer() as server:
@@ -174,3 +175,26 @@ async def test_forbidden_is_told(api):
     api.forbid("*", "endpointslices")
     async with linked() as (link, _):
         await until(lambda: "(forbidden, DNS cannot stand in for a named port)" in link.detail)
+
+
+async def test_scaled_up(api):
+    """One that appears is moved to where it leaves more for each, by two verifiers, or is of the
+    own zone; where the next would only trade places, nobody moves."""
+    crowded, idle, near = Polite(), Polite(), Polite()
+    async with serving(crowded, idle, near) as ports, linked(zone="a") as (link, _):
+        put(api, ports[0], "d-0", zone="b")
+        await until(lambda: link.connected)
+        put(api, ports[1], "d-1", zone="b")
+        await asyncio.sleep(0.4)
+        assert (crowded.verifiers, idle.verifiers) == (1, 0)
+        api.delete("EndpointSlice", "default", "d-1")
+        crowded.others = 1
+        watch = link._choice._drafters.endpoints._watches[SPEC]
+        await until(lambda: len(watch.slices) == 1)
+        await asyncio.sleep(0.2)
+        put(api, ports[1], "d-1", zone="b")
+        await until(lambda: idle.verifiers and not crowded.verifiers)
+        await until(lambda: link.connected)
+        near.others = 3
+        put(api, ports[2], "d-2", zone="a")
+        await until(lambda: near.verifiers and not idle.verifiers)
