@@ -1,8 +1,7 @@
 """Mutual TLS between the services: who we are, whom we believe, and the files that say so.
 
-With it a server takes calls only of peers whose certificate the CA has signed, and a channel talks
-only to a peer whose certificate, signed by the same CA, carries the common name: peers are dialled
-by the addresses of pods, which no certificate can list.
+With it, servers and channels talk only to peers whose certificate the CA has signed and that has
+the common name: peers are dialled by the addresses of pods, which no certificate can list.
 
 Which identity channels use is a fact of the process, as its log format is, and not an argument:
 they are made in a dozen places, many calls below the settings, where one that forgot to hand it on

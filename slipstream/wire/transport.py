@@ -13,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from slipstream.wire.address import check_free, not_free
+from slipstream.wire.peer_name import PeerNameInterceptor
 from slipstream.wire.probes import Probes
 from slipstream.wire.renewed_channel import RenewedChannel
 from slipstream.wire.sealed_channel import SealedChannel
@@ -64,7 +65,8 @@ class Server:
         address: `host:port`; port 0 takes a free one.
         services: full names of the services that will be added, for health and reflection.
         interceptors: passed to the server.
-        tls: who calls must show a certificate; None: anybody may call, in the clear.
+        tls: who calls must show a certificate of its CA that carries its name; None: anybody may
+            call, in the clear.
         probes: are told whether it serves.
     """
 
@@ -79,8 +81,9 @@ class Server:
     ) -> None:
         self.address = address
         self._tls, self._probes = tls, probes or Probes()
+        named = [] if tls is None else [PeerNameInterceptor(tls.name)]
         self.grpc = grpc.aio.server(
-            options=_SERVER_OPTIONS, interceptors=[SealInterceptor(), *interceptors]
+            options=_SERVER_OPTIONS, interceptors=[SealInterceptor(), *named, *interceptors]
         )
         self._services = list(services)
         self._port = 0

@@ -142,19 +142,22 @@ async def test_an_engine_that_hangs() -> None:
     engine = Engine(hang)
     assert engine.trouble(0.0) == ""
     engine.start()
-    await asyncio.to_thread(inside.wait, 30)
-    probes = Probes(0.05)
-    probes.watch(engine.trouble)
-    probes.started()
-    probes.ready = True
-    await until(lambda: engine.trouble(0.05))
-    assert "a step of the engine has not ended" in engine.trouble(0.05)
-    assert engine.trouble(300.0) == ""
-    assert answers(probes) == (True, True, True, False)
-    going.set()
-    await until(lambda: not engine.trouble(0.05))
-    assert answers(probes) == SERVING
-    await asyncio.to_thread(engine.stop)
+    try:
+        await asyncio.to_thread(inside.wait, 30)
+        probes = Probes(0.05)
+        probes.watch(engine.trouble)
+        probes.started()
+        probes.ready = True
+        await until(lambda: engine.trouble(0.05))
+        assert "a step of the engine has not ended" in engine.trouble(0.05)
+        assert engine.trouble(300.0) == ""
+        assert answers(probes) == (True, True, True, False)
+        going.set()
+        await until(lambda: not engine.trouble(0.05))
+        assert answers(probes) == SERVING
+    finally:
+        going.set()
+        await asyncio.to_thread(engine.stop)
     assert answers(probes) == SERVING
 
 

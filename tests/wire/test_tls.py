@@ -13,8 +13,9 @@ import pytest
 
 from gateway.settings import load
 from gateway.verifiers.pool import VerifierPool
-from slipstream.core.errors import ConfigurationError, Unavailable
+from slipstream.core.errors import ConfigurationError, NotAuthenticated, Unavailable
 from slipstream.wire.endpoints import Endpoints
+from slipstream.wire.peer_name import _covers
 from slipstream.wire.status import error_of
 from slipstream.wire.tls import Tls, among_peers
 from slipstream.wire.tls_files import TlsFiles
@@ -63,8 +64,12 @@ async def asked(address: str, tls: Tls | None) -> str:
                 return (await Stub(link).one(b"hello", timeout=SECONDS)).decode()
             except grpc.aio.AioRpcError as failure:
                 error = error_of(failure)
-                assert isinstance(error, Unavailable), error
+                assert isinstance(error, Unavailable | NotAuthenticated), error
                 return error.message
+
+
+def _paths(files: TlsFiles) -> tuple[Path, Path, Path]:
+    return files.cert, files.key, files.ca
 
 
 def _pair(signed: tuple[bytes, bytes]) -> dict[str, bytes]:
@@ -111,8 +116,8 @@ def _bytes(value: bytes):
 
 
 async def test_who_is_refused(ours, authority, stranger, tmp_path) -> None:
-    """Another CA, on either side; another name; no TLS, on either side: no call comes through, and
-    the caller is told which it was, at once."""
+    """Another CA, another name, no TLS, each on either side: no call comes through, and the caller
+    is told which it was, at once."""
     tls, foreign = Tls(ours), Tls(stranger.files(tmp_path / "foreign"))
     hybrid = stranger.files(tmp_path / "hybrid")
     # It believes our CA and shows another's certificate: only the server can refuse it.
@@ -125,6 +130,11 @@ async def test_who_is_refused(ours, authority, stranger, tmp_path) -> None:
         assert "hung up during the TLS handshake" in await asked(address, unsigned)
         assert "hung up on a plain connection" in await asked(address, None)
         assert "does not carry the name" in await asked(address, trusting(ours, "other"))
+        nobody = Tls(TlsFiles(*_paths(authority.files(tmp_path / "job", "job")), "job"))
+        nobody.name = tls.name
+        assert "must carry the DNS name slipstream, and this one has job" in await asked(
+            address, nobody
+        )
     async with serving(None) as address:
         assert "speaks no TLS" in await asked(address, tls)
 
@@ -214,3 +224,12 @@ async def test_the_gateway_says_why(ours, stranger, tmp_path, caplog) -> None:
     assert "its certificate is not accepted, by the CA of --tls-ca" in missing
     said = [r.getMessage() for r in caplog.records if r.name == "gateway.verifiers.link"]
     assert len([line for line in said if "cannot be reached: its certificate" in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "covered"),
+    [("slipstream", False), ("A.b.c", True), ("*.b.c", True), ("*.c", False), ("*.a.b.c", False)],
+)
+def test_names_with_a_star(pattern, covered) -> None:
+    """A star stands for the first label, whole, as it does for those who dial."""
+    assert _covers(pattern, "a.b.c") is covered
