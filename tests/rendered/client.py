@@ -72,13 +72,12 @@ async def paired(client: Client) -> bool:
     return bool(verifiers) and all(one["drafter"]["connected"] for one in verifiers)
 
 
-async def running_requests(verifier: Pod) -> float:
-    """What its metrics port says."""
+async def metric(pod: Pod, name: str) -> float:
+    """What the pod says at its port for metrics."""
+    port = pod.main.ports["metrics"]
     async with _http() as client:
-        text = (await client.get(f"http://{verifier.ip}:9400/metrics")).text
-    lines = (line for line in text.splitlines() if not line.startswith("#"))
-    wanted = "slipstream:num_requests_running"
-    (value,) = (line.split()[-1] for line in lines if line.startswith(wanted))
+        text = (await client.get(f"http://{pod.ip}:{port}/metrics")).text
+    (value,) = (line.split()[-1] for line in text.splitlines() if line.startswith(name + "{"))
     return float(value)
 
 

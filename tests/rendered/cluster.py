@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tests.rendered.checks import check
 from tests.rendered.container import Pace
 from tests.rendered.endpoints import endpoint_slice
-from tests.rendered.manifests import Failed, Manifests, Object, selects
-from tests.rendered.network import Network, names_of, target_port
+from tests.rendered.manifests import Failed, Manifests, Object
+from tests.rendered.network import Network, names_of
 from tests.rendered.pod import Ended, Pod, Surroundings
 from tests.rendered.translation import Names
 
@@ -76,7 +77,7 @@ class Cluster:
         Raises:
             Failed: what went wrong first.
         """
-        self._check()
+        check(self.manifests)
         self._publish()
         owners = [o for o in self.manifests.workloads if not only or o["metadata"]["name"] in only]
         try:
@@ -129,30 +130,6 @@ class Cluster:
 
     def _owner(self, name: str) -> Object:
         return next(o for o in self.manifests.workloads if o["metadata"]["name"] == name)
-
-    def _check(self) -> None:
-        """What the API server would refuse, or nobody would ever notice."""
-        templates = [owner["spec"]["template"] for owner in self.manifests.workloads]
-        for owner in self.manifests.workloads:
-            name, labels = (
-                owner["metadata"]["name"],
-                owner["spec"]["template"]["metadata"]["labels"],
-            )
-            if not selects(owner["spec"]["selector"]["matchLabels"], labels):
-                raise Failed(name, "FailedCreate", "`selector` does not match template `labels`")
-            account = owner["spec"]["template"]["spec"].get("serviceAccountName", "default")
-            if account != "default" and self.manifests.find("ServiceAccount", account) is None:
-                raise Failed(name, "FailedCreate", f'serviceaccount "{account}" not found')
-            service = owner["spec"].get("serviceName")
-            if service and self.manifests.find("Service", service) is None:
-                raise Failed(name, "FailedCreate", f'service "{service}" not found')
-        for service in self.manifests.of("Service"):
-            selector, name = service["spec"].get("selector"), service["metadata"]["name"]
-            behind = [t for t in templates if selects(selector, t["metadata"]["labels"])]
-            if not behind:
-                raise Failed(name, "NoEndpoints", f"{selector} selects no pods")
-            for port in service["spec"]["ports"]:
-                target_port(port, behind[0])
 
     async def _roll_in(self, owner: Object, seconds: float) -> None:
         spec = owner["spec"]

@@ -14,6 +14,8 @@ from tests.rendered.probes import Answer, Probe, probes_of
 from tests.rendered.process import Process
 from tests.rendered.translation import Translation
 
+_LOOK_SECONDS = 0.1
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -63,6 +65,11 @@ class Container:
     def running(self) -> Process:
         assert self.process is not None, f"{self.where} was not started"
         return self.process
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Those that it declares, by name."""
+        return {port["name"]: port["containerPort"] for port in self.spec.get("ports") or []}
 
     @property
     def probes(self) -> dict[str, Probe]:
@@ -149,11 +156,24 @@ class Container:
         probes = self.probes
         if "startup" in probes:
             await self._startup(probes["startup"])
+        await self._all_ports_open()
         self._set(started=True, ready="readiness" not in probes)
         if "liveness" in probes:
             self._tasks["liveness"] = asyncio.create_task(self._liveness(probes["liveness"]))
         if "readiness" in probes:
             await self._readiness(probes["readiness"])
+
+    async def _all_ports_open(self) -> None:
+        """A declared port that nobody listens at is where Services and Prometheus are sent to."""
+        until, missing = time.monotonic() + self.pace.patience, set(self.ports.values())
+        while missing:
+            there = self.running.listening(self.translation.ip)
+            missing -= set(there)
+            if missing and time.monotonic() > until:
+                message = f"declares the ports {self.ports} and listens at {there} only"
+                self.failed(Failed(self.where, "PortClosed", message))
+                return
+            await asyncio.sleep(_LOOK_SECONDS if missing else 0)
 
     async def _startup(self, probe: Probe) -> None:
         await asyncio.sleep(probe.delay / self.pace.speed)

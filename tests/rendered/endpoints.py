@@ -23,7 +23,7 @@ def endpoint_slice(service: Object, pods: Iterable[Pod]) -> Object:
     ports = [
         {
             "name": port.get("name", ""),
-            "port": target_port(port, behind[0].body),
+            "port": target_port(name, port, behind[0].body),
             "protocol": port.get("protocol", "TCP"),
         }
         for port in (service["spec"]["ports"] if behind else [])

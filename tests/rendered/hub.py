@@ -63,17 +63,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub(model: Path) -> Iterator[str]:
-    """Serves the folder as `REPOSITORY`; the URL for HF_ENDPOINT.
-
-    Not at 127.0.0.1, which is a pod's own.
-    """
+    """Serves the folder as `REPOSITORY`; the URL for HF_ENDPOINT."""
     handler = type("_BoundHandler", (_Handler,), {"folder": model})
-    server = ThreadingHTTPServer(("127.0.0.2", 0), handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.2:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

@@ -16,8 +16,10 @@ class Failed(Exception):
     """The release does not run, for a reason that Kubernetes would show, in its word for it.
 
     Attributes:
-        reason: FailedMount, CreateContainerConfigError, StartError, Init:Error, Error, Unhealthy,
-            ReadOnlyFileSystem, FailedCreate, DeadlineExceeded.
+        reason: FailedCreate, FailedMount, CreateContainerConfigError, StartError, Init:Error,
+            Error, Unhealthy, FailedPreStopHook, DeadlineExceeded; and of what Kubernetes would not
+            tell: NoEndpoints, NoSuchService, NoSuchPort, PortClosed, UnknownSetting,
+            ReadOnlyFileSystem.
     """
 
     def __init__(self, where: str, reason: str, message: str) -> None:

@@ -58,7 +58,7 @@ class Network:
         return f"{self.prefix}.{self._others}"
 
 
-def target_port(port: Object, template: Object) -> int:
+def target_port(service: str, port: Object, template: Object) -> int:
     """The container's port behind a Service's port.
 
     Raises:
@@ -71,7 +71,7 @@ def target_port(port: Object, template: Object) -> int:
         for found in container.get("ports") or []:
             if found.get("name") == target:
                 return int(found["containerPort"])
-    raise Failed(template["metadata"].get("name", "Service"), "NoSuchPort", f'no port "{target}"')
+    raise Failed(service, "NoSuchPort", f'no container has a port "{target}"')
 
 
 def names_of(manifests: Manifests, network: Network, pods: Iterable[Pod]) -> Names:
@@ -94,6 +94,7 @@ def names_of(manifests: Manifests, network: Network, pods: Iterable[Pod]) -> Nam
         behind = [pod for pod in pods if selects(selector, pod.labels) and not pod.terminating]
         for pod in sorted(behind, key=lambda pod: not pod.ready)[:1]:
             for port in service["spec"]["ports"]:
-                to, name = target_port(port, pod.body), service["metadata"]["name"]
+                name = service["metadata"]["name"]
+                to = target_port(name, port, pod.body)
                 names.add(name, manifests.namespace, pod.ip, port=port["port"], to=to)
     return names

@@ -89,12 +89,11 @@ class Pod:
     async def start(self) -> None:
         """Returns when its containers run, ready or not. Raises Failed."""
         try:
-            volumes = self._volumes()
-            for spec in self.body["spec"].get("initContainers") or []:
-                await self._init(spec, volumes)
-            made = [self._container(spec, volumes) for spec in self.body["spec"]["containers"]]
-            self.containers = made
-            for container in made:
+            first, then = self._prepared()
+            for container in first:
+                await self._init(container)
+            self.containers = then
+            for container in then:
                 await container.start()
         except Failed as failure:
             self._fail(failure)
@@ -116,11 +115,10 @@ class Pod:
 
     async def complete(self, seconds: float) -> tuple[int, str]:
         """For a pod that ends by itself: exit code and output of its (only) container."""
-        volumes = self._volumes()
-        for spec in self.body["spec"].get("initContainers") or []:
-            await self._init(spec, volumes)
-        (spec,) = self.body["spec"]["containers"]
-        return await self._to_its_end(self._container(spec, volumes), seconds)
+        first, (container,) = self._prepared()
+        for each in first:
+            await self._init(each)
+        return await self._to_its_end(container, seconds)
 
     async def stop(self) -> Ended:
         """As the deletion of a pod: out of the endpoints, preStop, SIGTERM, SIGKILL."""
@@ -146,18 +144,21 @@ class Pod:
         self.failure = self.failure or failure
         self._note()
 
-    def _volumes(self) -> Volumes:
-        claims = self.around.folder / "claims"
-        manifests = self.around.manifests
-        return Volumes(self.name, manifests, self.folder, claims, self.claims, self.body)
+    def _prepared(self) -> tuple[list[Container], list[Container]]:
+        """Init containers, and the others; nothing runs yet."""
+        claims, manifests = self.around.folder / "claims", self.around.manifests
+        volumes = Volumes(self.name, manifests, self.folder, claims, self.claims, self.body)
+        spec = self.body["spec"]
+        first = [self._container(each, volumes) for each in spec.get("initContainers") or []]
+        return first, [self._container(each, volumes) for each in spec["containers"]]
 
-    async def _init(self, spec: Object, volumes: Volumes) -> None:
-        if spec.get("restartPolicy") == "Always":
-            raise Failed(self.name, "Init:Error", "sidecars are not known here")
-        code, output = await self._to_its_end(self._container(spec, volumes), _INIT_SECONDS)
+    async def _init(self, container: Container) -> None:
+        if container.spec.get("restartPolicy") == "Always":
+            raise Failed(container.where, "Init:Error", "sidecars are not known here")
+        code, output = await self._to_its_end(container, _INIT_SECONDS)
         if code != 0:
-            message = f"{spec['name']} ended with exit code {code}:\n{output}"
-            raise Failed(self.name, "Init:Error", message)
+            message = f"ended with exit code {code}:\n{output}"
+            raise Failed(container.where, "Init:Error", message)
 
     async def _to_its_end(self, container: Container, seconds: float) -> tuple[int, str]:
         process = await Process.start(

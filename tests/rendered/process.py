@@ -12,6 +12,8 @@ from slipstream.core.child_processes import dies_with_us
 
 _TAIL_CHARACTERS = 3000
 _KILL_SECONDS = 10.0
+# A state in the kernel's table of sockets.
+_LISTEN = "0A"
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,12 @@ class Process:
 
     def listening(self, ip: str) -> list[int]:
         """Ports of `ip` that anybody listens on: a pod has its address to itself."""
-        wanted = "".join(f"{int(part):02X}" for part in reversed(ip.split(".")))
-        rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
-        local = (row[1].split(":") for row in rows if row[3] == "0A")
-        return sorted(int(port, 16) for address, port in local if address == wanted)
+        plain = "".join(f"{int(part):02X}" for part in reversed(ip.split(".")))
+        # gRPC opens sockets of IPv6, to addresses of IPv4 too.
+        wanted = {plain, f"{'0' * 16}FFFF0000{plain}"}
+        found: set[int] = set()
+        for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+            rows = (line.split() for line in Path(table).read_text().splitlines()[1:])
+            local = (row[1].split(":") for row in rows if row[3] == _LISTEN)
+            found |= {int(port, 16) for address, port in local if address in wanted}
+        return sorted(found)

@@ -109,7 +109,7 @@ def test_the_downward_api_knows_labels_and_refuses_other_fields() -> None:
         ("--model=/models/m,/cache:/modelsx", "--model=DIR/m/m,DIR/c:/modelsx"),
         ("http://host/models", "http://host/models"),
         ("10.0.0.0.0", "10.0.0.0.0"),
-        ("-h localhost", "-h IP"),
+        ("--http=127.0.0.1:8000", "--http=127.0.0.1:8000"),
     ],
 )
 def test_translation(text: str, expected: str) -> None:

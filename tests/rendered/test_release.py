@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from tests.integration.processes import until
 from tests.rendered.api import ReleaseApi
-from tests.rendered.client import Client, paired, request, running_requests, watched
+from tests.rendered.client import Client, metric, paired, request, watched
 from tests.rendered.cluster import Cluster
 from tests.rendered.hub import hub
 from tests.rendered.manifests import Manifests
@@ -99,7 +99,8 @@ async def _busy(verifiers: list[Pod]) -> Pod:
     found: list[Pod] = []
 
     async def look() -> list[Pod]:
-        found.extend([one for one in verifiers if await running_requests(one)])
+        name = "slipstream:num_requests_running"
+        found.extend([one for one in verifiers if await metric(one, name)])
         return found
 
     await until(look)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
 import pytest
 
 from slipstream.wire.transport import is_serving
 from tests.certificates import Authority
 from tests.integration.processes import until
 from tests.rendered.api import ReleaseApi
-from tests.rendered.client import Client, paired
+from tests.rendered.client import Client, metric, paired
 from tests.rendered.cluster import Cluster
 from tests.rendered.hub import hub
 from tests.rendered.manifests import Manifests
@@ -48,7 +47,7 @@ async def test_shards_by_ordinal_and_tls(tiny_model_dir: Path, tmp_path: Path) -
             code, output = await cluster.run_hook(test, 100)
             assert code == 0, output
             for shard in cluster.of(DRAFTER):
-                assert await _passes(shard.ip) > 0, "its layers were used"
+                assert await metric(shard, "slipstream:drafter_shard_passes_total") > 0
             assert not await is_serving(f"{verifier.ip}:50051"), "without a certificate"
             assert api.refused() == []
             assert cluster.failures() == []
@@ -57,14 +56,3 @@ async def test_shards_by_ordinal_and_tls(tiny_model_dir: Path, tmp_path: Path) -
         finally:
             await cluster.close()
             api.close()
-
-
-async def _passes(shard: str) -> float:
-    async with httpx.AsyncClient(trust_env=False, verify=False) as client:
-        text = (await client.get(f"http://{shard}:9401/metrics")).text
-    (line,) = (
-        each
-        for each in text.splitlines()
-        if each.startswith("slipstream:drafter_shard_passes_total")
-    )
-    return float(line.split()[-1])

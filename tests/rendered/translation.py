@@ -2,13 +2,12 @@
 
 - A pod's IP is a loopback address of its own. An ordinal of a StatefulSet keeps its address, as it
   keeps its name.
-- To listen on 0.0.0.0 is to listen on that address, as all pods share the ports of one machine; and
-  so is a pod's own 127.0.0.1 or localhost.
+- To listen on 0.0.0.0 is to listen on that address, as all pods share the ports of one machine.
 - A mount path is the folder of its volume; `/tmp`, where it is mounted, is `TMPDIR`, too.
 - The DNS name of a Service or a pod, `{}` for an ordinal included, is the address of a pod behind
   it, with that pod's port.
 - `python`, `slipstream`, `redis-server` and `redis-cli` of the images are those of this virtual
-  environment.
+  environment; where redis-cli is not told a host, it is the pod's own, there as here.
 - The compiled kernels in a model cache are those of the user's: to compile them takes a minute.
 - A service account's token is a `KUBECONFIG`, for pods that get a token.
 
@@ -73,7 +72,6 @@ class Translation:
             *self.names.entries,
             (r"(?<![\d.])0\.0\.0\.0(?![\d.])", self.ip),
         ]
-        groups += [(r"(?<![\w.-])(?:127\.0\.0\.1|localhost)(?![\w.-])", self.ip)]
         groups += [
             (f"{_BEFORE}{re.escape(mount)}{_AFTER}", str(folder))
             for mount, folder in self.mounts.folders.items()
