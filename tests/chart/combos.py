@@ -28,7 +28,14 @@ def _from(namespace: str) -> list[Values]:
 
 # Option -> setting -> values. Names of objects that others give begin with "given-".
 OPTIONS: dict[str, dict[str, Values]] = {
-    "device": {"cpu": {}, "gpu": _gpu("nvidia.com/gpu"), "mig": _gpu("nvidia.com/mig-3g.40gb")},
+    "device": {
+        "cpu": {},
+        "gpu": _gpu("nvidia.com/gpu"),
+        "mig": _gpu("nvidia.com/mig-3g.40gb"),
+        "claim": {
+            role: {"gpu": {"claimTemplate": "given-gpu"}} for role in ("verifier", "drafter")
+        },
+    },
     "redis": {
         "bundled": {},
         "external": {

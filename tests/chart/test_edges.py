@@ -152,3 +152,32 @@ def test_the_notes_do_not_warn_of_what_is_mended() -> None:
     warnings = _notes("ha").split("To know:\n", 1)[1].strip().splitlines()
     assert len(warnings) == 1
     assert "no revision" in warnings[0]
+
+
+def test_objects_of_ones_own_are_templates() -> None:
+    """extraObjects are rendered with the release, and may name what is its own."""
+    more = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "{{ .Release.Name }}-more"},
+        "data": {"verifiers": "{{ .Values.verifier.replicas }}"},
+    }
+    found = template({"extraObjects": [more]}).of("ConfigMap")
+    (own,) = (each for each in found if each["metadata"]["name"] == f"{RELEASE}-more")
+    assert own["data"] == {"verifiers": "1"}
+
+
+def test_a_gpu_by_a_claim() -> None:
+    """With gpu.claimTemplate the pod has the claim, the container that computes uses it, in the image
+    and on the device that a GPU has; asking for it in both ways is refused."""
+    claim = {"drafter": {"gpu": {"claimTemplate": "half-a-card"}}}
+    pods = {each["metadata"]["name"]: each for each in template(claim).of("StatefulSet")}
+    spec = pods[f"{RELEASE}-drafter"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert spec["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": "half-a-card"}]
+    assert container["resources"]["claims"] == [{"name": "gpu"}]
+    assert "--device=cuda" in container["args"]
+    assert container["image"].endswith("-cuda")
+    assert not any(arg.startswith("--threads") for arg in container["args"])
+    both = merged(claim, {"drafter": {"gpu": {"count": 1}}})
+    assert "drafter.gpu.claimTemplate and drafter.gpu.count" in refusal(both)

@@ -42,6 +42,7 @@ STATES: tuple[dict[str, Any], ...] = (
 
 # Values that say something about others, so that not any will do: they are changed one at a time.
 OWN: dict[str, Any] = {
+    "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "more"}}],
     "model.name": "org/model",
     "model.path": "/opt/model",
     "model.cache.accessModes": ["ReadWriteOnce"],

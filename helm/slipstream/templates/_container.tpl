@@ -18,11 +18,18 @@ imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 {{ include "slipstream.containerSecurity" . }}
 {{- end -}}
 
-{{/* Requests and limits, with the GPU, or slice of one, by its name. */}}
+{{/* Not empty where a `gpu` block asks for one, in one of the two ways. */}}
+{{- define "slipstream.accelerated" -}}
+{{- if or (gt (int .count) 0) .claimTemplate }}true{{ end -}}
+{{- end -}}
+
+{{/* Requests and limits, with the GPU, or slice of one, by its name or by the claim on it. */}}
 {{- define "slipstream.resources" -}}
 {{- $resources := deepCopy (default (dict) .role.resources) -}}
 {{- with .role.gpu -}}
-{{- if gt (int .count) 0 -}}
+{{- if .claimTemplate -}}
+{{- $_ := set $resources "claims" (list (dict "name" "gpu")) -}}
+{{- else if gt (int .count) 0 -}}
 {{- $limits := default (dict) $resources.limits -}}
 {{- $_ := set $limits .resource (int .count) -}}
 {{- $_ := set $resources "limits" $limits -}}
@@ -87,7 +94,7 @@ k8s:///{{ include "slipstream.componentName" (list .root .component) }}
 - --listen={{ include "slipstream.listen" (list .root (printf "%s/grpc" .component)) }}
 - --health={{ include "slipstream.listen" (list .root (printf "%s/health" .component)) }}
 - --metrics={{ include "slipstream.listen" (list .root (printf "%s/metrics" .component)) }}
-- --device={{ ternary "cuda" "cpu" (gt (int .role.gpu.count) 0) }}
+- --device={{ ternary "cuda" "cpu" (not (empty (include "slipstream.accelerated" .role.gpu))) }}
 {{- with int (include "slipstream.threads" .) }}
 - --threads={{ . }}
 {{- end }}
@@ -99,7 +106,7 @@ k8s:///{{ include "slipstream.componentName" (list .root .component) }}
 {{/* Threads on a CPU: as given, or the CPUs of the limit, rounded up; 0 where there is none. */}}
 {{- define "slipstream.threads" -}}
 {{- $cpu := toString (dig "limits" "cpu" "" (default (dict) .role.resources)) -}}
-{{- if or (gt (int .role.gpu.count) 0) (and (not .role.threads) (not $cpu)) -}}
+{{- if or (include "slipstream.accelerated" .role.gpu) (and (not .role.threads) (not $cpu)) -}}
 0
 {{- else if .role.threads -}}
 {{- int .role.threads -}}

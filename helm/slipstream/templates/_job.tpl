@@ -67,7 +67,7 @@ initContainers:
       - --budget={{ .role.budget }}
       - --kv-context={{ $values.drafter.kvContext }}
       - --dtype={{ $values.drafter.dtype }}
-      - --device={{ ternary "cuda" "cpu" (gt (int .role.gpu.count) 0) }}
+      - --device={{ ternary "cuda" "cpu" (not (empty (include "slipstream.accelerated" .role.gpu))) }}
       - --drafter-slowdown={{ .role.drafterSlowdown }}
       {{- range .role.extraArgs }}
       - {{ . | quote }}

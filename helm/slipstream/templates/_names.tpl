@@ -73,7 +73,7 @@ CPUs and one for CUDA; the gateway has one for all.
 {{- $tag := .root.Chart.AppVersion -}}
 {{- with .role.gpu -}}
 {{- $variant := $.root.Values.image.variant -}}
-{{- if eq $variant "auto" }}{{ $variant = ternary "cuda" "cpu" (gt (int .count) 0) }}{{ end -}}
+{{- if eq $variant "auto" }}{{ $variant = ternary "cuda" "cpu" (not (empty (include "slipstream.accelerated" .))) }}{{ end -}}
 {{- $tag = printf "%s-%s" $tag $variant -}}
 {{- end -}}
 {{- if $image.digest -}}

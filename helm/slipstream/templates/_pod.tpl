@@ -61,6 +61,11 @@ priorityClassName: {{ . }}
 {{- with .role.runtimeClassName }}
 runtimeClassName: {{ . }}
 {{- end }}
+{{- with dig "gpu" "claimTemplate" "" .role }}
+resourceClaims:
+  - name: gpu
+    resourceClaimTemplateName: {{ . }}
+{{- end }}
 {{- with .role.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}

@@ -52,8 +52,11 @@ model.path {{ $model.path }} is in the model volume, which is empty at first: na
 {{- end }}
 {{- range $name := list "verifier" "drafter" }}
 {{- $role := index $.Values $name }}
-{{- if and (gt (int $role.gpu.count) 0) (eq $.Values.image.variant "cpu") }}
-{{ $name }}.gpu.count is {{ $role.gpu.count }}, but image.variant cpu has an image without CUDA: set image.variant to auto or cuda, or {{ $name }}.gpu.count to 0
+{{- if and $role.gpu.claimTemplate (gt (int $role.gpu.count) 0) }}
+{{ $name }}.gpu.claimTemplate and {{ $name }}.gpu.count would ask for two GPUs, of which one would be used: leave one of them out
+{{- end }}
+{{- if and (include "slipstream.accelerated" $role.gpu) (eq $.Values.image.variant "cpu") }}
+{{ $name }}.gpu asks for a GPU, but image.variant cpu has an image without CUDA: set image.variant to auto or cuda, or {{ $name }}.gpu.count to 0 without a claimTemplate
 {{- end }}
 {{- end }}
 {{- end -}}
