@@ -2,7 +2,7 @@
 
 A stage's file system is a folder, always of the same path while the stage is built, so that paths
 given as build arguments (PREFIX, CACHE, ...) are the same for every command. What the base image
-brings is a fresh virtual environment in it, and the machine's own shell and libraries. RUN gets the
+brings is a copy of this interpreter in it, and the machine's own shell and libraries. RUN gets the
 very command line. What COPY does not bring from another stage is not there.
 """
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import venv
+import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -24,6 +25,8 @@ from tests.images.dockerfile import Dockerfile, Stage, Step, expand
 _RUN_SECONDS = 600.0
 # How pip is told here where packages come from; a container's pip would be told in its own way.
 _PASSED = ("PIP_", "SSL_", "REQUESTS_", "HTTP_", "HTTPS_", "NO_PROXY", "http", "no_proxy")
+# Of the standard library, what is not its own or what nobody runs.
+_OTHERS = ("site-packages", "dist-packages", "test", "tests", "idlelib", "config-*")
 _HOST_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -115,7 +118,9 @@ class Builder:
             assert stage.image.startswith("python:"), f"no image {stage.image}"
             system = self._root / "usr/local"
             link_tree(self._base, system)
-            return Image(self._root, {"PATH": f"{system / 'bin'}:{_HOST_PATH}"})
+            # In a container the loader knows this folder.
+            env = {"PATH": f"{system / 'bin'}:{_HOST_PATH}", "LD_LIBRARY_PATH": f"{system / 'lib'}"}
+            return Image(self._root, env)
         link_tree(before.root, self._root)
         return Image(self._root, dict(before.env), before.workdir, before.user)
 
@@ -206,9 +211,25 @@ class Builder:
 
 
 def _make_base(folder: Path) -> None:
-    """What the image python:... brings: an interpreter with pip and setuptools."""
-    venv.create(folder, symlinks=True)
-    (site,) = folder.glob("lib/python*/site-packages")
+    """What the image python:... brings: this interpreter, with pip and setuptools.
+
+    A copy, as another user may not be let into the folder where it is installed.
+    """
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    library, site = folder / "lib" / version, folder / "lib" / version / "site-packages"
+    shutil.copytree(
+        sysconfig.get_path("stdlib"),
+        library,
+        symlinks=True,
+        ignore=shutil.ignore_patterns(*_OTHERS),
+    )
+    (folder / "bin").mkdir()
+    shutil.copy(Path(sys.executable).resolve(), folder / "bin" / version)
+    # An interpreter that was built as a shared library brings that along.
+    for shared in Path(sys.base_prefix, "lib").glob(f"lib{version}*.so*"):
+        shutil.copy(shared, folder / "lib")
+    for name in ("python", "python3"):
+        (folder / "bin" / name).symlink_to(version)
     for name in ("pip", "setuptools"):
         link_distribution(distribution(name), site, lambda _: True)
 
@@ -226,6 +247,10 @@ def link_distribution(found: Distribution, site: Path, wanted: Callable[[str], b
 def link_tree(source: Path, target: Path) -> None:
     """Adds a copy of a folder's content, whose files are the same as long as nobody writes."""
     shutil.copytree(source, target, symlinks=True, copy_function=link, dirs_exist_ok=True)
+    if os.getuid() == 0:
+        for folder, _, __ in os.walk(source):
+            owner = Path(folder).stat()
+            os.chown(target / Path(folder).relative_to(source), owner.st_uid, owner.st_gid)
 
 
 def link(source: str, target: str) -> str:
