@@ -114,8 +114,9 @@ async def serve(settings: Settings) -> None:
     tracing = tracing_to("drafter", settings.otlp_endpoint)
     zone = Zone(settings.zone)
     async with contextlib.aclosing(zone):
-        # Beside the loading of the model, which takes longer.
-        zone.start()
+        # Beside the loading of the model, which takes longer. Verifiers ask the first shard alone.
+        if not settings.shard_index:
+            zone.start()
         with exposed(exposition, settings.metrics), tracing as spans:
             await _serve_drafter(settings, zone, exposition, spans)
 
