@@ -117,8 +117,9 @@ async def serve(settings: Settings) -> None:
     probing = probed(settings.health, settings.hung_step)
     zone = Zone(settings.zone)
     async with contextlib.aclosing(zone):
-        # Beside the loading of the model, which takes longer.
-        zone.start()
+        # Beside the loading of the model, which takes longer. Verifiers ask the first shard alone.
+        if not settings.index:
+            zone.start()
         with probing as probes, exposed(exposition, settings.metrics), tracing as spans:
             server = Server(settings.listen, _services(settings), tls=tls, probes=probes)
             # The port first: a model takes seconds to load, a port in use is known at once.

@@ -41,8 +41,8 @@ class Slices:
         self._api = DiscoveryV1Api(link)
         self._service = service
 
-    async def list(self, seconds: float) -> tuple[list[Slice], str]:
-        """All of them, and the version that a watch begins at.
+    async def list(self, seconds: float) -> tuple[dict[str, Slice], str]:
+        """All of them by name, and the version that a watch begins at.
 
         Raises:
             ApiFailure: they could not be had in so many seconds.
@@ -50,7 +50,8 @@ class Slices:
         with _told(self._api.api_client.configuration.host):
             response = await self._call("list", _request_timeout=seconds)
             body = await response.json(content_type=None)
-            return list(body.get("items") or ()), str(body["metadata"]["resourceVersion"])
+            found = {each["metadata"]["name"]: each for each in body.get("items") or ()}
+            return found, str(body["metadata"]["resourceVersion"])
 
     @contextlib.asynccontextmanager
     async def watch(

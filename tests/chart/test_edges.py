@@ -168,8 +168,8 @@ def test_objects_of_ones_own_are_templates() -> None:
 
 
 def test_a_gpu_by_a_claim() -> None:
-    """With gpu.claimTemplate the pod has the claim, the container that computes uses it, in the image
-    and on the device that a GPU has; asking for it in both ways is refused."""
+    """With gpu.claimTemplate the pod has the claim, and the container that computes uses it, with
+    the image and the device of a GPU; asking for it in both ways is refused."""
     claim = {"drafter": {"gpu": {"claimTemplate": "half-a-card"}}}
     pods = {each["metadata"]["name"]: each for each in template(claim).of("StatefulSet")}
     spec = pods[f"{RELEASE}-drafter"]["spec"]["template"]["spec"]

@@ -257,6 +257,20 @@ async def test_errors_of_the_server(api, dns, status):
         await until_hosts(found, "10.0.0.1")
 
 
+async def test_an_answer_that_cannot_be_read(api, dns):
+    """Something else than slices, as of a proxy in between: said, and tried again."""
+    api.objects.set(api.objects.resource("EndpointSlice"), "default", "v-abcde", {})
+    labels = {"kubernetes.io/service-name": "v"}
+    broken = api.get("EndpointSlice", "default", "v-abcde")
+    broken["metadata"] = {"labels": labels}
+    async with following() as found:
+        assert await hosts(found) == []
+        assert state(found).short == "unreadable, using DNS"
+        broken["metadata"] |= {"name": "v-abcde"}
+        put(api, "10.0.0.1")
+        await until_hosts(found, "10.0.0.1")
+
+
 async def test_no_answer(api, dns, monkeypatch):
     """A server that says nothing holds nobody up for long, in the first list or later."""
     monkeypatch.setattr(endpoints_module, "_LOOKUP_SECONDS", 0.2)
