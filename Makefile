@@ -5,7 +5,7 @@ STAMP := $(VENV)/.stamp
 PROTOS := $(wildcard protos/slipstream/v1/*.proto)
 PYTEST = $(BIN)/python -m pytest
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos
-CODE := slipstream gateway verifier_service drafter_service tests
+CODE := slipstream gateway verifier_service drafter_service tests k8s helm
 
 # Options that are passed on: make run ARGS="--http 127.0.0.1:8001", make test ARGS="-k sampling".
 ARGS ?=
@@ -14,14 +14,18 @@ BENCH_ARGS ?=
 QUESTIONS ?=
 LOAD_ARGS ?=
 PEERS_ARGS ?=
+VARIANT ?= cpu
+REGISTRY ?=
+TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+BUILD_ARGS ?=
 SOAK_MINUTES ?= 60
 CHAOS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format proto proto-check bench bench-drafting load soak chaos bench-peers clean
+.PHONY: help setup run test test-chart lint format proto proto-check chart-docs chart-package k8s images bench bench-drafting load soak chaos bench-peers clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with everything that run, test and lint need (PYTHON=python3.12 to choose)
 
@@ -57,11 +61,14 @@ else
 	$(PYTEST) $(ARGS)
 endif
 
-lint: $(STAMP) proto-check ## ruff, mypy, import-linter, and whether generated code is up to date
+lint: $(STAMP) proto-check ## ruff, mypy, import-linter, and whether what is generated is up to date
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python helm/readme.py --check
+	$(BIN)/python k8s/render.py --check
+	$(BIN)/hadolint --config .hadolint.yaml */Dockerfile
 
 format: $(STAMP) ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff check --fix --exit-zero $(CODE)
@@ -75,6 +82,20 @@ proto-check: $(STAMP)
 	@$(PROTOC) --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto $(PROTOS)
 	@diff -rq -x __init__.py -x __pycache__ build/proto/slipstream/v1 slipstream/v1 \
 	  || { echo "slipstream/v1 is not what protos/ gives: run make proto" >&2; exit 1; }
+
+test-chart: $(STAMP) ## The tests of the chart and the manifests alone, with the real helm and kubectl
+	$(PYTEST) tests/chart $(ARGS)
+
+k8s: $(STAMP) ## Write k8s/base and k8s/overlays, which come from the chart
+	$(BIN)/python k8s/render.py
+
+chart-docs: $(STAMP) ## Write the chart's README from its values and their schema
+	$(BIN)/python helm/readme.py
+
+chart-package: $(STAMP) ## Pack the chart into dist/
+	$(BIN)/helm lint --strict helm/slipstream
+	@mkdir -p dist
+	$(BIN)/helm package helm/slipstream --destination dist
 
 bench: $(STAMP) ## Measure against the bars (QUESTIONS=file.jsonl, BENCH_ARGS="...")
 	$(BIN)/slipstream bench $(if $(QUESTIONS),--questions $(QUESTIONS)) $(BENCH_ARGS)
@@ -100,6 +121,25 @@ chaos: $(STAMP) ## Kill processes at random while clients are answered (CHAOS_AR
 # The peers get virtual environments of their own under build/peers (5 GB); not part of make test.
 bench-peers: $(STAMP) ## The same Locust file against vLLM and transformers (PEERS_ARGS="...")
 	$(BIN)/python -m tests.load.peers $(PEERS_ARGS)
+
+# With the first engine that is there and answers: a docker without its daemon does not. Tags are what
+# the chart asks for. buildx adds what an image is made of, and a proof of where, and pushes both:
+# BUILD_ARGS="--sbom=true --provenance=mode=max --push".
+images: ## Build the images (VARIANT=cpu or a CUDA release as cu128, REGISTRY=, TAG=, BUILD_ARGS=)
+	@engine=; for name in docker podman buildah; do \
+	  if $$name info >/dev/null 2>&1; then engine=$$name; break; fi; \
+	done; \
+	test -n "$$engine" || { echo "An engine that builds images is needed, and none answers:" \
+	  "docker (with its daemon running), podman or buildah" >&2; exit 1; }; \
+	set -e; for role in gateway verifier drafter; do \
+	  folder=$${role}_service; suffix=-$(if $(filter cpu,$(VARIANT)),cpu,cuda); \
+	  test $$role != gateway || { folder=gateway; suffix=; }; \
+	  image=$(if $(REGISTRY),$(REGISTRY:%/=%)/)slipstream/$$role:$(TAG)$$suffix; \
+	  echo "$$image"; \
+	  $$engine build --file $$folder/Dockerfile --tag "$$image" --build-arg VARIANT=$(VARIANT) \
+	    --build-arg VERSION=$(TAG) --build-arg REVISION="$$(git rev-parse HEAD)" \
+	    --build-arg CREATED="$$(git log -1 --format=%cI)" $(BUILD_ARGS) .; \
+	done
 
 clean: ## Remove the virtual environment and everything built (the model cache stays)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -26,6 +26,8 @@ _ASK_SECONDS = 1.0
 # A drafter that was lost, or could not be had, is asked again after so long where there are others;
 # one that has another model will hardly have ours soon.
 _LOST_SECONDS, _REFUSED_SECONDS = 3.0, 30.0
+# What gRPC answers where there is no such service.
+NO_DRAFTER = grpc.StatusCode.UNIMPLEMENTED
 # Between two looks at whether the own one is still listed; a Service of Kubernetes tells by itself.
 _LOOK_SECONDS = 5.0
 # Within which verifiers look at a drafter that has appeared.
@@ -47,6 +49,11 @@ class Drafters:
     incarnation: str = ""
 
 
+def no_drafter() -> Unavailable:
+    """The error where no process that is known has a DrafterService."""
+    return Unavailable("only shards behind a drafter's first one are there")
+
+
 class DrafterChoice:
     """Asks all of them, and says which suits best.
 
@@ -65,6 +72,8 @@ class DrafterChoice:
         self._drafters = drafters
         self._clock = clock
         self._left_out: dict[str, float] = {}
+        # Shards behind a first one: a Service names the pods of a whole row.
+        self._shards: dict[str, float] = {}
         self._several = False
         self._seen = 0
 
@@ -80,8 +89,11 @@ class DrafterChoice:
             Unavailable: there is none, or none that answers and may be had.
         """
         self._seen = self._drafters.endpoints.changes
-        known = await self._usable()
+        listed = await self._usable()
+        known = self._without_shards(listed)
         self._several = len(known) > 1
+        if listed and not known:
+            raise no_drafter()
         if not known:
             raise Unavailable(self._nobody())
         if not self._several:
@@ -92,6 +104,8 @@ class DrafterChoice:
         asked = [address for address in known if address not in self._left_out] or list(known)
         ranks = await asyncio.gather(*(self._rank(known[address]) for address in asked))
         able = sorted((rank, a) for rank, a in zip(ranks, asked, strict=True) if rank is not None)
+        if not able and not self._without_shards(listed):
+            raise no_drafter()
         if not able:
             raise Unavailable(f"none of {', '.join(asked)} can be had")
         return able[0][1]
@@ -108,7 +122,7 @@ class DrafterChoice:
         """
         endpoints, before = self._drafters.endpoints, set[str]()
         while True:
-            seen, known = endpoints.changes, await self._usable()
+            seen, known = endpoints.changes, self._without_shards(await self._usable())
             if known and address not in known:
                 return
             if before and set(known) - before and await self._outdone(address):
@@ -134,6 +148,11 @@ class DrafterChoice:
         known = await self._drafters.endpoints.resolve()
         return {endpoint.address: endpoint for endpoint in known if not endpoint.draining}
 
+    def _without_shards(self, known: Mapping[str, Endpoint]) -> dict[str, Endpoint]:
+        now = self._clock()
+        self._shards = {address: at for address, at in self._shards.items() if at > now}
+        return {a: endpoint for a, endpoint in known.items() if a not in self._shards}
+
     def _nobody(self) -> str:
         """Why there is none. That a Service has no pods is no fault."""
         said = [one.short for one in self._drafters.endpoints.describe() if one.short]
@@ -145,6 +164,10 @@ class DrafterChoice:
         refused = isinstance(why, ModelMismatch)
         self._left_out[address] = self._clock() + (_REFUSED_SECONDS if refused else _LOST_SECONDS)
 
+    def is_shard(self, address: str) -> None:
+        """Nobody drafts there: it is not asked again soon, even where there is no other."""
+        self._shards[address] = self._clock() + _REFUSED_SECONDS
+
     async def _rank(self, endpoint: Endpoint) -> tuple[bool, int, bool, int, bytes] | None:
         """The lower, the better; None where it cannot be had."""
         address = endpoint.address
@@ -155,6 +178,8 @@ class DrafterChoice:
                 reply = await stub.GetDrafter(asked, timeout=_ASK_SECONDS)
         except grpc.aio.AioRpcError as failure:
             log.debug("drafter %s: %s", address, error_of(failure).message)
+            if failure.code() is NO_DRAFTER:
+                self.is_shard(address)
             return None
         own = self._drafters
         # A drafter that names no model is asked when a stream begins.

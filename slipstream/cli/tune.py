@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from slipstream.cli.plan_files import load_plans
-from slipstream.core.errors import ConfigurationError
+from slipstream.core.extras import require
 from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
 
@@ -50,11 +49,8 @@ RepeatsOption = Annotated[int, typer.Option(min=0, help="Runs in the real pipeli
 
 def check_installed() -> None:
     """Raises ConfigurationError where the extra packages are missing."""
-    missing = [name for name in ("optuna", "matplotlib") if find_spec(name) is None]
-    if missing:
-        raise ConfigurationError(
-            f"slipstream tune needs {' and '.join(missing)}: pip install 'slipstream-serve[tune]'"
-        )
+    for extra in ("tune", "engine"):
+        require(extra, "slipstream tune")
 
 
 def _resolved(settings: TuneSettings, model: str) -> TuneSettings:

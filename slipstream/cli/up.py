@@ -39,6 +39,7 @@ from slipstream.cli.choices import (
 )
 from slipstream.cli.services import Plan, services, split_cores, usable_cores
 from slipstream.cli.supervisor import Policy, Supervisor
+from slipstream.core.extras import require
 from slipstream.core.model_folder import check_split, fingerprint
 from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
@@ -171,6 +172,7 @@ def up(
     log_format: Annotated[LogFormat, typer.Option(help="Of all processes.")] = LogFormat.text,
 ) -> None:
     """Serve a model: verifier, drafter and gateway as three processes, until Ctrl-C."""
+    require("engine", "slipstream up")
     # Python ends at once on SIGTERM; this way downloads and conversions clean up behind them.
     signal.signal(signal.SIGTERM, _leave)
     wanted = {"--http": http, "--grpc": grpc, "--verifier-listen": verifier_listen}

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from slipstream.discovery.fake_answers import REVIEWS, other
 from slipstream.discovery.fake_messages import ApiRequest, Refused, failure, gone
 from slipstream.discovery.fake_objects import Object, Resource, merge
+from slipstream.discovery.fake_port_forward import forward
 from slipstream.discovery.fake_selectors import Matches, selected
 from slipstream.discovery.fake_watch import Watch
 
@@ -23,6 +24,8 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    # Head and body are two writes: with it each answer would wait for an acknowledgement, 40 ms.
+    disable_nagle_algorithm = True
     api: FakeApiServer
 
     def setup(self) -> None:
@@ -60,6 +63,9 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(self.api.failing, "the double was told to fail")
             if resource is None:
                 self._answer(*other(self.api, asked))
+                return
+            if asked.resource == "pods" and asked.path.endswith(("/log", "/portforward")):
+                self._pod_door(asked)
                 return
             self._check(asked, resource)
             if asked.verb == "watch":
@@ -125,6 +131,25 @@ class Handler(BaseHTTPRequestHandler):
             f' User "{user}" cannot {asked.verb} resource "{resource.plural}" in API group'
             f' "{resource.group}" {where}',
         )
+
+    def _pod_door(self, asked: ApiRequest) -> None:
+        """A pod's log or port."""
+        doors, what = self.api.doors, asked.path.rpartition("/")[2]
+        with self.api.lock:
+            if not self.api.objects.allowed("get", f"pods/{what}", asked.namespace, self.api.user):
+                raise Refused(403, f'pods "{asked.name}" is forbidden: cannot get pods/{what}')
+        if what == "portforward":
+            forward(self, doors, asked.name, int(asked.query["ports"]))
+            return
+        key = (asked.name, asked.query["container"], asked.query.get("previous") == "true")
+        if key not in doors.logs:
+            raise Refused(400, f"{what}: there is none of container {key[1]}")
+        data = doors.logs[key].encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
 
     def _answer(self, code: int, body: Any) -> None:
         data = json.dumps(body).encode()

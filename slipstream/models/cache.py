@@ -34,13 +34,13 @@ def build_once(
         ConfigurationError: the cache cannot be written, or the disk is full.
         DeadlineExceeded: another process held the lock for `lock_seconds`.
     """
-    if _is_whole(entry, verify):
+    if is_whole(entry, verify=verify):
         return entry
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{entry}.lock", timeout=lock_seconds):
             # Another process may have built it while this one waited.
-            if not _is_whole(entry, verify):
+            if not is_whole(entry, verify=verify):
                 _replace(entry, build, source)
     except Timeout as failure:
         raise DeadlineExceeded(
@@ -49,6 +49,14 @@ def build_once(
     except OSError as failure:
         raise unusable(entry.parent, failure) from failure
     return entry
+
+
+def open_to_all(folder: Path) -> None:
+    """Makes the folder and its files readable, as a download would leave them: one user may prepare
+    what another one's service reads."""
+    folder.chmod(0o755)
+    for path in folder.iterdir():
+        path.chmod(0o644)
 
 
 def unusable(folder: Path, failure: OSError) -> ConfigurationError:
@@ -63,7 +71,8 @@ def unusable(folder: Path, failure: OSError) -> ConfigurationError:
     )
 
 
-def _is_whole(entry: Path, verify: bool) -> bool:
+def is_whole(entry: Path, *, verify: bool) -> bool:
+    """Whether it has a manifest and all that is listed there, at its size; contents if `verify`."""
     if not entry.is_dir():
         return False
     try:
@@ -84,10 +93,7 @@ def _replace(entry: Path, build: Callable[[Path], None], source: str) -> None:
         manifest.write(temporary, source)
         if entry.exists():
             shutil.rmtree(entry)
-        # As a download would leave them: one user may prepare what another one's service reads.
-        temporary.chmod(0o755)
-        for path in temporary.iterdir():
-            path.chmod(0o644)
+        open_to_all(temporary)
         temporary.rename(entry)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

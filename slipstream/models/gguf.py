@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slipstream.core.errors import CheckpointError, ConfigurationError
+from slipstream.core.extras import require
 from slipstream.models.cache import build_once
 from slipstream.models.manifest import sha256
 from slipstream.models.progress import Progress
@@ -43,6 +44,7 @@ def resolve_gguf(
         raise CheckpointError(f"cannot read {file}: {failure.strerror}") from failure
 
     def build(folder: Path) -> None:
+        require("engine", "converting a .gguf file")
         with progress.work(f"Converting {file.name}"):
             convert(file, folder)
 

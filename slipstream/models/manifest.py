@@ -10,6 +10,8 @@ from pathlib import Path
 from slipstream.core.errors import CheckpointError
 
 NAME = "slipstream-manifest.json"
+# All that serving needs, or what a gateway reads.
+MODEL, TOKENIZER = "model", "tokenizer"
 
 
 def sha256(path: Path) -> str:
@@ -18,17 +20,37 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write(folder: Path, source: str) -> None:
-    """Lists every file of `folder`; `source` says what it was made from. Flushes to the disk."""
+def write(folder: Path, source: str, part: str = MODEL) -> dict[str, str]:
+    """Lists every file of `folder`, flushes the list to the disk, and returns the hash of each.
+
+    Args:
+        source: what the folder was made from.
+        part: how much of the model is in it, MODEL or TOKENIZER.
+    """
     files = {
         path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.iterdir())
         if path.name != NAME
     }
     with (folder / NAME).open("w", encoding="utf-8") as file:
-        json.dump({"source": source, "files": files}, file, indent=1)
+        json.dump({"source": source, "part": part, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+    return {name: str(entry["sha256"]) for name, entry in files.items()}
+
+
+def origin(folder: Path) -> tuple[str, str]:
+    """Source and part, as they were written.
+
+    Raises:
+        CheckpointError: there is no manifest, or it is not readable.
+    """
+    try:
+        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        # Folders of earlier releases hold all of their model.
+        return str(content["source"]), str(content.get("part", MODEL))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as failure:
+        raise CheckpointError(f"{folder} has no readable manifest") from failure
 
 
 def check(folder: Path, *, hashes: bool) -> None:

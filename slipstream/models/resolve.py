@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from slipstream.core.errors import CheckpointError
 from slipstream.core.settings import cache_folder
@@ -13,6 +14,7 @@ from slipstream.models.gguf import resolve_gguf
 from slipstream.models.hub import resolve_hub
 from slipstream.models.progress import Progress, Quiet
 
+Kind = Literal["default", "folder", "gguf", "hub"]
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -37,25 +39,42 @@ def resolve(
     """
     progress = Quiet() if progress is None else progress
     cache = cache_folder() if cache is None else cache
-    path = Path(model).expanduser()
-    if model.lower() in ("default", default.NAME):
-        folder = default.resolve_default(cache, progress, verify=verify)
-    elif path.is_dir():
-        folder = path.absolute()
-        if verify and (folder / manifest.NAME).exists():
-            manifest.check(folder, hashes=True)
-    elif path.suffix.lower() == ".gguf":
-        folder = resolve_gguf(path.absolute(), cache, progress, verify=verify)
-    elif path.is_file():
-        raise CheckpointError(f"{path} is a file, but not a .gguf file")
-    elif _HUB_NAME.fullmatch(model) and not model.startswith("."):
-        folder = resolve_hub(model)
-    else:
-        raise CheckpointError(
-            f"there is no model {model!r}: give `default`, a folder, a .gguf file or owner/name"
-        )
+    path = Path(model).expanduser().absolute()
+    match kind_of(model):
+        case "default":
+            folder = default.resolve_default(cache, progress, verify=verify)
+        case "folder":
+            folder = path
+            if verify and (folder / manifest.NAME).exists():
+                manifest.check(folder, hashes=True)
+        case "gguf":
+            folder = resolve_gguf(path, cache, progress, verify=verify)
+        case "hub":
+            folder = resolve_hub(model)
     check_folder(folder)
     return folder
+
+
+def kind_of(model: str) -> Kind:
+    """Which of the things that `--model` may be `model` is.
+
+    Raises:
+        CheckpointError: none of them.
+    """
+    path = Path(model).expanduser()
+    if model.lower() in ("default", default.NAME):
+        return "default"
+    if path.is_dir():
+        return "folder"
+    if path.suffix.lower() == ".gguf":
+        return "gguf"
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file, but not a .gguf file")
+    if _HUB_NAME.fullmatch(model) and not model.startswith("."):
+        return "hub"
+    raise CheckpointError(
+        f"there is no model {model!r}: give `default`, a folder, a .gguf file or owner/name"
+    )
 
 
 def served_name(model: str) -> str:

@@ -1,4 +1,4 @@
-"""docs/observability.md and the dashboard speak of what is exported, and of all of it."""
+"""docs/observability.md, dashboard and alerts speak of what is exported, and of all of it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from slipstream.core import errors
 
 ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm" / "slipstream"
 _SUFFIXES = ("_total", "_bucket", "_sum", "_count")
 # Of the process, from Prometheus' own library.
 _PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds"}
@@ -36,35 +40,38 @@ def test_the_page_lists_every_metric(exported, component):
 
 @pytest.fixture(scope="module")
 def dashboard():
-    return json.loads((ROOT / "dashboards" / "slipstream.json").read_text())
+    return json.loads((CHART / "dashboards" / "slipstream.json").read_text())
 
 
 def panels(dashboard):
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
+def asked(exported, expression, also=frozenset()):
+    """How many series of ours are asked for; each is exported, by every component that is named."""
+    found = re.findall(r"slipstream:([a-z0-9_]+)\{([^}]*)\}", expression)
+    assert len(found) == expression.count("slipstream:"), expression
+    for name, selector in found:
+        for component in re.search(r'component=~?"([\w|]+)"', selector)[1].split("|"):
+            families = exported[component]
+            plain = next((name.removesuffix(s) for s in _SUFFIXES if name.endswith(s)), name)
+            family = families.get(name) or families.get(plain)
+            assert family is not None, f"{component} exports no {name}: {expression}"
+            grouped = re.findall(r"by \(([^)]*)\)", expression)
+            used = {label.strip() for group in grouped for label in group.split(",")}
+            used |= set(re.findall(r'(\w+)(?:=~|!=|!~|=)"', selector))
+            known = {*family._labelnames, "le", "job", "instance", "component", "model_name"}
+            assert used <= known | also, expression
+    return len(found)
+
+
 def test_panels_ask_for_what_there_is(exported, dashboard):
     """Every name in every expression is exported, by the component that the expression names."""
-    asked = 0
-    for panel in panels(dashboard):
-        for target in panel["targets"]:
-            expression = target["expr"]
-            found = re.findall(r"slipstream:([a-z0-9_]+)\{([^}]*)\}", expression)
-            assert len(found) == expression.count("slipstream:"), expression
-            for name, selector in found:
-                component = re.search(r'component="(\w+)"', selector)[1]
-                families = exported[component]
-                plain = next((name.removesuffix(s) for s in _SUFFIXES if name.endswith(s)), name)
-                family = families.get(name) or families.get(plain)
-                assert family is not None, f"{component} exports no {name}: {expression}"
-                grouped = re.findall(r"by \(([^)]*)\)", expression)
-                used = {label.strip() for group in grouped for label in group.split(",")}
-                known = {*family._labelnames, "le", "job", "instance", "component", "model_name"}
-                assert used <= known, expression
-                asked += 1
-            for name in re.findall(r"\bprocess_\w+", expression):
-                assert name in _PROCESS, expression
-    assert asked > 40
+    expressions = [target["expr"] for panel in panels(dashboard) for target in panel["targets"]]
+    for expression in expressions:
+        for name in re.findall(r"\bprocess_\w+", expression):
+            assert name in _PROCESS, expression
+    assert sum(asked(exported, expression) for expression in expressions) > 40
 
 
 def test_panels_can_be_read(dashboard):
@@ -106,3 +113,51 @@ def test_what_matters_is_on_the_dashboard(exported, dashboard):
     ):
         assert f"slipstream:{name}" in text
         assert any(name in families for families in exported.values())
+
+
+@pytest.fixture(scope="module")
+def alerts():
+    return yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
+
+
+def test_alerts_ask_for_what_there_is(exported, alerts):
+    """Every name in every rule is exported by the component it names, with the labels it uses."""
+    targets = {"namespace", "pod", "app_kubernetes_io_component"}
+    series = 0
+    for alert in alerts:
+        expression = alert["expr"].replace("@selector@", 'namespace="n",job="j"')
+        found = asked(exported, expression, also=targets)
+        assert found or expression.count("up{") == 1, expression
+        series += found
+    assert series > 20
+
+
+def test_alerts_name_error_codes_that_there_are(alerts):
+    """And only those of the server's own fault, by their HTTP status."""
+    (expression,) = (a["expr"] for a in alerts if a["alert"] == "SlipstreamErrors")
+    named = set(re.search(r'code=~"([^"]*)"', expression)[1].split("|"))
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    kinds = [kind for kind in kinds if issubclass(kind, errors.SlipstreamError)]
+    ours = {kind.code for kind in kinds if kind.http_status >= 500} | {errors.ModelMismatch.code}
+    assert named == ours - {errors.StreamUnread.code}
+
+
+def test_alerts_take_every_threshold_of_the_chart(alerts):
+    """None that a value does not set, and no value that nothing reads."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    thresholds = values["monitoring"]["prometheusRule"]["thresholds"]
+    text = json.dumps(alerts)
+    assert set(re.findall(r"@(\w+)@", text)) - {"selector"} == set(thresholds)
+
+
+def test_every_alert_says_what_to_do(alerts):
+    """A section of docs/alerts.md for each, in the same order, and nothing beside them."""
+    page = (ROOT / "docs" / "alerts.md").read_text()
+    names = [alert["alert"] for alert in alerts]
+    assert re.findall(r"^## (Slipstream\w+)$", page, re.MULTILINE) == names
+    for alert in alerts:
+        assert alert["severity"] in {"critical", "warning", "info"}
+        assert re.fullmatch(r"\d+[mh]|@\w+@", alert["for"])
+        for label in re.findall(r"\$labels\.(\w+)", alert["description"]):
+            grouped = re.findall(r"by \(([^)]*)\)", alert["expr"])
+            assert not grouped or any(label in group for group in grouped), alert["alert"]

@@ -15,6 +15,7 @@ from slipstream.bench.questions import choose, encode, load_questions
 from slipstream.bench.setups import Place
 from slipstream.cli import tune as command
 from slipstream.cli.plan_files import load_plans
+from slipstream.core import extras
 from slipstream.core.errors import ConfigurationError, ModelMismatch
 from slipstream.core.layer_plan import LayerPlan, Skips
 from slipstream.core.model_folder import fingerprint
@@ -256,7 +257,7 @@ def test_settings_that_cannot_be(settings, wrong) -> None:
 
 def test_what_must_be_installed(monkeypatch) -> None:
     """Without the extra packages the command says which, and how to get them."""
-    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "optuna" else object())
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "optuna" else object())
     with pytest.raises(ConfigurationError, match=r"needs optuna: .*slipstream-serve\[tune\]"):
         command.check_installed()
 
