@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tests.chart.helm import CHART, merged, template
-from tests.rendered.hub import REPOSITORY
+from tests.models.hub_double import Hub
 from tests.rendered.manifests import Manifests
 
 NAMESPACE = "models"
@@ -18,6 +19,11 @@ _TRIAL = CHART / "values" / "cpu-trial.yaml"
 _SMALL = {"threads": 1, "dtype": "float32", "kvCacheGib": 0.0625}
 
 
+def hub_of(model: Path) -> Hub:
+    """One that has this model, under the name that `values` ask for."""
+    return Hub({file.name: file.read_bytes() for file in model.iterdir()})
+
+
 def values(hub: str) -> dict[str, Any]:
     """What every release here has.
 
@@ -26,7 +32,7 @@ def values(hub: str) -> dict[str, Any]:
     """
     return {
         "model": {
-            "name": REPOSITORY,
+            "name": "owner/name",
             "servedName": "tiny",
             "download": {"env": [{"name": "HF_ENDPOINT", "value": hub}]},
         },

@@ -237,6 +237,7 @@ def _changed(path: str, value: object) -> Manifests:
         ("web.env.1.name", "PASS", "CreateContainerConfigError", "refers to PASSWORD"),
         ("web.command.0", "node", "StartError", "executable file not found"),
         ("ranks.readinessProbe.tcpSocket.port", 8002, "Unhealthy", "port 8002"),
+        ("ranks.readinessProbe", {"grpc": {"port": 8002}}, "Unhealthy", r"listens on \[8000\]"),
     ],
 )
 async def test_a_wrong_release_fails_in_kubernetes_words(

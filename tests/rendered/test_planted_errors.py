@@ -138,8 +138,6 @@ _WITH_PROCESSES = [
      "PortClosed", "[8000, 50059]"),
     (GATEWAY, f"{_OF_GATEWAY}/readinessProbe/httpGet/path", "/readyz", "Unhealthy", "/readyz: 401"),
     (DRAFTER, f"{_OF_DRAFTER}/startupProbe/grpc/service", "started", "Unhealthy", "NOT_FOUND"),
-    (VERIFIER, f"{_OF_VERIFIER}/startupProbe/grpc/port", 50062,
-     "Unhealthy", "the container listens on [9400, 50051, 50061]"),
 ]  # fmt: skip
 
 

@@ -11,13 +11,13 @@ import pytest
 import pytest_asyncio
 
 from tests.integration.processes import until
+from tests.models.hub_double import Hub
 from tests.rendered.api import ReleaseApi
 from tests.rendered.client import Client, metric, paired, request, watched
 from tests.rendered.cluster import Cluster
-from tests.rendered.hub import hub
 from tests.rendered.manifests import Manifests
 from tests.rendered.pod import Pod
-from tests.rendered.releases import DRAFTER, FULLNAME, GATEWAY, VERIFIER, rendered, secret
+from tests.rendered.releases import DRAFTER, FULLNAME, GATEWAY, VERIFIER, hub_of, rendered, secret
 from tests.tiny_model import write_tiny_model
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
@@ -35,6 +35,7 @@ class Running:
     cluster: Cluster
     api: ReleaseApi
     key: str
+    hub: Hub
 
     def client(self, gateway: int = 0) -> Client:
         return Client(self.cluster.of(GATEWAY)[gateway], self.key)
@@ -45,15 +46,14 @@ async def release(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     """Two gateways, two verifiers, a drafter and Redis."""
     folder = tmp_path_factory.mktemp("release")
     model = write_tiny_model(folder / "model")
-    with hub(model) as url:
-        manifests = rendered(url, {"gateway": {"replicas": 2}, "verifier": {"replicas": 2}})
+    with hub_of(model) as hub:
+        manifests = rendered(hub.url, {"gateway": {"replicas": 2}, "verifier": {"replicas": 2}})
         api = ReleaseApi(manifests)
         cluster = Cluster(manifests, folder / "pods", api)
         try:
             await cluster.start(_START_SECONDS)
-            yield Running(
-                manifests, cluster, api, secret(manifests, f"{FULLNAME}-api-keys", "api-key")
-            )
+            key = secret(manifests, f"{FULLNAME}-api-keys", "api-key")
+            yield Running(manifests, cluster, api, key, hub)
         finally:
             await cluster.close()
             api.close()
@@ -69,6 +69,7 @@ async def test_everything_becomes_ready_and_finds_each_other(release: Running) -
     assert {one["zone"] for one in ready["verifiers"]} == {"zone-a", "zone-b"}
     assert all(one["state"] == "serving" for one in ready["verifiers"])
     assert ready["store"]["state"] == "ok"
+    assert release.hub.served["model.safetensors"] == 3, "gateways need the tokenizer only"
 
 
 async def test_what_helm_test_runs_succeeds(release: Running) -> None:

@@ -12,9 +12,8 @@ from tests.integration.processes import until
 from tests.rendered.api import ReleaseApi
 from tests.rendered.client import Client, metric, paired
 from tests.rendered.cluster import Cluster
-from tests.rendered.hub import hub
 from tests.rendered.manifests import Manifests
-from tests.rendered.releases import DRAFTER, GATEWAY, VERIFIER, added_secret, rendered
+from tests.rendered.releases import DRAFTER, GATEWAY, VERIFIER, added_secret, hub_of, rendered
 
 pytestmark = pytest.mark.slow
 _VALUES = {
@@ -35,8 +34,8 @@ def _with_certificates(manifests: Manifests) -> Manifests:
 async def test_shards_by_ordinal_and_tls(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Ordinals find their row by the names of pods; drafts go through both shards, over TLS; who
     has no certificate is not served, and probes need none."""
-    with hub(tiny_model_dir) as url:
-        manifests = _with_certificates(rendered(url, _VALUES))
+    with hub_of(tiny_model_dir) as hub:
+        manifests = _with_certificates(rendered(hub.url, _VALUES))
         api = ReleaseApi(manifests)
         cluster = Cluster(manifests, tmp_path / "pods", api)
         try:
