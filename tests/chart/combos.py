@@ -147,7 +147,7 @@ def _pair(one: str, a: str, two: str, b: str) -> Pair:
     return frozenset({(one, a), (two, b)})
 
 
-# What the chart refuses, each with a message (test_values.py).
+# What the chart refuses, each with a message (test_refusals.py).
 REFUSED = (
     _pair("plan", "adaptive", "shards", "2"),
     _pair("redis", "none", "replicas", "three"),
