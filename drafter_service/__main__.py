@@ -45,11 +45,13 @@ from slipstream.engine.runner import ModelRunner
 from slipstream.engine.step_cost import fit_step_cost
 from slipstream.models.head_basis import head_basis
 from slipstream.models.plans import shipped_plan
+from slipstream.wire.probes import Probes, probed
 from slipstream.wire.process import run_service, until_stopped
 from slipstream.wire.proto import drafter_pb2_grpc, shard_pb2_grpc
 from slipstream.wire.starting import orderly_stop
 from slipstream.wire.telemetry.metrics import Exposition, exposed
 from slipstream.wire.telemetry.tracing import Tracing, tracing_to
+from slipstream.wire.tls import among_peers
 from slipstream.wire.transport import Server
 
 log = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ def _layer_plan(settings: Settings, folder: ModelFolder) -> LayerPlan:
 
 def _head_basis(settings: Settings, folder: ModelFolder, plan: LayerPlan) -> Path | None:
     """What a screened head is made from, for who has the head and is to screen it."""
-    last = settings.shard_index == settings.shard_count - 1
+    last = settings.index == settings.shard_count - 1
     if not last or plan.head_precision != "screened":
         return None
     return head_basis(folder.path, folder.fingerprint)
@@ -94,7 +96,7 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, Skips]:
         dtype=settings.dtype,
         device=resolve_device(settings.device),
         plan=plan,
-        shard=(settings.shard_index, settings.shard_count),
+        shard=(settings.index, settings.shard_count),
         head_basis=_head_basis(settings, folder, plan),
     )
     runner = ModelRunner(loaded, int(settings.kv_cache_gib * 2**30))
@@ -111,24 +113,35 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, Skips]:
 async def serve(settings: Settings) -> None:
     """Binds, loads, serves until it is told to stop, ends cleanly."""
     exposition = Exposition("drafter", settings.model_name)
-    tracing = tracing_to("drafter", settings.otlp_endpoint)
+    tracing, tls = tracing_to("drafter", settings.otlp_endpoint), settings.tls()
+    probing = probed(settings.health, settings.hung_step)
     zone = Zone(settings.zone)
     async with contextlib.aclosing(zone):
-        with exposed(exposition, settings.metrics), tracing as spans:
-            await _serve_drafter(settings, zone, exposition, spans)
+        # Beside the loading of the model, which takes longer. Verifiers ask the first shard alone.
+        if not settings.index:
+            zone.start()
+        with probing as probes, exposed(exposition, settings.metrics), tracing as spans:
+            server = Server(settings.listen, _services(settings), tls=tls, probes=probes)
+            # The port first: a model takes seconds to load, a port in use is known at once.
+            server.bind()
+            with among_peers(tls):
+                await _serve_drafter(settings, server, zone, exposition, spans, probes)
 
 
 async def _serve_drafter(
-    settings: Settings, zone: Zone, exposition: Exposition, tracing: Tracing
+    settings: Settings,
+    server: Server,
+    zone: Zone,
+    exposition: Exposition,
+    tracing: Tracing,
+    probes: Probes,
 ) -> None:
     threads = place(settings.cpus, settings.threads, resolve_device(settings.device))
-    server = Server(settings.listen, _services(settings))
-    server.bind()
     thread = model_thread()
     loop = asyncio.get_running_loop()
     runner, skips = await loop.run_in_executor(thread, _make_runner, settings)
-    if settings.shard_index:
-        await _serve_shard(settings, server, runner, thread, exposition)
+    if settings.index:
+        await _serve_shard(settings, server, runner, thread, exposition, probes)
         return
     sharded = ShardedStage(runner) if settings.shard_count > 1 else None
     context = KvContext(
@@ -166,19 +179,19 @@ async def _serve_drafter(
         sharded.counters if sharded else None,
     )
     running = asyncio.wrap_future(engine.start(thread))
+    probes.watch(engine.trouble)
     drafter_pb2_grpc.add_DrafterServiceServicer_to_server(servicer, server.grpc)
     stop = orderly_stop()
-    zone.start()
     linking: asyncio.Task[None] | None = None
     if sharded is None:
         await _serve(server, serving=True)
     else:
-        face = FirstShard(engine, sharded, settings.next)
+        face = FirstShard(engine, sharded, settings.next_address)
         shard_pb2_grpc.add_ShardServiceServicer_to_server(face, server.grpc)
         servicer.close_to_verifiers("the drafter's shards are not there yet")
         await _serve(server, serving=False)
         link = ShardLink(
-            settings.next,
+            settings.next_address,
             runner,
             passes=settings.shard_passes,
             patience=settings.shard_timeout,
@@ -197,7 +210,7 @@ async def _serve_drafter(
 def _services(settings: Settings) -> list[str]:
     """Names of the gRPC services of this process."""
     shard = [SHARD_SERVICE] if settings.shard_count > 1 else []
-    return shard if settings.shard_index else [SERVICE, *shard]
+    return shard if settings.index else [SERVICE, *shard]
 
 
 async def _serve(server: Server, *, serving: bool) -> None:
@@ -211,17 +224,19 @@ async def _serve_shard(
     runner: ModelRunner,
     thread: ThreadPoolExecutor,
     exposition: Exposition,
+    probes: Probes,
 ) -> None:
     """A shard behind the first."""
     share_memory = settings.kv_transport == "auto"
     engine = ShardEngine(runner, ShardContext(runner, share_memory=share_memory))
     exposition.read = partial(shard_metrics, engine)
-    servicer = ShardServicer(engine, settings.next, settings.shard_timeout)
+    servicer = ShardServicer(engine, settings.next_address, settings.shard_timeout)
     running = asyncio.wrap_future(engine.start(thread))
+    probes.watch(engine.trouble)
     shard_pb2_grpc.add_ShardServiceServicer_to_server(servicer, server.grpc)
     stop = orderly_stop()
     await _serve(server, serving=True)
-    log.info("shard %d serving on %s", settings.shard_index, settings.listen)
+    log.info("shard %d serving on %s", settings.index, settings.listen)
     await until_stopped(stop, running)
     log.info("stopping")
     await server.stop(settings.stop_grace)

@@ -188,6 +188,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             zone=self._zone.name,
             verifiers=len(self._outboxes),
             host=host_id(),
+            device=str(loaded.device),
         )
 
     def _kv_counters(self) -> drafter_pb2.KvCounters:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 from gateway.generation import GenerationService
 from gateway.runs.background import Background
@@ -33,11 +34,16 @@ class Kept:
     conversations: Conversations
     store: GuardedStore | None
 
-    def standing(self) -> dict[str, str]:
-        """How the store is, for `/ready`: "ok", "degraded" with what is wrong, or "off"."""
+    def standing(self) -> dict[str, Any]:
+        """How the store is, for `/ready`: "ok", "degraded" with what is wrong, or "off"; and the
+        seconds that its last answer took, where it is a store of ours to watch."""
         if self.store is None:
             return {"state": "ok" if self.runs.keeps else "off", "detail": ""}
-        return {"state": self.store.state, "detail": self.store.detail}
+        return {
+            "state": self.store.state,
+            "detail": self.store.detail,
+            "answer_seconds": self.store.answer_seconds,
+        }
 
 
 @contextlib.asynccontextmanager

@@ -29,6 +29,7 @@ from slipstream.store import Store
 from slipstream.wire.proto import gateway_pb2_grpc
 from slipstream.wire.starting import orderly_stop
 from slipstream.wire.telemetry.tracing import tracing_to
+from slipstream.wire.tls import among_peers
 from slipstream.wire.transport import Server
 
 _START_SECONDS = 10.0
@@ -65,6 +66,7 @@ async def serving(settings: Settings, store: Store | None = None) -> AsyncIterat
     admission = Admission(settings.max_requests, settings.max_requests_per_key, metrics)
     host, port = settings.http_address
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(among_peers(settings.tls()))
         service = GenerationService(
             settings.model_name,
             tokenizer,

@@ -16,9 +16,10 @@ from slipstream.discovery.endpoints import Endpoints
 from slipstream.discovery.zone import Zone
 from slipstream.wire.address import split
 from slipstream.wire.process import TelemetrySettings, read_settings
+from slipstream.wire.tls import TlsSettings
 
 
-class Settings(TelemetrySettings):
+class Settings(TelemetrySettings, TlsSettings):
     """The front door of Slipstream: OpenAI-compatible HTTP and gRPC."""
 
     model_config = SettingsConfigDict(

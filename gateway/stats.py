@@ -62,7 +62,8 @@ class Totals:
         verifier did not tell: a stop string ends its stream before it can.
 
         mean_acceptance_length = (accepted + steps) / steps: each verification step gives its
-        accepted drafts and one token of the verifier's own.
+        accepted drafts and one token of the verifier's own. Beside vLLM's fields: how many drafts
+        these were, and which of them were n-gram guesses and not the drafter's.
         """
         if not self.complete:
             return {"speculative_decoding": None}
@@ -75,6 +76,12 @@ class Totals:
                 "draft_acceptance_rate": accepted / drafted if drafted else None,
                 "acceptance_histogram": self._histogram(),
                 "num_spec_steps": steps,
+                "num_draft_tokens": drafted,
+                "num_accepted_tokens": accepted,
+                "num_guess_tokens": sum(stats.num_guess_tokens for stats in self.stats),
+                "num_accepted_guess_tokens": sum(
+                    stats.num_accepted_guess_tokens for stats in self.stats
+                ),
             }
         }
 

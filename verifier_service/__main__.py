@@ -27,11 +27,13 @@ from slipstream.engine.placement import compute_on, computing_cores, place, reso
 from slipstream.engine.runner import ModelRunner
 from slipstream.wire.host import host_id
 from slipstream.wire.mailbox import Mailbox
+from slipstream.wire.probes import Probes, probed
 from slipstream.wire.process import run_service, until_stopped
 from slipstream.wire.proto import drafter_pb2, kv_pb2_grpc, verifier_pb2_grpc
 from slipstream.wire.starting import orderly_stop
 from slipstream.wire.telemetry.metrics import Exposition, exposed
 from slipstream.wire.telemetry.tracing import Tracing, tracing_to
+from slipstream.wire.tls import among_peers
 from slipstream.wire.transport import Server
 from verifier_service.admission import Bounds
 from verifier_service.departure import Departure
@@ -99,18 +101,29 @@ def _make_runner(settings: Settings) -> tuple[ModelRunner, Limits, dict[int, flo
 async def serve(settings: Settings) -> None:
     """Binds, loads, serves until it is told to stop, ends cleanly."""
     exposition = Exposition("verifier", settings.model_name)
-    tracing = tracing_to("verifier", settings.otlp_endpoint)
+    tracing, tls = tracing_to("verifier", settings.otlp_endpoint), settings.tls()
+    probing = probed(settings.health, settings.hung_step)
     zone = Zone(settings.zone)
     async with contextlib.aclosing(zone):
-        with exposed(exposition, settings.metrics), tracing as spans:
-            await _serve(settings, zone, exposition, spans)
+        # Beside the loading of the model, which takes longer.
+        zone.start()
+        with probing as probes, exposed(exposition, settings.metrics), tracing as spans:
+            server = Server(settings.listen, SERVICES, tls=tls, probes=probes)
+            # The port first: a model takes seconds to load, a port in use is known at once.
+            server.bind()
+            with among_peers(tls):
+                await _serve(settings, server, zone, exposition, spans, probes)
 
 
-async def _serve(settings: Settings, zone: Zone, exposition: Exposition, tracing: Tracing) -> None:
+async def _serve(
+    settings: Settings,
+    server: Server,
+    zone: Zone,
+    exposition: Exposition,
+    tracing: Tracing,
+    probes: Probes,
+) -> None:
     threads = place(settings.cpus, settings.threads, resolve_device(settings.device))
-    server = Server(settings.listen, SERVICES)
-    # The port first: a model takes seconds to load, a port in use is known at once.
-    server.bind()
     thread = model_thread()
     loop = asyncio.get_running_loop()
     runner, limits, step_seconds = await loop.run_in_executor(thread, _make_runner, settings)
@@ -156,6 +169,7 @@ async def _serve(settings: Settings, zone: Zone, exposition: Exposition, tracing
     )
     exposition.read = VerifierMetrics(engine, link)
     running = asyncio.wrap_future(engine.start(thread))
+    probes.watch(engine.trouble)
     exactness = "strict" if limits.strict else "fast"
     identity = Identity(
         exposition.model,
@@ -176,7 +190,6 @@ async def _serve(settings: Settings, zone: Zone, exposition: Exposition, tracing
     kv_pb2_grpc.add_KvServiceServicer_to_server(kv_servicer, server.grpc)
     stop = orderly_stop()
     await server.start()
-    zone.start()
     linking = None if link is None else asyncio.create_task(link.run(engine))
     await server.set_serving(True)
     log.info("serving on %s", settings.listen)

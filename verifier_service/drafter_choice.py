@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -25,8 +26,12 @@ _ASK_SECONDS = 1.0
 # A drafter that was lost, or could not be had, is asked again after so long where there are others;
 # one that has another model will hardly have ours soon.
 _LOST_SECONDS, _REFUSED_SECONDS = 3.0, 30.0
+# What gRPC answers where there is no such service.
+NO_DRAFTER = grpc.StatusCode.UNIMPLEMENTED
 # Between two looks at whether the own one is still listed; a Service of Kubernetes tells by itself.
 _LOOK_SECONDS = 5.0
+# Within which verifiers look at a drafter that has appeared.
+_SPREAD_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,11 @@ class Drafters:
     fingerprint: str
     zone: Zone = field(default_factory=Zone)
     incarnation: str = ""
+
+
+def no_drafter() -> Unavailable:
+    """The error where no process that is known has a DrafterService."""
+    return Unavailable("only shards behind a drafter's first one are there")
 
 
 class DrafterChoice:
@@ -62,6 +72,8 @@ class DrafterChoice:
         self._drafters = drafters
         self._clock = clock
         self._left_out: dict[str, float] = {}
+        # Shards behind a first one: a Service names the pods of a whole row.
+        self._shards: dict[str, float] = {}
         self._several = False
         self._seen = 0
 
@@ -77,8 +89,11 @@ class DrafterChoice:
             Unavailable: there is none, or none that answers and may be had.
         """
         self._seen = self._drafters.endpoints.changes
-        known = await self._usable()
+        listed = await self._usable()
+        known = self._without_shards(listed)
         self._several = len(known) > 1
+        if listed and not known:
+            raise no_drafter()
         if not known:
             raise Unavailable(self._nobody())
         if not self._several:
@@ -89,6 +104,8 @@ class DrafterChoice:
         asked = [address for address in known if address not in self._left_out] or list(known)
         ranks = await asyncio.gather(*(self._rank(known[address]) for address in asked))
         able = sorted((rank, a) for rank, a in zip(ranks, asked, strict=True) if rank is not None)
+        if not able and not self._without_shards(listed):
+            raise no_drafter()
         if not able:
             raise Unavailable(f"none of {', '.join(asked)} can be had")
         return able[0][1]
@@ -98,16 +115,29 @@ class DrafterChoice:
         await self._drafters.endpoints.changed(self._seen, seconds)
 
     async def until_left_behind(self, address: str) -> None:
-        """Waits until the drafter there drains, or is not listed any more, and there is another.
+        """Waits until the drafter there drains, or is not listed any more, and there is another; or
+        until another one appears that is nearer, or whose share for us would be clearly larger.
 
         For ever, where the drafters are listed one by one.
         """
-        endpoints = self._drafters.endpoints
+        endpoints, before = self._drafters.endpoints, set[str]()
         while True:
-            seen, known = endpoints.changes, await self._usable()
-            if known and address not in known:
+            seen, listed = endpoints.changes, await self._usable()
+            if address not in listed and self._without_shards(listed):
                 return
+            if before and set(listed) - before and await self._outdone(address):
+                return
+            before = set(listed)
             await endpoints.changed(seen, _LOOK_SECONDS)
+
+    async def _outdone(self, address: str) -> bool:
+        # One verifier after the other: each that moves changes what is best for the next.
+        await asyncio.sleep(random.uniform(0.0, _SPREAD_SECONDS))
+        known = await self._usable()
+        ranks = await asyncio.gather(*(self._rank(endpoint) for endpoint in known.values()))
+        able = {a: rank for a, rank in zip(known, ranks, strict=True) if rank is not None}
+        own, others = able.pop(address, None), able.values()
+        return own is not None and any((r[0], r[1] + 1) < (own[0], own[1]) for r in others)
 
     async def close(self) -> None:
         """Nothing is followed any more."""
@@ -117,6 +147,11 @@ class DrafterChoice:
         """Those that do not drain, by address."""
         known = await self._drafters.endpoints.resolve()
         return {endpoint.address: endpoint for endpoint in known if not endpoint.draining}
+
+    def _without_shards(self, known: Mapping[str, Endpoint]) -> dict[str, Endpoint]:
+        now = self._clock()
+        self._shards = {address: at for address, at in self._shards.items() if at > now}
+        return {a: endpoint for a, endpoint in known.items() if a not in self._shards}
 
     def _nobody(self) -> str:
         """Why there is none. That a Service has no pods is no fault."""
@@ -129,6 +164,10 @@ class DrafterChoice:
         refused = isinstance(why, ModelMismatch)
         self._left_out[address] = self._clock() + (_REFUSED_SECONDS if refused else _LOST_SECONDS)
 
+    def is_shard(self, address: str) -> None:
+        """Nobody drafts there: it is not asked again soon, even where there is no other."""
+        self._shards[address] = self._clock() + _REFUSED_SECONDS
+
     async def _rank(self, endpoint: Endpoint) -> tuple[bool, int, bool, int, bytes] | None:
         """The lower, the better; None where it cannot be had."""
         address = endpoint.address
@@ -139,6 +178,8 @@ class DrafterChoice:
                 reply = await stub.GetDrafter(asked, timeout=_ASK_SECONDS)
         except grpc.aio.AioRpcError as failure:
             log.debug("drafter %s: %s", address, error_of(failure).message)
+            if failure.code() is NO_DRAFTER:
+                self.is_shard(address)
             return None
         own = self._drafters
         # A drafter that names no model is asked when a stream begins.

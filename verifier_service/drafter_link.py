@@ -20,7 +20,7 @@ from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
 from slipstream.wire.status import error_of
 from slipstream.wire.transport import channel
-from verifier_service.drafter_choice import DrafterChoice
+from verifier_service.drafter_choice import NO_DRAFTER, DrafterChoice, no_drafter
 from verifier_service.engine import VerifierEngine
 from verifier_service.layouts import Drafter
 from verifier_service.rounds import Rounds
@@ -130,7 +130,7 @@ class DrafterLink:
                 await self._serve(link, engine)
             return Unavailable("the drafter ended the stream")
         except grpc.aio.AioRpcError as error:
-            return error_of(error)
+            return self._shard() if error.code() is NO_DRAFTER else error_of(error)
         except SlipstreamError as error:
             return error
         except TimeoutError as error:
@@ -138,6 +138,11 @@ class DrafterLink:
         except Exception as error:
             log.exception("the link to the drafter failed")
             return InternalError(f"internal error: {error}")
+
+    def _shard(self) -> Unavailable:
+        """The address is one of a row's shards that verifiers do not talk to."""
+        self._choice.is_shard(self.address)
+        return no_drafter()
 
     def _lost(self, failure: SlipstreamError) -> None:
         if self.address:
@@ -157,6 +162,8 @@ class DrafterLink:
             await stream.write(drafter_pb2.DraftRequest(commands=[hello]))
             first = await stream.read()
         if first is grpc.aio.EOF:
+            if await stream.code() is NO_DRAFTER:
+                raise self._shard()
             raise Unavailable(await stream.details() or "the drafter ended the stream")
         self._number = next(self._numbers)
         self.connected, self.detail = True, ""
@@ -183,14 +190,14 @@ class DrafterLink:
             task = asyncio.current_task()
             if task is None or task.cancelling() or not mover.done():
                 raise
-            raise Unavailable("it stops, and there is another one") from None
+            raise Unavailable("another drafter suits better") from None
         finally:
             writer.cancel()
             mover.cancel()
             stream.cancel()
 
     async def _leave(self, stream: grpc.aio.StreamStreamCall) -> None:
-        """Ends the stream to a drafter that drains, as soon as there is another one."""
+        """Ends the stream where another drafter suits better, above all as this one drains."""
         await self._choice.until_left_behind(self.address)
         stream.cancel()
 

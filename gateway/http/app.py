@@ -150,6 +150,8 @@ def _verifier(one: VerifierState) -> dict[str, Any]:
         "state": one.state,
         "detail": one.detail,
         "zone": one.zone,
+        "exactness": one.exactness,
+        "round_trip_seconds": one.round_trip_seconds,
         "drafter": {"connected": one.drafter_connected, "detail": one.drafter_detail},
     }
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from slipstream.core.errors import DeadlineExceeded, Draining, Unavailable
 from slipstream.discovery.slices import Endpoint
 from slipstream.wire.proto import verifier_pb2, verifier_pb2_grpc
 from slipstream.wire.telemetry.tracing import NO_HEADERS, Headers
+from slipstream.wire.tls import refusal
 from slipstream.wire.transport import channel
 
 # Between two heartbeats, and the deadline of each.
@@ -33,6 +35,7 @@ _UNREAD_BYTES = 64 * 1024
 _MISSES_UNTIL_LOST = 2
 # A second of waiting in a verifier's queue counts as so many requests.
 _REQUESTS_PER_SECOND = 8.0
+_ROUND_TRIPS = 16
 log = logging.getLogger(__name__)
 
 
@@ -69,6 +72,8 @@ class VerifierLink:
         self._calls_at_status = 0
         self._heard_at = self._status_at = self._opened_at = time.monotonic()
         self._misses = 0
+        # Of heartbeats. The quickest is closest to what the way takes: others waited for a turn.
+        self._round_trips: deque[float] = deque(maxlen=_ROUND_TRIPS)
         self._look = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
         self._open()
@@ -145,6 +150,8 @@ class VerifierLink:
             self.zone,
             self._status.drafter_connected if up else None,
             self._status.drafter_detail if up else "unknown",
+            self.model.exactness if self.model else "",
+            min(self._round_trips, default=None),
         )
 
     async def _watch(self) -> None:
@@ -163,7 +170,7 @@ class VerifierLink:
 
     async def beat(self, seconds: float | None = None) -> None:
         """Asks it once what it is and how it is, for at most so long as is given, or a second."""
-        seconds, calls = seconds or self._beat_seconds, self.calls
+        seconds, calls, began = seconds or self._beat_seconds, self.calls, time.monotonic()
         try:
             model, status, health = await asyncio.gather(
                 self._stub.GetModel(verifier_pb2.GetModelRequest(), timeout=seconds),
@@ -184,6 +191,7 @@ class VerifierLink:
             self._missed("its answer could not be read", grpc.StatusCode.DATA_LOSS)
             return
         self._answered(served_model(model), health.status == health_pb2.HealthCheckResponse.SERVING)
+        self._round_trips.append(time.monotonic() - began)
         self._status, self._calls_at_status = status, calls
         self._status_at = time.monotonic()
 
@@ -211,6 +219,10 @@ class VerifierLink:
         return self._misses >= _MISSES_UNTIL_LOST and silence >= self._lost_after
 
     def _down(self, reason: str) -> None:
+        refused = refusal(reason)
+        reason = refused or reason
+        if refused and reason != self._detail and not self._up:
+            log.warning("verifier at %s cannot be reached: %s", self.address, reason)
         self._detail = reason
         if self._up:
             log.warning("verifier at %s is lost: %s", self.address, reason)

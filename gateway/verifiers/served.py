@@ -80,6 +80,8 @@ class VerifierState:
             than new requests get.
         detail: why it does not serve; empty where it does.
         drafter_connected: None where that is not known.
+        exactness: "fast" or "strict"; empty where it never answered.
+        round_trip_seconds: of the last heartbeats, the quickest of some; None where there was none.
     """
 
     address: str
@@ -88,6 +90,8 @@ class VerifierState:
     zone: str
     drafter_connected: bool | None
     drafter_detail: str
+    exactness: str = ""
+    round_trip_seconds: float | None = None
 
 
 class Lost(Exception):

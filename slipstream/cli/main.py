@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from slipstream.cli.chat import chat
+from slipstream.cli.check import check
 from slipstream.cli.fetch import fetch
 from slipstream.cli.up import up
 from slipstream.core.errors import (
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command()(up)
 app.command()(chat)
 app.command()(fetch)
+app.command()(check)
 
 
 def _show_version(wanted: bool) -> None:
@@ -80,6 +82,21 @@ def tune(context: typer.Context) -> None:
     from slipstream.cli import tune as command
 
     command.app(args=list(context.args), prog_name="slipstream tune")
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)
+def k8s(context: typer.Context) -> None:
+    """On Kubernetes: `k8s doctor` examines a release, `k8s save-plan` stores a layer plan."""
+    # The Kubernetes client takes a second to import.
+    from slipstream.cli.k8s import app as command
+
+    command.app(args=list(context.args), prog_name="slipstream k8s")
 
 
 def run() -> NoReturn:

@@ -21,6 +21,9 @@ import aiohttp
 import yaml
 from kubernetes.aio import client, config
 
+# The package loads it when it is first asked for, which would be in the event loop.
+from kubernetes.aio.client import DiscoveryV1Api
+
 from slipstream.discovery.failure import ApiFailure, refused
 from slipstream.discovery.service import Service
 from slipstream.discovery.settings import kubeconfig
@@ -35,11 +38,11 @@ class Slices:
     """The slices of one Service. Made by `connected`."""
 
     def __init__(self, link: client.ApiClient, service: Service) -> None:
-        self._api = client.DiscoveryV1Api(link)
+        self._api = DiscoveryV1Api(link)
         self._service = service
 
-    async def list(self, seconds: float) -> tuple[list[Slice], str]:
-        """All of them, and the version that a watch begins at.
+    async def list(self, seconds: float) -> tuple[dict[str, Slice], str]:
+        """All of them by name, and the version that a watch begins at.
 
         Raises:
             ApiFailure: they could not be had in so many seconds.
@@ -47,7 +50,8 @@ class Slices:
         with _told(self._api.api_client.configuration.host):
             response = await self._call("list", _request_timeout=seconds)
             body = await response.json(content_type=None)
-            return list(body.get("items") or ()), str(body["metadata"]["resourceVersion"])
+            found = {each["metadata"]["name"]: each for each in body.get("items") or ()}
+            return found, str(body["metadata"]["resourceVersion"])
 
     @contextlib.asynccontextmanager
     async def watch(

@@ -5,66 +5,27 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from slipstream.discovery.fake_objects import Change, Object, Resource, merge
+from slipstream.discovery.fake_answers import REVIEWS, other
+from slipstream.discovery.fake_messages import ApiRequest, Refused, failure, gone
+from slipstream.discovery.fake_objects import Object, Resource, merge
+from slipstream.discovery.fake_port_forward import forward
 from slipstream.discovery.fake_selectors import Matches, selected
+from slipstream.discovery.fake_watch import Watch
 
 if TYPE_CHECKING:
     from slipstream.discovery.fakes import FakeApiServer
-
-_REVIEWS = "/apis/authorization.k8s.io/v1/"
-_REASONS = {
-    400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound",
-    405: "MethodNotAllowed", 409: "Conflict", 410: "Expired", 415: "UnsupportedMediaType",
-    422: "Invalid", 429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable",
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class ApiRequest:
-    """What somebody asked.
-
-    Attributes:
-        verb: as in a Role: get, list, watch, create, update, patch, delete; empty for paths that
-            are no resources.
-        resource: its plural; empty likewise.
-        query: parameters of the URL.
-    """
-
-    method: str
-    path: str
-    verb: str
-    resource: str
-    namespace: str
-    name: str
-    query: dict[str, str]
-    body: Any = None
-
-
-class Refused(Exception):
-    """An answer that is a Status with a failure."""
-
-    def __init__(self, code: int, message: str, reason: str = "") -> None:
-        super().__init__(message)
-        self.code, self.reason = code, reason or _REASONS.get(code, "Unknown")
-
-
-def failure(refused: Refused) -> Object:
-    """The body that says so."""
-    return {
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": str(refused), "reason": refused.reason, "code": refused.code,
-    }  # fmt: skip
 
 
 class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    # Head and body are two writes: with it each answer would wait for an acknowledgement, 40 ms.
+    disable_nagle_algorithm = True
     api: FakeApiServer
 
     def setup(self) -> None:
@@ -101,7 +62,10 @@ class Handler(BaseHTTPRequestHandler):
             if self.api.failing:
                 raise Refused(self.api.failing, "the double was told to fail")
             if resource is None:
-                self._answer(*_other(self.api, asked))
+                self._answer(*other(self.api, asked))
+                return
+            if asked.resource == "pods" and asked.path.endswith(("/log", "/portforward")):
+                self._pod_door(asked)
                 return
             self._check(asked, resource)
             if asked.verb == "watch":
@@ -134,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         version = "/".join(parts[1:2] if core else parts[1:3])
         rest = parts[2:] if core else parts[3:]
         plain = ApiRequest(self.command, path, "", "", "", "", query, body)
-        if parts[0] not in ("api", "apis") or not rest or path.startswith(_REVIEWS):
+        if parts[0] not in ("api", "apis") or not rest or path.startswith(REVIEWS):
             return plain, None
         namespace = ""
         if rest[0] == "namespaces" and len(rest) > 2:
@@ -168,6 +132,25 @@ class Handler(BaseHTTPRequestHandler):
             f' "{resource.group}" {where}',
         )
 
+    def _pod_door(self, asked: ApiRequest) -> None:
+        """A pod's log or port."""
+        doors, what = self.api.doors, asked.path.rpartition("/")[2]
+        with self.api.lock:
+            if not self.api.objects.allowed("get", f"pods/{what}", asked.namespace, self.api.user):
+                raise Refused(403, f'pods "{asked.name}" is forbidden: cannot get pods/{what}')
+        if what == "portforward":
+            forward(self, doors, asked.name, int(asked.query["ports"]))
+            return
+        key = (asked.name, asked.query["container"], asked.query.get("previous") == "true")
+        if key not in doors.logs:
+            raise Refused(400, f"{what}: there is none of container {key[1]}")
+        data = doors.logs[key].encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
     def _answer(self, code: int, body: Any) -> None:
         data = json.dumps(body).encode()
         self.send_response(code)
@@ -195,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
         objects = self.api.objects
         wanted = asked.query.get("resourceVersion", "")
         if asked.query.get("resourceVersionMatch") == "Exact" and int(wanted) < objects.oldest:
-            raise _gone(objects.oldest, wanted)
+            raise gone(objects.oldest, wanted)
         items = [found for found in objects.all(resource, asked.namespace) if matches(found)]
         return 200, {
             "kind": f"{resource.kind}List",
@@ -257,88 +240,28 @@ class Handler(BaseHTTPRequestHandler):
             self.api.objects.set(resource, asked.namespace, asked.name, None)
         return 200, {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
 
-    # Watches
-
     def _watch(self, asked: ApiRequest, resource: Resource) -> None:
-        matches, api = _matches(asked), self.api
+        watch = Watch(self.api, asked, resource, _matches(asked), self._line)
         wanted = asked.query.get("resourceVersion", "")
-        seconds = min(float(asked.query.get("timeoutSeconds") or math.inf), api.longest_watch)
-        with api.lock:
-            oldest, gone_as_status = api.objects.oldest, api.gone_as_status
-        gone = wanted not in ("", "0") and int(wanted) < oldest
-        if gone and gone_as_status:
-            raise _gone(oldest, wanted)
+        longest = self.api.longest_watch
+        seconds = min(float(asked.query.get("timeoutSeconds") or math.inf), longest)
+        with self.api.lock:
+            oldest, gone_as_status = self.api.objects.oldest, self.api.gone_as_status
+        expired = wanted not in ("", "0") and int(wanted) < oldest
+        if expired and gone_as_status:
+            raise gone(oldest, wanted)
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        if gone:
-            self._event("ERROR", failure(_gone(oldest, wanted)))
+        if expired:
+            watch.refuse(gone(oldest, wanted))
         else:
-            self._follow(asked, resource, matches, time.monotonic() + seconds)
+            watch.follow(seconds)
         self.wfile.write(b"0\r\n\r\n")
 
-    def _follow(
-        self, asked: ApiRequest, resource: Resource, matches: Matches, until: float
-    ) -> None:
-        """What is there, where the watch begins anywhere; then what changes, for its time."""
-        api, since = self.api, asked.query.get("resourceVersion", "")
-        bookmarks = asked.query.get("allowWatchBookmarks") in ("1", "true", "True")
-        with api.lock:
-            seen, told = api.objects.version, api.bookmarks
-            anywhere = since in ("", "0") or asked.query.get("sendInitialEvents") == "true"
-            there = list(api.objects.all(resource, asked.namespace)) if anywhere else []
-        for found in filter(matches, there):
-            self._event("ADDED", found)
-        if asked.query.get("sendInitialEvents") == "true":
-            self._bookmark(resource, seen, {"k8s.io/initial-events-end": "true"})
-        seen = seen if anywhere else int(since)
-        while True:
-            with api.changed:
-                waiting = True
-                while waiting and api.running and (left := until - time.monotonic()) > 0:
-                    new = [change for change in api.objects.history if change.version > seen]
-                    marked = bookmarks and api.bookmarks != told
-                    waiting = not new and not marked
-                    if waiting:
-                        api.changed.wait(min(left, 3600.0))
-                if not api.running:
-                    raise ConnectionError
-                told, version = api.bookmarks, api.objects.version
-            if waiting:
-                break
-            for change in new:
-                if change.resource == resource:
-                    self._changed(change, asked.namespace, matches)
-            seen = version
-            if marked:
-                self._bookmark(resource, seen)
-        if bookmarks:
-            self._bookmark(resource, seen)
-
-    def _changed(self, change: Change, namespace: str, matches: Matches) -> None:
-        """For whoever watches, one that is not selected any more is deleted; and added likewise."""
-        found = change.after or change.before or {}
-        if namespace not in ("", found["metadata"].get("namespace", "")):
-            return
-        was = change.before is not None and matches(change.before)
-        now = change.after is not None and matches(change.after)
-        if was or now:
-            kind = "MODIFIED" if was and now else "ADDED" if now else "DELETED"
-            meta = {**found["metadata"], "resourceVersion": str(change.version)}
-            self._event(kind, {**found, "metadata": meta})
-
-    def _bookmark(
-        self, resource: Resource, version: int, notes: dict[str, str] | None = None
-    ) -> None:
-        meta: Object = {"resourceVersion": str(version)}
-        if notes:
-            meta["annotations"] = notes
-        mark = {"kind": resource.kind, "apiVersion": resource.version, "metadata": meta}
-        self._event("BOOKMARK", mark)
-
-    def _event(self, kind: str, found: Object) -> None:
-        line = json.dumps({"type": kind, "object": found}).encode() + b"\n"
+    def _line(self, line: bytes) -> None:
+        """One chunk of an answer in chunks."""
         self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
         self.wfile.flush()
 
@@ -363,69 +286,3 @@ def _matches(asked: ApiRequest) -> Matches:
         return selected(asked.query.get("labelSelector", ""), asked.query.get("fieldSelector", ""))
     except ValueError as wrong:
         raise Refused(400, str(wrong)) from wrong
-
-
-def _gone(oldest: int, wanted: str) -> Refused:
-    return Refused(410, f"too old resource version: {wanted} ({oldest})")
-
-
-def _other(api: FakeApiServer, asked: ApiRequest) -> tuple[int, Object]:
-    """What is no resource: which there are, reviews of rights, the version."""
-    if asked.path.startswith(_REVIEWS):
-        return 201, _review(api, asked)
-    with api.lock:
-        known = list(api.objects.resources)
-    groups: dict[str, list[str]] = {}
-    for resource in known:
-        if resource.group and resource.version not in groups.setdefault(resource.group, []):
-            groups[resource.group].append(resource.version)
-    path = asked.path.rstrip("/")
-    listed = (
-        path.removeprefix("/apis/") if path.startswith("/apis/") else path.removeprefix("/api/")
-    )
-    if path == "/version":
-        return 200, {
-            "major": "1",
-            "minor": "35",
-            "gitVersion": "v1.35.0",
-            "platform": "linux/amd64",
-        }
-    if path == "/api":
-        return 200, {"kind": "APIVersions", "versions": ["v1"]}
-    if path == "/apis":
-        found = [_group(name, versions) for name, versions in groups.items()]
-        return 200, {"kind": "APIGroupList", "apiVersion": "v1", "groups": found}
-    of_version = [resource for resource in known if resource.version == listed]
-    if not of_version:
-        raise Refused(404, "the server could not find the requested resource")
-    return 200, {
-        "kind": "APIResourceList",
-        "apiVersion": "v1",
-        "groupVersion": listed,
-        "resources": [
-            {
-                "name": resource.plural,
-                "singularName": resource.kind.lower(),
-                "kind": resource.kind,
-                "namespaced": resource.namespaced,
-                "verbs": ["create", "delete", "get", "list", "patch", "update", "watch"],
-            }
-            for resource in of_version
-        ],
-    }
-
-
-def _group(name: str, versions: list[str]) -> Object:
-    found = [{"groupVersion": v, "version": v.rpartition("/")[2]} for v in versions]
-    return {"name": name, "versions": found, "preferredVersion": found[0]}
-
-
-def _review(api: FakeApiServer, asked: ApiRequest) -> Object:
-    spec = asked.body["spec"]
-    what = spec.get("resourceAttributes") or {}
-    user = spec.get("user") or api.user
-    with api.lock:
-        allowed = api.objects.allowed(
-            what.get("verb", ""), what.get("resource", ""), what.get("namespace", ""), user
-        )
-    return {**asked.body, "status": {"allowed": allowed}}

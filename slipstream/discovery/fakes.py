@@ -13,8 +13,10 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
-from slipstream.discovery.fake_http import ApiRequest, Handler
+from slipstream.discovery.fake_http import Handler
+from slipstream.discovery.fake_messages import ApiRequest
 from slipstream.discovery.fake_objects import Object, Objects, Rule
+from slipstream.discovery.fake_port_forward import PodDoors
 
 __all__ = ["ApiRequest", "FakeApiServer", "endpoint", "endpoint_slice"]
 
@@ -42,6 +44,7 @@ class FakeApiServer:
             `wake` to release those that wait.
         longest_watch: seconds after which a watch ends, whatever was asked for.
         failing: an HTTP status that all requests get instead; 0: none.
+        doors: logs and ports of pods, which `kubectl logs` and `port-forward` ask for.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class FakeApiServer:
         self.delay = 0.0
         self.longest_watch = math.inf
         self.failing = 0
+        self.doors = PodDoors()
         # What the handler uses, from its threads.
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)

@@ -137,7 +137,7 @@ def _seen(each: Slice, port: int) -> Iterable[_Seen]:
             endpoint.get("nodeName") or "",
             pod,
         )
-        identity = str(target.get("uid") or "") + "/" + pod if pod else f"at {host}"
+        identity = f"{target.get('uid') or ''}/{pod}" if pod else known.address
         yield _Seen(identity, (family, known.address), known, bool(serving))
 
 

@@ -167,8 +167,7 @@ class ServiceWatch:
                 well.cancel()
 
     async def _list(self, slices: Slices) -> None:
-        found, self._version = await slices.list(self._patience.answer)
-        self._slices = {each["metadata"]["name"]: each for each in found}
+        self._slices, self._version = await slices.list(self._patience.answer)
         self.listed = True
         self._listed_at = self._fresh_at = time.monotonic()
         self._tried.set()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -37,6 +39,8 @@ class EngineLoop(ABC):
         self._wake = threading.Event()
         self._stopping = False
         self._done: Future[None] | None = None
+        # When the step in progress began; none is.
+        self._step_since = math.inf
 
     @abstractmethod
     def step(self) -> bool:
@@ -61,6 +65,19 @@ class EngineLoop(ABC):
     @property
     def alive(self) -> bool:
         return self._done is not None and not self._done.done()
+
+    def trouble(self, hung_step: float) -> str:
+        """Why it will not go on by itself; empty while it is well, or was told to stop.
+
+        Args:
+            hung_step: seconds after which a step counts as one that never ends.
+        """
+        if self._stopping or self._done is None:
+            return ""
+        if self._done.done():
+            return "the engine's thread has ended"
+        took = time.monotonic() - self._step_since
+        return f"a step of the engine has not ended for {took:.0f} s" if took > hung_step else ""
 
     def call(self, action: Callable[[], T]) -> Future[T]:
         """Runs `action` on the engine's thread between two steps; from any thread.
@@ -92,7 +109,10 @@ class EngineLoop(ABC):
     def _run(self) -> None:
         while not self._stopping:
             self._wake.clear()
-            if not self.step():
+            self._step_since = time.monotonic()
+            worked = self.step()
+            self._step_since = math.inf
+            if not worked:
                 self._wake.wait(self.patience or _IDLE_WAIT_SECONDS)
         self._read_inbox()
         self.close()

@@ -55,6 +55,7 @@ class GuardedStore:
 
     Attributes:
         calls: how many there were, by operation and outcome.
+        answer_seconds: what the last answer took; None: there was none.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class GuardedStore:
         on_call: Callable[[str, Outcome, float], None] | None = None,
     ) -> None:
         self.calls: Counter[tuple[str, Outcome]] = Counter()
+        self.answer_seconds: float | None = None
         self._store = store
         self._timeout = timeout
         self._breaker = Breaker(failures, "the session store")
@@ -171,11 +173,13 @@ class GuardedStore:
             self._breaker.failed(since, failure.message)
             raise
         finally:
+            seconds = loop.time() - began
             if outcome in {"ok", "conflict"}:
+                self.answer_seconds = seconds
                 self._breaker.worked(since)
             if not task.done():
                 self._leave(task)
-            self._count(operation, outcome, loop.time() - began)
+            self._count(operation, outcome, seconds)
 
     def _answer(self, task: asyncio.Task[T]) -> T:
         if not task.done():

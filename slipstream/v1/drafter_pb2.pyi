@@ -140,7 +140,7 @@ class GetDrafterRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetDrafterResponse(_message.Message):
-    __slots__ = ("model_fingerprint", "layer_plan", "open_sequences", "steps", "drafted_tokens", "rolled_back_tokens", "step_seconds", "kv_blocks_used", "weight_bytes", "kv", "plan_trials", "plan_moves", "spare_seconds", "guessed_tokens", "right_guesses", "early_stops", "zone", "verifiers", "host")
+    __slots__ = ("model_fingerprint", "layer_plan", "open_sequences", "steps", "drafted_tokens", "rolled_back_tokens", "step_seconds", "kv_blocks_used", "weight_bytes", "kv", "plan_trials", "plan_moves", "spare_seconds", "guessed_tokens", "right_guesses", "early_stops", "zone", "verifiers", "host", "device")
     MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LAYER_PLAN_FIELD_NUMBER: _ClassVar[int]
     OPEN_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +160,7 @@ class GetDrafterResponse(_message.Message):
     ZONE_FIELD_NUMBER: _ClassVar[int]
     VERIFIERS_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     model_fingerprint: str
     layer_plan: str
     open_sequences: int
@@ -179,7 +180,8 @@ class GetDrafterResponse(_message.Message):
     zone: str
     verifiers: int
     host: str
-    def __init__(self, model_fingerprint: _Optional[str] = ..., layer_plan: _Optional[str] = ..., open_sequences: _Optional[int] = ..., steps: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., rolled_back_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., kv_blocks_used: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv: _Optional[_Union[KvCounters, _Mapping]] = ..., plan_trials: _Optional[int] = ..., plan_moves: _Optional[int] = ..., spare_seconds: _Optional[float] = ..., guessed_tokens: _Optional[int] = ..., right_guesses: _Optional[int] = ..., early_stops: _Optional[int] = ..., zone: _Optional[str] = ..., verifiers: _Optional[int] = ..., host: _Optional[str] = ...) -> None: ...
+    device: str
+    def __init__(self, model_fingerprint: _Optional[str] = ..., layer_plan: _Optional[str] = ..., open_sequences: _Optional[int] = ..., steps: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., rolled_back_tokens: _Optional[int] = ..., step_seconds: _Optional[float] = ..., kv_blocks_used: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv: _Optional[_Union[KvCounters, _Mapping]] = ..., plan_trials: _Optional[int] = ..., plan_moves: _Optional[int] = ..., spare_seconds: _Optional[float] = ..., guessed_tokens: _Optional[int] = ..., right_guesses: _Optional[int] = ..., early_stops: _Optional[int] = ..., zone: _Optional[str] = ..., verifiers: _Optional[int] = ..., host: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
 
 class KvCounters(_message.Message):
     __slots__ = ("mode", "pulls", "pulled_positions", "pulled_bytes", "shared_bytes", "pull_seconds", "pull_wait_seconds", "refreshed_positions", "refreshed_bytes", "fallbacks", "prefilled_positions", "prefill_seconds")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from slipstream.core.errors import ConfigurationError
 
 
@@ -25,3 +27,30 @@ def split(address: str, option: str = "an address", *, any_host: bool = False) -
 def join(host: str, port: int) -> str:
     """The address of host (without brackets) and port."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def check_free(address: str, option: str = "the address to listen on") -> None:
+    """That a server can listen there. gRPC, asked in vain, would write lines of its own about it to
+    stderr, around our one, and take a port modulo 65536.
+
+    Raises:
+        ConfigurationError: it cannot, or it is no address.
+    """
+    host, port = split(address, option, any_host=True)
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as failure:
+        raise not_free(address, option) from failure
+
+
+def not_free(address: str, option: str = "") -> ConfigurationError:
+    """The error where a server cannot listen at `address`."""
+    named = f" ({option})" if option.startswith("--") else ""
+    return ConfigurationError(
+        f"cannot listen on {address}{named}: the port is in use or the address is not ours"
+    )

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from slipstream.core.errors import ConfigurationError, InternalError, SlipstreamError
 from slipstream.wire.starting import ending_at_once
 from slipstream.wire.telemetry.logs import LogFormat, LogLevel, configure, fatal
+from slipstream.wire.tls import TlsSettings
 
 S = TypeVar("S", bound=BaseSettings)
 T = TypeVar("T", bound="TelemetrySettings")
@@ -53,7 +54,7 @@ class TelemetrySettings(BaseSettings):
     )
 
 
-class ModelServiceSettings(TelemetrySettings):
+class ModelServiceSettings(TelemetrySettings, TlsSettings):
     """What verifier and drafter have in common."""
 
     model: Path = Field(description="folder with config.json, safetensors and tokenizer")
@@ -72,6 +73,18 @@ class ModelServiceSettings(TelemetrySettings):
     )
     metrics: str = Field(
         "off", description="host:port to answer Prometheus on, at /metrics, or off"
+    )
+    health: str = Field(
+        "off",
+        description="host:port of a plain gRPC health server for an orchestrator's probes:"
+        " readiness, liveness and startup; off: none",
+    )
+    # A first step may compile for a minute, and a chunk of a prompt takes a large model on a slow
+    # CPU another; a restart for nothing costs all sequences and a load.
+    hung_step: float = Field(
+        300.0,
+        gt=0,
+        description="seconds after which a step of the engine counts as hung, and liveness fails",
     )
 
     @property

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import grpc
 
 from slipstream.core.errors import InternalError, SlipstreamError, Unavailable, from_grpc
+from slipstream.wire.tls import refusal
 
 _CODE_KEY = "slipstream-error-code"
 _PARAM_KEY = "slipstream-error-param"
@@ -48,7 +49,8 @@ def error_of(failure: grpc.aio.AioRpcError) -> SlipstreamError:
     """The error that the peer raised, or Unavailable, DeadlineExceeded... from the transport."""
     trailers = dict(failure.trailing_metadata() or ())
     code, word = failure.code().name, str(trailers.get(_CODE_KEY, ""))
-    message = failure.details() or code
+    details = failure.details() or ""
+    message = ("" if word else refusal(details)) or details or code
     if not word and failure.code() in _TRANSPORT_FAILURES:
         return Unavailable(f"the connection failed: {message}")
     error = from_grpc(code, message, word)

@@ -6,17 +6,19 @@ Both seal what they send (see `seal`): a message that was damaged on its way end
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Sequence
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from slipstream.core.errors import ConfigurationError
-from slipstream.wire.address import split
+from slipstream.wire.address import check_free, not_free
+from slipstream.wire.peer_name import PeerNameInterceptor
+from slipstream.wire.probes import Probes
+from slipstream.wire.renewed_channel import RenewedChannel
 from slipstream.wire.sealed_channel import SealedChannel
 from slipstream.wire.sealed_server import SealInterceptor
+from slipstream.wire.tls import Tls, identity
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _OPTIONS = [
@@ -56,18 +58,6 @@ def _no_lost_peer(record: logging.LogRecord) -> bool:
 logging.getLogger("grpc._cython.cygrpc").addFilter(_no_lost_peer)
 
 
-def _try_to_bind(address: str) -> None:
-    """Raises OSError or ConfigurationError where `address` cannot be bound; gRPC would write lines
-    of its own about it to stderr, around our one, and take a port modulo 65536."""
-    host, port = split(address, "the address to listen on", any_host=True)
-    family, kind, _, _, where = socket.getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(where)
-
-
 class Server:
     """A `grpc.aio` server with health checking and reflection.
 
@@ -75,6 +65,9 @@ class Server:
         address: `host:port`; port 0 takes a free one.
         services: full names of the services that will be added, for health and reflection.
         interceptors: passed to the server.
+        tls: who calls must show a certificate of its CA that carries its name; None: anybody may
+            call, in the clear.
+        probes: are told whether it serves.
     """
 
     def __init__(
@@ -82,10 +75,15 @@ class Server:
         address: str,
         services: Sequence[str],
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        *,
+        tls: Tls | None = None,
+        probes: Probes | None = None,
     ) -> None:
         self.address = address
+        self._tls, self._probes = tls, probes or Probes()
+        named = [] if tls is None else [PeerNameInterceptor(tls.name)]
         self.grpc = grpc.aio.server(
-            options=_SERVER_OPTIONS, interceptors=[SealInterceptor(), *interceptors]
+            options=_SERVER_OPTIONS, interceptors=[SealInterceptor(), *named, *interceptors]
         )
         self._services = list(services)
         self._port = 0
@@ -102,14 +100,15 @@ class Server:
             ConfigurationError: the address cannot be bound.
         """
         if self._port == 0:
+            check_free(self.address)
             try:
-                _try_to_bind(self.address)
-                self._port = self.grpc.add_insecure_port(self.address)
-            except (RuntimeError, OSError) as failure:
-                raise ConfigurationError(
-                    f"cannot listen on {self.address}: the port is in use or the address is not "
-                    "ours"
-                ) from failure
+                if self._tls is None:
+                    self._port = self.grpc.add_insecure_port(self.address)
+                else:
+                    credentials = self._tls.server_credentials()
+                    self._port = self.grpc.add_secure_port(self.address, credentials)
+            except RuntimeError as failure:
+                raise not_free(self.address) from failure
         return self._port
 
     async def start(self) -> int:
@@ -121,30 +120,53 @@ class Server:
         port = self.bind()
         await self.set_serving(False)
         await self.grpc.start()
+        self._probes.started()
         return port
 
     async def set_serving(self, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse.ServingStatus
         for name in ["", *self._services]:
             await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+        self._probes.ready = serving
 
     async def stop(self, grace: float) -> None:
         """Says NOT_SERVING, lets calls finish for `grace` seconds, then cuts them."""
+        self._probes.ready = False
         await self._health.enter_graceful_shutdown()
         await self.grpc.stop(grace)
 
 
-def channel(address: str, *, unread_bytes: int | None = None) -> grpc.aio.Channel:
+def channel(
+    address: str, *, unread_bytes: int | None = None, connect_seconds: float | None = None
+) -> grpc.aio.Channel:
     """A channel to a server of ours; not connected yet.
+
+    Inside `tls.among_peers` it is a mutual TLS one, which shows a peer the certificate of the
+    moment: calls that begin after files have changed get a connection of their own.
 
     Args:
         unread_bytes: of each stream, how much the peer may send ahead of what is read here. None
             lets gRPC choose by the link's speed: megabytes, which is best for large answers.
+        connect_seconds: that an attempt to connect may take, and the least time between two. None:
+            a fraction of a second, which the ways between services need.
     """
-    options: list[tuple[str, int]] = [*_CHANNEL_OPTIONS]
+    options: list[tuple[str, int | str]] = [*_CHANNEL_OPTIONS]
+    if connect_seconds is not None:
+        # Of gRPC's options, this is also the deadline of an attempt.
+        key = "grpc.min_reconnect_backoff_ms"
+        options = [each for each in options if each[0] != key]
+        options.append((key, int(1000 * connect_seconds)))
     if unread_bytes is not None:
         options += [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", unread_bytes)]
-    return SealedChannel(grpc.aio.insecure_channel(address, options=options), address)
+    tls = identity()
+    if tls is None:
+        return SealedChannel(grpc.aio.insecure_channel(address, options=options), address)
+    options.append(("grpc.ssl_target_name_override", tls.name))
+
+    def make() -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(address, tls.channel_credentials(), options=options)
+
+    return SealedChannel(RenewedChannel(make, lambda: tls.number), address)
 
 
 async def is_serving(address: str, service: str = "", timeout: float = 1.0) -> bool:

@@ -44,6 +44,9 @@ def test_facts():
         Endpoint("10.0.0.1:50051", False, "a", "n", "v-0"),
         Endpoint("10.0.0.2:50051"),
     )
+    # Two processes of one host, as where pods have the host's network.
+    here = [endpoint_slice("v", ["10.0.0.1"], ports={"grpc": port}) for port in (1, 2)]
+    assert [one.address for one in found(*here, port="grpc")] == ["10.0.0.1:1", "10.0.0.1:2"]
     assert found({"metadata": {}, "ports": None, "endpoints": None}) == ()
 
 

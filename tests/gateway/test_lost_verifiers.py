@@ -23,6 +23,7 @@ from slipstream.core.errors import (
     Overloaded,
     Unavailable,
 )
+from slipstream.discovery.slices import Endpoint
 from slipstream.wire.fakes import FakeBehaviour
 from slipstream.wire.proto import types_pb2, verifier_pb2
 from tests.gateway.pooled import core, past_message
@@ -229,7 +230,7 @@ async def test_a_process_that_is_stopped(tokenizer):
         async with core(tokenizer, TOKENS, [{}], spec=address, lost_after=1.0) as made:
             await made.until_states(serving=1)
             pieces = await begun(made, count=3)
-            await made.pool._update([address, made.fakes[0].address])
+            await made.pool._update([Endpoint(address), Endpoint(made.fakes[0].address)])
             await made.until_states(serving=2)
             process.send_signal(signal.SIGSTOP)
             assert await rest_of(pieces) == TOKENS[3:]

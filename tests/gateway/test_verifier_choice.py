@@ -23,6 +23,7 @@ class Link:
 
     def __init__(self, load, *, zone="", kv="", key="a"):
         self.load = load
+        self.zone = zone
         self.model = ServedModel("m", "f", 10, 10, frozenset(), key, kv_address=kv, zone=zone)
 
 

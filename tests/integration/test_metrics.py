@@ -58,8 +58,9 @@ async def test_both_tell_what_they_did(watched):
         await until(client.connected)
         answer = await client.generate(request([5, 6, 7], max_tokens=60))
         await client.generate(request([9] * 40, max_tokens=20))
-    # The drafter hears of the end a moment later.
-    await until(lambda: scrape(theirs)["drafter_open_sequences"] == 0)
+        # The drafter hears of the end a moment later.
+        await until(lambda: scrape(theirs)["drafter_open_sequences"] == 0)
+        told = await client.status()
     mine, other = scrape(ours), scrape(theirs)
     assert mine["prompt_tokens_total"] == 43
     assert mine["generation_tokens_total"] == len(answer.tokens) + 20 == 80
@@ -77,7 +78,11 @@ async def test_both_tell_what_they_did(watched):
     assert 0 < mine["engine_model_seconds_total"] < mine["engine_step_seconds_sum"]
     assert 0 < mine["spec_decode_overlap_seconds_total"] < mine["spec_decode_verify_seconds_total"]
     assert 0 < mine["spec_decode_overlap_ratio"] < 1
-    assert mine["spec_decode_round_trip_seconds_count"] > 0
+    rounds = mine["spec_decode_round_trip_seconds_count"]
+    assert rounds > 0
+    assert told.round_trips == rounds
+    mean = mine["spec_decode_round_trip_seconds_sum"] / rounds
+    assert told.round_trip_seconds == pytest.approx(mean)
 
     assert mine["drafter_connected"] == mine["drafter_connections_total"] == 1
     assert other["drafter_drafted_tokens_total"] >= accepted

@@ -216,7 +216,7 @@ async def test_model_and_drafter_describe_themselves(client, pair, tiny) -> None
     assert (model.model_id, model.vocab_size, model.context_length) == (tiny.name, VOCAB, 4096)
     assert (model.dtype, model.device, model.exactness) == ("float32", "cpu", "strict")
     assert list(model.eos_token_ids) == [EOS]
-    assert "native" in drafter.layer_plan
+    assert ("native" in drafter.layer_plan, drafter.device) == (True, "cpu")
     assert drafter.weight_bytes > 0
 
 
@@ -279,6 +279,7 @@ async def test_drafter_killed_and_back(client, pair) -> None:
     await until(client.connected, 60)
     connected = await client.status()
     assert connected.drafter_connections == before.drafter_connections + 1
+    assert connected.without_drafter_seconds > before.without_drafter_seconds
 
     async def resumed() -> bool:
         return (await client.status()).accepted_tokens > connected.accepted_tokens + 50

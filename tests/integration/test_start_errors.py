@@ -15,6 +15,7 @@ import torch
 
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.wire.process import run_service
+from tests.certificates import Authority, options
 from tests.integration.conftest import TINY
 from tests.integration.processes import free_address
 
@@ -76,6 +77,27 @@ def test_port_in_use(refused, role, tiny) -> None:
         line = refused(role, "--model", str(tiny), "--listen", address)
     assert address in line
     assert "in use" in line
+
+
+@both
+def test_health_port_in_use(refused, role, tiny) -> None:
+    """The same of the port for probes, with its option."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        line = refused(role, *here(tiny), "--health", address)
+    assert f"{address} (--health): the port is in use" in line
+
+
+@both
+def test_certificates(refused, role, tiny, tmp_path) -> None:
+    """A certificate that is missing is named before the model is loaded; so are some files only."""
+    assert "belong together" in refused(role, *here(tiny, "--tls-ca", "ca.crt"))
+    files = Authority.new().files(tmp_path)
+    files.cert.unlink()
+    line = refused(role, *here(tmp_path / "nowhere", *options(files)))
+    assert f"--tls-cert {files.cert} cannot be read" in line
 
 
 @both

@@ -53,14 +53,15 @@ def being_read(pipe: Path, process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def test_ends_at_once(tiny: Path, tmp_path: Path) -> None:
-    """A signal while weights are read ends it within a second, with 0, no complaint, no child."""
+    """A signal while weights are read ends it within a second, with 0, no complaint, no child, and
+    whether or not it answers probes."""
     running = []
     try:
         for name, (module, number, *options) in SERVICES.items():
             folder = endless(tiny, tmp_path / name)
             command = [sys.executable, "-m", module, "--model", str(folder), *TINY, *options]
             process = subprocess.Popen(
-                [*command, "--listen", free_address()],
+                [*command, "--listen", free_address(), "--health", free_address()],
                 cwd=ROOT,
                 stderr=subprocess.PIPE,
                 start_new_session=True,

@@ -255,6 +255,7 @@ async def verifier(
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)
     kv_pb2_grpc.add_KvServiceServicer_to_server(kv, server.grpc)
     await server.start()
+    await server.set_serving(True)
     engine.start()
     linking = asyncio.create_task(link.run(engine)) if drafter_address else None
     try:

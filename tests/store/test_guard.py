@@ -96,6 +96,7 @@ async def test_every_operation_passes_through(guard):
         ("index_list", "ok"): 1, ("index_remove", "ok"): 1, ("ping", "ok"): 1,
     }  # fmt: skip
     assert len(heard) == 13
+    assert guard.answer_seconds == heard[-1][2]
     assert all(0 <= seconds < 1 for _, _, seconds in heard)
     assert (guard.state, guard.detail, guard.degraded_seconds) == ("ok", "", 0)
     await guard.close()

@@ -7,16 +7,21 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator
 
+import grpc
 import pytest
 
 from slipstream.core.errors import ModelMismatch, Unavailable
 from slipstream.discovery.endpoints import Endpoints
 from slipstream.discovery.zone import Zone
 from slipstream.wire.host import host_id
+from slipstream.wire.mailbox import Mailbox
 from slipstream.wire.proto import drafter_pb2, drafter_pb2_grpc
 from slipstream.wire.transport import Server
-from tests.integration.processes import free_address
+from tests.integration.processes import free_address, until
 from verifier_service.drafter_choice import DrafterChoice, Drafters
+from verifier_service.drafter_link import DrafterLink
+from verifier_service.rounds import Rounds
+from verifier_service.telemetry import Telemetry
 
 OURS = {"model_fingerprint": "ours", "zone": "here", "host": "another"}
 
@@ -155,3 +160,63 @@ async def test_another_model_is_not_asked_again_and_again() -> None:
         clock.now += 31.0
         assert await choice.best() == addresses[1]
         assert stranger.asked == 2
+
+
+async def test_shards_behind_the_first_are_left_alone() -> None:
+    """A process without a DrafterService is asked once in half a minute, whether a drafter is there
+    beside it or not; with one left there is nothing to choose, and with none a reason."""
+    clock, asked = Clock(), []
+
+    class Behind(grpc.aio.ServerInterceptor):
+        async def intercept_service(self, continuation, details):
+            asked.append(details.method)
+            return await continuation(details)
+
+    server = Server("127.0.0.1:0", ["slipstream.v1.ShardService"], [Behind()])
+    shard = f"127.0.0.1:{await server.start()}"
+    try:
+        async with told(Told()) as (address,):
+            choice = among([shard, address], clock=clock)
+            for _ in range(3):
+                assert await choice.best() == address
+            assert len(asked) == 1
+            assert not choice.several
+            clock.now += 31.0
+            assert await choice.best() == address
+            assert len(asked) == 2
+        asked.clear()
+        choice = among([shard, shard.replace("127.0.0.1", "localhost")], clock=clock)
+        for _ in range(3):
+            with pytest.raises(Unavailable, match="only shards behind a drafter's first"):
+                await choice.best()
+        assert len(asked) == 2
+    finally:
+        await server.stop(0)
+
+
+async def test_a_shard_that_is_the_only_address(caplog) -> None:
+    """The link to it says once that no drafter is there, and does not try again each second."""
+    caplog.set_level("INFO", "verifier_service.drafter_link")
+    clock, streams = Clock(), []
+
+    class Behind(grpc.aio.ServerInterceptor):
+        async def intercept_service(self, continuation, details):
+            streams.append(details.method)
+            return await continuation(details)
+
+    server = Server("127.0.0.1:0", ["slipstream.v1.ShardService"], [Behind()])
+    shard = f"127.0.0.1:{await server.start()}"
+    mailbox, rounds = Mailbox(asyncio.get_running_loop()), Rounds(Telemetry())
+    link = DrafterLink(among([shard], clock=clock), drafter_pb2.Hello(), mailbox, rounds)
+    running = asyncio.create_task(link.run(None))
+    try:
+        await until(lambda: streams)
+        await asyncio.sleep(0.7)
+        assert streams == ["/slipstream.v1.DrafterService/Draft"]
+        clock.now += 31.0
+        await until(lambda: len(streams) == 2)
+    finally:
+        running.cancel()
+        await server.stop(0)
+    said = [r.getMessage() for r in caplog.records]
+    assert said == [f"no drafter at {shard}: only shards behind a drafter's first one are there"]

@@ -60,6 +60,11 @@ class Tally:
     def count(self) -> int:
         return sum(self.counts)
 
+    @property
+    def mean(self) -> float:
+        """0 where nothing was observed."""
+        return self.total / max(1, self.count)
+
     def buckets(self) -> list[tuple[str, float]]:
         """Prometheus' buckets: each bound with how many values are not above it."""
         names = [*(str(bound) for bound in self.bounds), "+Inf"]

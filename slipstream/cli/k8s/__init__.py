@@ -1,0 +1,1 @@
+"""`slipstream k8s`: what a release on Kubernetes needs from outside."""
