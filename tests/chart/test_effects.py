@@ -158,6 +158,7 @@ def _idle(leaves: list[Path]) -> set[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # a hundred renders: a minute where the machine is busy
 def test_every_value_has_an_effect() -> None:
     """Whatever is changed in values.yaml changes what is rendered, in one state or another."""
     left = values_schema.leaves()
