@@ -40,7 +40,7 @@ def _fail_a_write(call):
 
 async def _ended(call):
     async with asyncio.timeout(20):
-        while not call.done():
+        while not call.done():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
