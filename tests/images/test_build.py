@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from slipstream.bench.processes import free_address
+from slipstream.models.cache import open_to_all
 from slipstream.wire.transport import is_serving
 from tests.images.builder import Image
 from tests.images.container import run, seal, start, unseal
@@ -114,6 +115,7 @@ def test_gateway(build, tmp_path: Path) -> None:
 def test_verifier(build, scratch: Path, tmp_path: Path) -> None:
     """It loads a model and serves it, with all that this compiles and keeps in its volume."""
     model = write_tiny_model(scratch / "tiny")
+    open_to_all(model)
     with sealed(build("verifier")) as image:
         assert image.ports == [50051, 50061, 9400]
         address, log = free_address(), tmp_path / "log"
