@@ -122,12 +122,12 @@ class DrafterChoice:
         """
         endpoints, before = self._drafters.endpoints, set[str]()
         while True:
-            seen, known = endpoints.changes, self._without_shards(await self._usable())
-            if known and address not in known:
+            seen, listed = endpoints.changes, await self._usable()
+            if address not in listed and self._without_shards(listed):
                 return
-            if before and set(known) - before and await self._outdone(address):
+            if before and set(listed) - before and await self._outdone(address):
                 return
-            before = set(known)
+            before = set(listed)
             await endpoints.changed(seen, _LOOK_SECONDS)
 
     async def _outdone(self, address: str) -> bool:

@@ -88,7 +88,8 @@ def place(
     progress = Quiet() if progress is None else progress
     target = target.expanduser().absolute()
     order = _order(model, tokenizer_only, progress)
-    if Path(model).expanduser().resolve() == target.resolve():
+    # A name such as `default` may also be that of a folder here.
+    if kind_of(model) == "folder" and Path(model).expanduser().resolve() == target.resolve():
         return resolve(model, verify=verify)
     if order.is_in(target, verify=verify):
         return target

@@ -16,6 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from slipstream.core.errors import Corrupted
+from slipstream.wire.ending import WRITE_FAILED, Ending, Status, status_of
 from slipstream.wire.seal import METADATA_KEY, Damaged, Seal, Unsealed, new_name
 from slipstream.wire.status import rpc_error
 
@@ -30,6 +31,7 @@ class _Call:
     def __init__(self, call: Any, method: _Method, requests: Seal, responses: Seal) -> None:
         self._call, self._method = call, method
         self._requests, self._responses = requests, responses
+        self._ending = Ending(call) if method.streams else None
         self._damage: grpc.aio.AioRpcError | None = None
         self._answer: Any = None
 
@@ -37,7 +39,14 @@ class _Call:
         return getattr(self._call, name)
 
     def __await__(self) -> Generator[Any, None, Any]:
-        sealed = yield from self._call.__await__()
+        return self._result().__await__()
+
+    async def _result(self) -> Any:
+        try:
+            sealed = await self._call
+        except grpc.aio.AioRpcError as failure:
+            await self._raise_servers(failure)
+            raise
         if self._damage is not None:
             raise self._damage
         if self._answer is None:
@@ -45,15 +54,22 @@ class _Call:
         return self._answer
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        async for sealed in self._call:
-            yield self._open(sealed)
+        try:
+            async for sealed in self._call:
+                yield self._open(sealed)
+        except grpc.aio.AioRpcError as failure:
+            await self._raise_servers(failure)
         await self._check_end()
 
     async def read(self) -> Any:
         """The next response, or grpc.aio.EOF."""
         if self._damage is not None:
             raise self._damage
-        sealed = await self._call.read()
+        try:
+            sealed = await self._call.read()
+        except grpc.aio.AioRpcError as failure:
+            await self._raise_servers(failure)
+            sealed = grpc.aio.EOF
         if sealed is not grpc.aio.EOF:
             return self._open(sealed)
         await self._check_end()
@@ -65,24 +81,38 @@ class _Call:
             raise self._damage
         try:
             await self._call.write(self._requests.close(self._method.serialize(request)))
+        except grpc.aio.AioRpcError as failure:
+            await self._raise_servers(failure)
+            raise asyncio.InvalidStateError("the server has ended the call") from None
         except asyncio.InvalidStateError:
             if not self._call.done() or self._call.cancelled():
                 raise
-            code, details = await self._call.code(), await self._call.details()
-            if code is grpc.StatusCode.OK:
+            status = await self._status()
+            if status.code is grpc.StatusCode.OK:
                 raise
-            trailers, none = await self._call.trailing_metadata(), grpc.aio.Metadata()
-            raise grpc.aio.AioRpcError(code, none, trailers, details) from None
+            raise status.error() from None
+
+    async def _raise_servers(self, failure: grpc.aio.AioRpcError) -> None:
+        """Raises what the server ended the call with, where it has not ended it in order."""
+        if self._ending is None or failure.details() != WRITE_FAILED:
+            raise failure
+        status = await self._ending.status()
+        if status.code is not grpc.StatusCode.OK:
+            raise status.error() from None
+
+    async def _status(self) -> Status:
+        """Waits for the end of the call."""
+        return await (status_of(self._call) if self._ending is None else self._ending.status())
 
     async def code(self) -> grpc.StatusCode:
-        return await self._call.code() if self._damage is None else self._damage.code()
+        return (await self._status()).code if self._damage is None else self._damage.code()
 
     async def details(self) -> Any:
-        return await self._call.details() if self._damage is None else self._damage.details()
+        return (await self._status()).details if self._damage is None else self._damage.details()
 
     async def trailing_metadata(self) -> Any:
         if self._damage is None:
-            return await self._call.trailing_metadata()
+            return (await self._status()).trailers
         return self._damage.trailing_metadata()
 
     def _open(self, sealed: bytes | None) -> Any:
@@ -107,7 +137,7 @@ class _Call:
 
     async def _check_end(self) -> None:
         """Raises where messages were lost at the end of a stream."""
-        if not set(self._responses.end) <= set(await self._call.trailing_metadata()):
+        if not set(self._responses.end) <= set((await self._status()).trailers):
             self._end(Corrupted(f"the end of the answer of {self._method} was lost"))
 
     def _end(self, failure: Corrupted) -> NoReturn:
@@ -133,7 +163,7 @@ class _Method:
         *,
         streams: bool,
     ) -> None:
-        self._inner, self._streams = inner, streams
+        self._inner, self.streams = inner, streams
         self._peer, self._path = peer, path
         self.serialize: _Serializer = serialize or bytes
         self.deserialize: _Deserializer = deserialize or bytes
@@ -145,7 +175,7 @@ class _Method:
         """Takes a request or, where requests are streamed, an iterator of them or nothing."""
         name = new_name()
         requests, responses = (Seal(name, self._path, to) for to in ("request", "response"))
-        if not self._streams:
+        if not self.streams:
             request = requests.close(self.serialize(request))
         elif request is not None:
             request = self._sealed(request, requests)

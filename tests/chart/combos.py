@@ -154,7 +154,7 @@ def _pair(one: str, a: str, two: str, b: str) -> Pair:
     return frozenset({(one, a), (two, b)})
 
 
-# What the chart refuses, each with a message (test_values.py).
+# What the chart refuses, each with a message (test_refusals.py).
 REFUSED = (
     _pair("plan", "adaptive", "shards", "2"),
     _pair("redis", "none", "replicas", "three"),
@@ -165,12 +165,45 @@ REFUSED = (
 )
 
 
+# Who stands where around a release: with these no rule of a NetworkPolicy has to say "anywhere".
+SURROUNDINGS: Values = {
+    "networkPolicy": {
+        "gatewayFrom": [
+            {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "apps"}},
+                "podSelector": {"matchLabels": {"app": "chat"}},
+            }
+        ],
+        "metricsFrom": [
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+        ],
+        "apiServer": {"cidrs": ["10.96.0.1/32"]},
+        "modelHub": {"cidrs": ["198.51.100.0/24"]},
+        "externalRedis": {"to": [{"ipBlock": {"cidr": "192.0.2.7/32"}}]},
+        "otlp": {
+            "to": [
+                {
+                    "namespaceSelector": {
+                        "matchLabels": {"kubernetes.io/metadata.name": "observability"}
+                    }
+                }
+            ]
+        },
+    }
+}
+
+
 def rows() -> list[dict[str, str]]:
     return combinations({name: list(settings) for name, settings in OPTIONS.items()}, REFUSED)
 
 
 def values_of(row: Mapping[str, str]) -> Values:
     return merged(*(OPTIONS[name][setting] for name, setting in row.items()))
+
+
+def render_of(row: Mapping[str, str]) -> Render:
+    """A release with the row's options, whose surroundings are known."""
+    return template(merged(values_of(row), SURROUNDINGS))
 
 
 def label_of(row: Mapping[str, str]) -> str:
@@ -184,5 +217,5 @@ def renders() -> dict[str, Render]:
     """Defaults, each ready value file, and the rows; by what they are."""
     made = {"defaults": template()}
     made |= {name: template(files=[path]) for name, path in value_files().items()}
-    made |= {label_of(row): template(values_of(row)) for row in rows()}
+    made |= {label_of(row): render_of(row) for row in rows()}
     return made

@@ -34,7 +34,7 @@ class HelmError(Exception):
     """What helm wrote to stderr, where it ended with another code than 0."""
 
 
-class _Loader(yaml.CSafeLoader):  # type: ignore[misc]
+class _Loader(yaml.CSafeLoader):
     """Refuses a key that comes twice, as an API server does; the plain loader takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
+
 from tests.chart import values_schema
 from tests.chart.combos import OPTIONS, ROLES
 from tests.chart.helm import merged, refusal, template
@@ -155,6 +157,8 @@ def _idle(leaves: list[Path]) -> set[Path]:
     return left
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # a hundred renders: a minute where the machine is busy
 def test_every_value_has_an_effect() -> None:
     """Whatever is changed in values.yaml changes what is rendered, in one state or another."""
     left = values_schema.leaves()

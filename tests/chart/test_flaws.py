@@ -11,7 +11,7 @@ import pytest
 from tests.chart import schemas
 from tests.chart.combos import values_of
 from tests.chart.helm import Object, Render, merged, template
-from tests.chart.policies import availability, security, wiring
+from tests.chart.policies import availability, references, security, wiring
 
 VERIFIER = ("StatefulSet", "slipstream-verifier")
 GATEWAY = ("Deployment", "slipstream-gateway")
@@ -227,32 +227,32 @@ FLAWS: list[tuple[Any, tuple[str, str], Callable[[Object], None]]] = [
         _set("spec.ingress.0.ports.0.port", 8080),
     ),
     (
-        wiring.volumes_are_there_and_used,
+        references.volumes_are_there_and_used,
         VERIFIER,
         _append(f"{MAIN}.volumeMounts", {"name": "x", "mountPath": "/x"}),
     ),
     (
-        wiring.volumes_are_there_and_used,
+        references.volumes_are_there_and_used,
         VERIFIER,
         _append(f"{POD}.volumes", {"name": "x", "emptyDir": {}}),
     ),
     (
-        wiring.references_lead_somewhere,
+        references.references_lead_somewhere,
         ("Secret", "slipstream-api-keys"),
         _set("data", {"other": "eA=="}),
     ),
     (
-        wiring.references_lead_somewhere,
+        references.references_lead_somewhere,
         ("PersistentVolumeClaim", "slipstream-models"),
         _set("metadata.name", "models"),
     ),
     (
-        wiring.what_the_release_makes_is_used,
+        references.what_the_release_makes_is_used,
         ("PersistentVolumeClaim", "slipstream-models"),
         _set("metadata.name", "models"),
     ),
     (
-        wiring.pods_restart_for_their_config,
+        references.pods_restart_for_their_config,
         ("StatefulSet", "slipstream-redis"),
         _set("spec.template.metadata.annotations", {}),
     ),
@@ -278,7 +278,7 @@ def test_a_flaw_breaks_the_policy(
 
 def test_every_policy_has_a_flaw() -> None:
     """No policy is without a release that breaks it."""
-    every = {*security.POLICIES, *availability.POLICIES, *wiring.POLICIES}
+    every = {*security.POLICIES, *availability.POLICIES, *wiring.POLICIES, *references.POLICIES}
     assert {policy for policy, _, _ in FLAWS} == every
 
 

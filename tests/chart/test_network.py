@@ -36,33 +36,6 @@ OUTSIDE = (
     NEIGHBOUR, CLIENT, STRANGER, PROMETHEUS, DNS, COLLECTOR, API_SERVER, HUB, REDIS_HOST,
 )  # fmt: skip
 
-# Who stands where: with these no rule needs to say "anywhere".
-KNOWN = {
-    "networkPolicy": {
-        "gatewayFrom": [
-            {
-                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "apps"}},
-                "podSelector": {"matchLabels": {"app": "chat"}},
-            }
-        ],
-        "metricsFrom": [
-            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
-        ],
-        "apiServer": {"cidrs": ["10.96.0.1/32"]},
-        "modelHub": {"cidrs": ["198.51.100.0/24"]},
-        "externalRedis": {"to": [{"ipBlock": {"cidr": "192.0.2.7/32"}}]},
-        "otlp": {
-            "to": [
-                {
-                    "namespaceSelector": {
-                        "matchLabels": {"kubernetes.io/metadata.name": "observability"}
-                    }
-                }
-            ]
-        },
-    }
-}
-
 
 def drawn(row: Mapping[str, str]) -> set[Arrow]:
     """The arrows of docs/kubernetes.md for a row of options, between what is there in it."""
@@ -120,12 +93,12 @@ ROWS = {combos.label_of(row): row for row in combos.rows() if row["policies"] ==
 def test_exactly_the_drawn_arrows(label: str) -> None:
     """Where the neighbours are known the graph of each combination is the drawn one."""
     row = ROWS.get(label, {})
-    _same(_graph(template(merged(combos.values_of(row), KNOWN))), drawn(row))
+    _same(_graph(combos.render_of(row)), drawn(row))
 
 
 def test_drafters_that_compute_their_own_context_ask_no_verifier() -> None:
     """Without a pull of keys and values the arrow back to the verifiers is gone."""
-    render = template(merged(KNOWN, {"drafter": {"kvContext": "own"}}))
+    render = template(merged(combos.SURROUNDINGS, {"drafter": {"kvContext": "own"}}))
     _same(_graph(render), drawn({}) - {("drafter", "verifier", "grpc")})
 
 
@@ -152,7 +125,7 @@ def test_defaults_say_anywhere_by_port_only() -> None:
 
 def test_two_releases_in_one_namespace_do_not_meet() -> None:
     """Pods of another release have the same components, and no arrow leads to or from them."""
-    one, other = template(KNOWN), template(KNOWN, release="other")
+    one, other = template(combos.SURROUNDINGS), template(combos.SURROUNDINGS, release="other")
     both = Policies((*one.of("NetworkPolicy"), *other.of("NetworkPolicy")))
     theirs = [replace(point, name=f"other {point.name}") for point in endpoints(other)]
     found = arrows(both, [*endpoints(one), *theirs], OUTSIDE)
@@ -179,7 +152,7 @@ def test_every_pod_is_isolated_both_ways() -> None:
 @pytest.mark.parametrize("role", ["gateway", "verifier", "drafter", "redis"])
 def test_a_policy_that_is_lost_shows(role: str) -> None:
     """Without the role's policy the graph is another one: the comparison would fail."""
-    render = template(KNOWN)
+    render = template(combos.SURROUNDINGS)
     kept = tuple(
         item
         for item in copy.deepcopy(render.objects)

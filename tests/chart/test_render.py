@@ -8,10 +8,10 @@ import pytest
 
 from tests.chart import combos, schemas
 from tests.chart.helm import CHART, Render, each, refusal, run, template, value_files
-from tests.chart.policies import availability, security, wiring
+from tests.chart.policies import availability, references, security, wiring
 
 Policy = Callable[[Render], Iterator[str]]
-POLICIES = [*security.POLICIES, *availability.POLICIES, *wiring.POLICIES]
+POLICIES = [*security.POLICIES, *availability.POLICIES, *wiring.POLICIES, *references.POLICIES]
 
 
 @pytest.mark.parametrize("name", ["defaults", *value_files()])

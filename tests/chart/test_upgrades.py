@@ -101,8 +101,7 @@ def states() -> dict[str, dict[str, Render]]:
     about claims, and cannot be changed."""
     found: dict[str, dict[str, Render]] = {}
     for row in combos.rows():
-        values = combos.values_of(row)
-        found.setdefault(row["cache"], {})[combos.label_of(row)] = template(values)
+        found.setdefault(row["cache"], {})[combos.label_of(row)] = combos.render_of(row)
     for cache, renders in found.items():
         base = combos.values_of({"cache": cache})
         renders |= {"as it is": template(base), "changes": template(merged(base, CHANGES))}

@@ -279,6 +279,13 @@ def test_default_tokenizer_is_the_models(model_dir: Path, target: Path) -> None:
     )
 
 
+def test_a_name_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default model can go into a folder `default` beside which the command runs."""
+    monkeypatch.chdir(tmp_path)
+    put("default", Path("default"), tokenizer_only=True)
+    assert manifest.origin(tmp_path / "default")[1] == manifest.TOKENIZER
+
+
 def test_archive_is_the_same_from_the_same(model_dir: Path, tmp_path: Path) -> None:
     """Packed twice at different times it has the same bytes."""
     packed = []
