@@ -13,7 +13,7 @@ from tests.rendered.pod import Pod
 from tests.rendered.translation import Names
 
 # Nobody listens there but we, to show that the network is taken.
-_CLAIM_PORT = 1
+_CLAIM_PORT = 19_999
 _TRIES = 200
 
 
