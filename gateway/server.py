@@ -33,7 +33,6 @@ from slipstream.wire.tls import among_peers
 from slipstream.wire.transport import Server
 
 _START_SECONDS = 10.0
-# Of a gateway that gives its clients no grace.
 log = logging.getLogger(__name__)
 
 
