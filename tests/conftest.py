@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import tempfile
 from collections.abc import Iterator
@@ -41,6 +42,24 @@ def _own_state() -> Iterator[None]:
 def model_dir() -> Path:
     """The default model's folder in the user's cache, prepared if it is not there yet."""
     return resolve("default")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where tests marked `alone` are asked for, files that have none are not imported: all of them
+    would take longer than some of the tests."""
+    if config.option.markexpr != "alone" or not collection_path.match("test_*.py"):
+        return None
+    return not _marks_alone(collection_path) or None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.get_closest_marker("alone") and not _marks_alone(item.path):
+        raise pytest.UsageError(f"{item.path} must say mark.alone itself, or nobody runs it")
+
+
+@functools.cache
+def _marks_alone(file: Path) -> bool:
+    return "mark.alone" in file.read_text()
 
 
 @pytest.hookimpl(trylast=True)
