@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slipstream.wire.starting import starting
+from slipstream.wire.starting import imported, starting
 
 if __name__ == "__main__":
     # Before the imports that take seconds.
@@ -244,4 +244,5 @@ async def _serve_shard(
 
 
 if __name__ == "__main__":
+    imported()
     sys.exit(run_service("drafter", Settings, serve, sys.argv[1:]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slipstream.wire.starting import starting
+from slipstream.wire.starting import imported, starting
 
 if __name__ == "__main__":
     # Before the imports that take seconds.
@@ -32,4 +32,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    imported()
     sys.exit(main(sys.argv[1:]))

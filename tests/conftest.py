@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 settings.register_profile("slipstream", deadline=None)
 settings.load_profile("slipstream")
 
+# Collecting the tests imports torch and all of ours, and makes next to no garbage: with the
+# collector at rest it takes three quarters of the time. See `pytest_collection_finish`.
+gc.disable()
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_state() -> Iterator[None]:
@@ -38,6 +44,24 @@ def model_dir() -> Path:
     return resolve("default")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where tests marked `alone` are asked for, files that have none are not imported: all of them
+    would take longer than some of the tests."""
+    if config.option.markexpr != "alone" or not collection_path.match("test_*.py"):
+        return None
+    return not _marks_alone(collection_path) or None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.get_closest_marker("alone") and not _marks_alone(item.path):
+        raise pytest.UsageError(f"{item.path} must say mark.alone itself, or nobody runs it")
+
+
+@functools.cache
+def _marks_alone(file: Path) -> bool:
+    return "mark.alone" in file.read_text()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Who waits for `transformers` comes last."""
@@ -50,6 +74,9 @@ def _wants_reference(item: pytest.Item) -> bool:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What `transformers` takes minutes for begins at once, beside the tests that come before."""
+    # No later collection goes over what is there from here on until the end.
+    gc.freeze()
+    gc.enable()
     wanted = any(map(_wants_reference, session.items))
     if wanted and not session.config.option.collectonly:
         from tests.golden.reference import begin_reference

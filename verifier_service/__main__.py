@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slipstream.wire.starting import starting
+from slipstream.wire.starting import imported, starting
 
 if __name__ == "__main__":
     # Before the imports that take seconds.
@@ -224,4 +224,5 @@ async def _leave(server: Server, departure: Departure, grace: float) -> None:
 
 
 if __name__ == "__main__":
+    imported()
     sys.exit(run_service("verifier", Settings, serve, sys.argv[1:]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,9 @@ from slipstream.wire.transport import is_serving
 
 # What `up` makes sure of whether it is asked for or not: nothing without keys is open to others.
 _CHECKED = ("listen", "metrics", "http", "grpc", "api-keys")
+# Trusts nobody. Reading the certificates of the machine would take longer than all else of a
+# question that is asked in the clear, several times a second while a model loads.
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 # Options of a service's command line; None means that the service's own default holds.
 Options = dict[str, object | None]
 Ask = Callable[[], Awaitable[bool]]
@@ -172,7 +176,7 @@ async def _answers(url: str) -> bool:
     """Whether a GET is answered with status 200 within two seconds."""
     try:
         # What the environment says about proxies is not meant for our own processes.
-        async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=2.0, trust_env=False, verify=_NO_TLS) as client:
             return (await client.get(url)).status_code == 200
     except httpx.HTTPError:
         return False

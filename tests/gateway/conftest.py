@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from gateway import tokenizer as gateway_tokenizer
@@ -114,6 +115,26 @@ def decode(hf_tokenizers: dict[str, Tokenizer]) -> Callable[[list[int]], str]:
 
 
 EOS = 2
+# uvicorn looks every tenth of a second whether it shall stop, and waits for another one when it
+# does. There are hundreds of gateways here, and what they prove needs none of these waits.
+_POLLS = 10
+
+
+class _Hurried:
+    """asyncio as uvicorn's server sees it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / _POLLS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_stops() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn.server, "asyncio", _Hurried())
+        yield
 
 
 @dataclass
@@ -165,6 +186,11 @@ def _eventually() -> Callable[..., Any]:
     return eventually
 
 
+def _client(url: str) -> httpx.AsyncClient:
+    # Nothing is encrypted here, and reading the machine's certificates takes longer than all else.
+    return httpx.AsyncClient(base_url=url, timeout=20, trust_env=False, verify=False)
+
+
 @pytest.fixture
 def make_rig(model_folder: Path) -> Callable[..., contextlib.AbstractAsyncContextManager[Rig]]:
     """A context manager that starts verifiers with these tokens, and a gateway before them.
@@ -206,7 +232,7 @@ def make_rig(model_folder: Path) -> Callable[..., contextlib.AbstractAsyncContex
             chosen = Settings(**(fields | settings))
             async with serving(chosen, store or MemoryStore()) as running:
                 url = f"http://127.0.0.1:{running.http_port}"
-                async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as http:
+                async with _client(url) as http:
                     address = f"127.0.0.1:{running.grpc_port}"
                     made = Rig(started, http, url, address, running)
                     await made.until_ready()
