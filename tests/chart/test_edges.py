@@ -123,6 +123,16 @@ def test_the_test_asks_for_what_the_release_has() -> None:
     assert template({"tests": {"enabled": False}}).of("Pod") == []
 
 
+def test_labels_of_the_test_pod_are_each_there_once() -> None:
+    """Its own go before those of all: a key that is there twice is no YAML for strict readers."""
+    values = {"commonLabels": {"team": "a"}, "tests": {"podLabels": {"team": "b"}}}
+    render = template(values)
+    (pod,) = render.of("Pod")
+    assert pod["metadata"]["labels"]["team"] == "b"
+    (text,) = (part for part in render.text.split("\n---\n") if "\nkind: Pod\n" in part)
+    assert text.count("team:") == 1
+
+
 def _notes(name: str) -> str:
     told = run(
         "install", RELEASE, CHART, f"--namespace={NAMESPACE}", "--dry-run=client",

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.chart.helm import RELEASE, Object, Render, merged, template
+from tests.chart.pods import pod_of
 
 SHARED = {"model": {"cache": {"type": "shared"}}}
 TUNED = {"drafter": {"layerPlan": {"source": "tune"}}}
@@ -60,6 +61,17 @@ def test_the_job_fetches_as_pods_do() -> None:
     assert [v for v in pod["volumes"] if v["name"] == "models"] == [
         {"name": "models", "persistentVolumeClaim": {"claimName": f"{RELEASE}-models"}}
     ]
+
+
+@pytest.mark.parametrize("gpu", [{}, {"count": 1}, {"claimTemplate": "half-a-card"}])
+def test_the_job_needs_no_image_and_no_gpu_of_its_own(gpu: dict[str, Any]) -> None:
+    """It runs what the verifiers run, whatever they compute on, and takes none of their GPUs."""
+    render = template(merged(SHARED, {"verifier": {"gpu": gpu}}))
+    pod = _job(render, "model-download")["spec"]["template"]["spec"]
+    (fetch,) = pod["containers"]
+    assert fetch["image"] == pod_of(render, "verifier").main["image"]
+    assert "resourceClaims" not in pod
+    assert not {"claims", "nvidia.com/gpu"} & {*fetch["resources"], *fetch["resources"]["limits"]}
 
 
 @pytest.mark.parametrize(
