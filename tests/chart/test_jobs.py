@@ -122,6 +122,19 @@ def test_the_plan_goes_from_the_job_to_the_drafters() -> None:
     assert pod["serviceAccountName"] == f"{RELEASE}-tune"
 
 
+def test_another_model_waits_for_a_plan_of_its_own() -> None:
+    """The plan that a Job found before is for another model, which drafters would refuse."""
+
+    def plan(model: str) -> str:
+        values = merged(TUNED, {"model": {"name": model}})
+        pod = template(values).get("StatefulSet", f"{RELEASE}-drafter")["spec"]["template"]["spec"]
+        (name,) = (v["configMap"]["name"] for v in pod["volumes"] if "configMap" in v)
+        return str(name)
+
+    assert len({plan("org/one"), plan("org/two"), plan("org/two@rev")}) == 3
+    assert plan("org/one") == plan("org/one")
+
+
 def test_a_search_goes_on_where_it_was() -> None:
     """A container that starts anew finds its journal in the pod's volume, and the Job stays when it
     has ended: deleted, the next upgrade would search again."""
