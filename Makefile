@@ -125,7 +125,7 @@ bench-peers: $(STAMP) ## The same Locust file against vLLM and transformers (PEE
 # With the first engine that is there and answers: a docker without its daemon does not. Tags are what
 # the chart asks for. buildx adds what an image is made of, and a proof of where, and pushes both:
 # BUILD_ARGS="--sbom=true --provenance=mode=max --push".
-images: ## Build the images (VARIANT=cpu or a CUDA release as cu128, REGISTRY=, TAG=, BUILD_ARGS=)
+images: ## Build the images (VARIANT=cpu or a CUDA release as cu130, REGISTRY=, TAG=, BUILD_ARGS=)
 	@engine=; for name in docker podman buildah; do \
 	  if $$name info >/dev/null 2>&1; then engine=$$name; break; fi; \
 	done; \

@@ -109,7 +109,8 @@ def api_key(file: Path | None, variable: str) -> str | None:
         ConfigurationError: the file cannot be read, or holds something else.
     """
     if file is None:
-        return os.environ.get(variable) or None
+        # A Secret that was made from a file may end with a line break.
+        return os.environ.get(variable, "").strip() or None
     try:
         key = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as failure:

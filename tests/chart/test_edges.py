@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.chart.helm import CHART, NAMESPACE, RELEASE, merged, refusal, run, template, value_files
+from tests.chart.pods import pod_of
 
 ANYONE = {"networkPolicy": {"gatewayFrom": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}}
 INGRESS = merged(ANYONE, {"gateway": {"ingress": {"enabled": True, "hosts": ["llm.example.org"]}}})
@@ -121,6 +122,25 @@ def test_the_test_asks_for_what_the_release_has() -> None:
     (pod,) = template({"drafter": {"enabled": False}}).of("Pod")
     assert "--expect-drafts" not in pod["spec"]["containers"][0]["args"]
     assert template({"tests": {"enabled": False}}).of("Pod") == []
+
+
+@pytest.mark.parametrize(("bind", "asked"), [("0.0.0.0", []), ("::", ["-h", "::1"])])
+def test_redis_is_probed_where_it_listens(bind: str, asked: list[str]) -> None:
+    """Bound to :: Redis takes IPv6 alone, and by itself redis-cli asks 127.0.0.1."""
+    main = pod_of(template({"bindAddress": bind}), "redis").main
+    for kind in ("startup", "liveness", "readiness"):
+        command = main[f"{kind}Probe"]["exec"]["command"]
+        assert command[:2] + asked + ["-p"] == command[: 3 + len(asked)]
+
+
+def test_labels_of_the_test_pod_are_each_there_once() -> None:
+    """Its own go before those of all: a key that is there twice is no YAML for strict readers."""
+    values = {"commonLabels": {"team": "a"}, "tests": {"podLabels": {"team": "b"}}}
+    render = template(values)
+    (pod,) = render.of("Pod")
+    assert pod["metadata"]["labels"]["team"] == "b"
+    (text,) = (part for part in render.text.split("\n---\n") if "\nkind: Pod\n" in part)
+    assert text.count("team:") == 1
 
 
 def _notes(name: str) -> str:

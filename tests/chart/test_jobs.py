@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.chart.helm import RELEASE, Object, Render, merged, template
+from tests.chart.pods import pod_of
 
 SHARED = {"model": {"cache": {"type": "shared"}}}
 TUNED = {"drafter": {"layerPlan": {"source": "tune"}}}
@@ -62,6 +63,17 @@ def test_the_job_fetches_as_pods_do() -> None:
     ]
 
 
+@pytest.mark.parametrize("gpu", [{}, {"count": 1}, {"claimTemplate": "half-a-card"}])
+def test_the_job_needs_no_image_and_no_gpu_of_its_own(gpu: dict[str, Any]) -> None:
+    """It runs what the verifiers run, whatever they compute on, and takes none of their GPUs."""
+    render = template(merged(SHARED, {"verifier": {"gpu": gpu}}))
+    pod = _job(render, "model-download")["spec"]["template"]["spec"]
+    (fetch,) = pod["containers"]
+    assert fetch["image"] == pod_of(render, "verifier").main["image"]
+    assert "resourceClaims" not in pod
+    assert not {"claims", "nvidia.com/gpu"} & {*fetch["resources"], *fetch["resources"]["limits"]}
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -108,6 +120,19 @@ def test_the_plan_goes_from_the_job_to_the_drafters() -> None:
     free = [verb for rule in role["rules"] if rule not in named for verb in rule["verbs"]]
     assert free == ["create"]
     assert pod["serviceAccountName"] == f"{RELEASE}-tune"
+
+
+def test_another_model_waits_for_a_plan_of_its_own() -> None:
+    """The plan that a Job found before is for another model, which drafters would refuse."""
+
+    def plan(model: str) -> str:
+        values = merged(TUNED, {"model": {"name": model}})
+        pod = template(values).get("StatefulSet", f"{RELEASE}-drafter")["spec"]["template"]["spec"]
+        (name,) = (v["configMap"]["name"] for v in pod["volumes"] if "configMap" in v)
+        return str(name)
+
+    assert len({plan("org/one"), plan("org/two"), plan("org/two@rev")}) == 3
+    assert plan("org/one") == plan("org/one")
 
 
 def test_a_search_goes_on_where_it_was() -> None:

@@ -175,6 +175,10 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ),
     (_at("gateway.pdb.minAvailable", 1), "minAvailable 1 of 1 pods lets none of them go"),
     (_at("gateway.pdb.minAvailable", "100%"), "lets none of them go"),
+    (
+        _at("verifier", {"replicas": 2, "pdb": {"minAvailable": "51%"}}),
+        "minAvailable 51% of 2 pods lets none of them go",
+    ),
     (_at("drafter.pdb.maxUnavailable", 0), "lets no pod go"),
 ]
 

@@ -166,7 +166,7 @@ def test_keys(server: LyingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file = tmp_path / "key"
     file.write_text("sk-right\n")
     assert check(server.url, "--api-key-file", str(file)).exit_code == 0
-    monkeypatch.setenv("MY_KEY", "sk-right")
+    monkeypatch.setenv("MY_KEY", "sk-right\n")
     assert check(server.url, "--api-key-env", "MY_KEY").exit_code == 0
     monkeypatch.setenv("SLIPSTREAM_API_KEY", "sk-wrong")
     result = check(server.url)

@@ -12,7 +12,7 @@ from slipstream.cli.k8s.api import Cluster, Forbidden
 from slipstream.cli.k8s.checks.surroundings import check_rights
 from slipstream.cli.k8s.doctor import look_at_objects
 from slipstream.cli.k8s.findings import Finding, Level
-from slipstream.cli.k8s.release import find
+from slipstream.cli.k8s.release import COMPONENT, find
 from slipstream.core.errors import ConfigurationError
 from slipstream.discovery.fakes import FakeApiServer
 from tests.cli.releases import JUST_NOW, LONG_AGO, NOW, Objects
@@ -309,6 +309,19 @@ def test_every_flaw_is_found(
     # Nothing else is made of it, but for what the same flaw really is in two places.
     worse = {each.check for each in found if each.level in {Level.problem, Level.warning}}
     assert worse - {check} <= {"container-config", "reference-missing", "job-failed"}
+
+
+def test_images_by_digest(api: FakeApiServer, cluster: Cluster) -> None:
+    """Every role has a digest of its own: that says nothing of versions."""
+    objects = Objects()
+    for number, role in enumerate(("gateway", "verifier", "drafter")):
+        for one in objects.all.values():
+            if one["kind"] == "Pod" and one["metadata"]["labels"][COMPONENT] == role:
+                image = f"r/{role}@sha256:{str(number) * 64}"
+                container = {**one["spec"]["containers"][0], "image": image}
+                one["spec"] = {**one["spec"], "containers": [container]}
+    found = findings(api, cluster, objects)
+    assert [one for one in found if one.level is not Level.ok] == []
 
 
 def test_rights_of_service_accounts(api: FakeApiServer, cluster: Cluster) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from tests.images.dockerfile import expand, read
 
 HADOLINT = Path(sys.executable).with_name("hadolint")
 BORDER = "# ---"
+# For which CUDA releases torch comes: to look up anew with each version that is pinned.
+TORCH, CUDA = "2.13.0", {"cu126", "cu130"}
 
 
 def lint(path: Path) -> subprocess.CompletedProcess[str]:
@@ -73,6 +76,15 @@ def test_what_is_a_service_of_its_own(service: str) -> None:
     names = ("title", "description", "version", "revision", "created")
     assert list(labels) == [f"org.opencontainers.image.{name}" for name in names]
     assert labels["org.opencontainers.image.title"] == f"slipstream-{service}"
+
+
+def test_what_is_said_of_cuda_can_be_built() -> None:
+    """Every variant that is named anywhere is one that the pinned torch comes in."""
+    assert f"torch=={TORCH}" in (ROOT / "constraints.txt").read_text().splitlines()
+    places = [*FILES.values(), ROOT / "Makefile", *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    named = {name for path in places for name in re.findall(r"\bcu1\d\d\b", path.read_text())}
+    assert named
+    assert named <= CUDA
 
 
 def test_nothing_but_the_sources_gets_into_a_build() -> None:

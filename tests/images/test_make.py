@@ -31,7 +31,7 @@ def make(folder: Path, engines: dict[str, int], *options: str) -> subprocess.Com
 def test_each_service_by_the_engine_that_answers(tmp_path: Path) -> None:
     """The commands name file, tag and variant; the gateway's image is one for all variants."""
     ended = make(
-        tmp_path, {"podman": 0}, "VARIANT=cu128", "REGISTRY=r.example/x/", "TAG=9", "BUILD_ARGS=--q"
+        tmp_path, {"podman": 0}, "VARIANT=cu130", "REGISTRY=r.example/x/", "TAG=9", "BUILD_ARGS=--q"
     )
     assert ended.returncode == 0, ended.stderr
     commands = [line for line in ended.stdout.splitlines() if line.startswith("podman build ")]
@@ -41,7 +41,7 @@ def test_each_service_by_the_engine_that_answers(tmp_path: Path) -> None:
         "--file drafter_service/Dockerfile --tag r.example/x/slipstream/drafter:9-cuda",
     ]
     for line in commands:
-        assert " VARIANT=cu128 " in line
+        assert " VARIANT=cu130 " in line
         assert line.endswith(" --q .")
         assert len(line.partition(" REVISION=")[2].split()[0]) == 40
 

@@ -150,7 +150,8 @@ CPUs and one for CUDA; the gateway has one for all.
 {{- define "slipstream.layerPlanConfigMap" -}}
 {{- $plan := .Values.drafter.layerPlan -}}
 {{- if eq $plan.source "tune" -}}
-{{- printf "%s-layer-plan" (include "slipstream.fullname" .) -}}
+{{- /* A plan is one model's: with another model drafters wait for that one's, and do not fail on this. */ -}}
+{{- printf "%s-layer-plan-%s" (include "slipstream.fullname" .) (include "slipstream.modelFolder" . | sha256sum | trunc 8) -}}
 {{- else -}}
 {{- $plan.configMap.name -}}
 {{- end -}}

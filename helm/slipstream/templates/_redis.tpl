@@ -66,6 +66,11 @@ maxmemory-policy noeviction
 {{- define "slipstream.redisPing" -}}
 - redis-cli
 - -e
+{{- /* Bound to :: it takes IPv6 alone, and redis-cli would ask 127.0.0.1. */}}
+{{- if contains ":" .Values.bindAddress }}
+- -h
+- "::1"
+{{- end }}
 - -p
 - {{ include "slipstream.port" "redis/redis" | quote }}
 {{- if .Values.tls.enabled }}

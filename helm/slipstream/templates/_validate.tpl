@@ -166,7 +166,12 @@ monitoring lets Prometheus scrape, which the NetworkPolicy keeps out: name its n
 {{- $least := toString $pdb.minAvailable }}
 {{- $pods := mul (int (include "slipstream.leastReplicas" .role)) (int (default 1 .role.shards)) }}
 {{- if ne $least "" }}
-{{- if or (eq $least "100%") (and (not (hasSuffix "%" $least)) (ge (int $least) (int $pods)) (gt (int $pods) 0)) }}
+{{- $stay := int $least }}
+{{- if hasSuffix "%" $least }}
+{{- /* Kubernetes rounds up. */}}
+{{- $stay = div (add (mul (int (trimSuffix "%" $least)) $pods) 99) 100 }}
+{{- end }}
+{{- if or (eq $least "100%") (and (ge (int $stay) (int $pods)) (gt (int $pods) 0)) }}
 {{ .name }}.pdb.minAvailable {{ $least }} of {{ $pods }} pods lets none of them go, so that nodes can never be drained: lower it, or use {{ .name }}.pdb.maxUnavailable
 {{- end }}
 {{- else if has (toString $pdb.maxUnavailable) (list "0" "0%" "") }}

@@ -90,7 +90,7 @@ def _given(render: Render) -> dict[tuple[str, str], set[str]]:
 
 
 # Made while the release runs, by the tune Job.
-_MADE_LATER = re.compile(rf"ConfigMap {RELEASE}[a-z-]*plan")
+_MADE_LATER = re.compile(rf"ConfigMap {RELEASE}[a-z-]*plan-[0-9a-f]{{8}}")
 
 
 def references_lead_somewhere(render: Render) -> Iterator[str]:

@@ -88,7 +88,7 @@ def _scaler(scaler: Object) -> Iterator[Finding]:
 
 def _images(release: Release) -> Iterator[Finding]:
     """The same build within a role, the same version over all."""
-    versions: dict[str, set[str]] = {}
+    versions: dict[str, str] = {}
     for role in SERVICES:
         pods = [p for p in release.of("pods", role) if not p["metadata"].get("deletionTimestamp")]
         images = {str(pod["spec"]["containers"][0]["image"]) for pod in pods}
@@ -112,10 +112,10 @@ def _images(release: Release) -> Iterator[Finding]:
                 f"its pods run {len(ids)} builds of one tag, {images.pop()}",
                 "use tags that do not move, or digests, and restart the pods",
             )
-        elif images:
-            versions[role] = {_version(image) for image in images}
-    if len({version for found in versions.values() for version in found}) > 1:
-        told = ", ".join(f"{role} {' '.join(found)}" for role, found in versions.items())
+        elif images and (version := _version(images.pop())):
+            versions[role] = version
+    if len({*versions.values()}) > 1:
+        told = ", ".join(f"{role} {version}" for role, version in versions.items())
         yield warning(
             "versions-differ",
             release.name,
@@ -123,14 +123,14 @@ def _images(release: Release) -> Iterator[Finding]:
             "leave image.tag of the roles empty, so that all follow the chart's version",
         )
     elif versions:
-        yield ok("images", release.name, f"all run version {versions.popitem()[1].pop()}")
+        yield ok("images", release.name, f"all run version {versions.popitem()[1]}")
 
 
 def _version(image: str) -> str:
-    """The tag without its variant, or the digest of it as there is no tag."""
+    """The tag without its variant; empty for a digest alone, as each role has its own."""
     name, _, digest = image.rpartition("/")[2].partition("@")
     tag = name.partition(":")[2]
-    return re.sub(r"-(cpu|cuda)[0-9.]*$", "", tag) if tag else digest[:19] or "latest"
+    return re.sub(r"-(cpu|cuda)[0-9.]*$", "", tag) or ("" if digest else "latest")
 
 
 def check_rights(release: Release, may: Callable[[str, str], bool | None]) -> Iterator[Finding]:
