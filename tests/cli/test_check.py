@@ -136,9 +136,9 @@ def test_no_drafts_until_the_deadline(server: LyingServer, block: Any, phrase: s
 
 
 def test_it_waits_for_readiness_and_room(server: LyingServer) -> None:
-    """A server that is not ready yet, or has no room, is asked again."""
+    """A server that is not ready yet, or has no room, is asked again, and each reason told once."""
     server.ready = [{"ready": False, "missing": ["verifier"]}, READY]
-    server.refusals = [429, 503]
+    server.refusals = [429, 503, 503, 503]
     result = check(server.url)
     assert result.exit_code == 0, result.output
     assert result.output.count("note  asked again") == 2
