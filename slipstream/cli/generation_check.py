@@ -168,6 +168,8 @@ class GenerationCheck:
             "speculative": way.speculative,
             **sampling.fields,
         }
+        if self._left() <= 0:
+            raise Wrong("the time (--timeout) was over before this was asked: the server is slow")
         told = ""
         while True:
             answer = Answer()

@@ -144,6 +144,25 @@ def test_it_waits_for_readiness_and_room(server: LyingServer) -> None:
     assert result.output.count("note  asked again") == 2
 
 
+def test_slow_answers_end_at_the_deadline(
+    server: LyingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time holds for all answers together: what is left of them is not asked for."""
+    clock = Clock()
+    monkeypatch.setattr(generation_check, "time", clock)
+    look_at = generation_check.GenerationCheck._look_at
+
+    def slow(*given: Any) -> None:
+        clock.sleep(2.0)
+        look_at(*given)
+
+    monkeypatch.setattr(generation_check.GenerationCheck, "_look_at", slow)
+    result = check(server.url, "--timeout", "5")
+    assert result.exit_code == 1
+    assert "the time (--timeout) was over" in result.output
+    assert len(server.requests) < 8
+
+
 def test_never_ready(server: LyingServer) -> None:
     """At the deadline it says what is missing."""
     server.ready = {"ready": False, "missing": ["no verifier serves"]}
