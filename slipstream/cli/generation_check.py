@@ -168,6 +168,9 @@ class GenerationCheck:
             "speculative": way.speculative,
             **sampling.fields,
         }
+        if self._left() <= 0:
+            raise Wrong("the time (--timeout) was over before this was asked: the server is slow")
+        told = ""
         while True:
             answer = Answer()
             try:
@@ -179,7 +182,9 @@ class GenerationCheck:
             except Unavailable as failure:
                 if self._left() <= _PAUSE_SECONDS:
                     raise
-                self.note(f"asked again: {failure.message}")
+                if failure.message != told:
+                    told = failure.message
+                    self.note(f"asked again: {told}")
                 time.sleep(_PAUSE_SECONDS)
         self._look_at(answer, way)
         return answer

@@ -276,8 +276,10 @@ async def serve(plan: Plan, policy: Policy, *, keys: bool) -> None:
 
 def ready_line(plan: Plan, *, keys: bool) -> str:
     """What is served where, and a command to paste that shows it."""
+    # Bounded: small models, sampled, may go on to the end of their context, which takes minutes.
     body = {
         "model": plan.name,
+        "max_tokens": 100,
         "messages": [{"role": "user", "content": "What is a slipstream?"}],
     }
     key = ' -H "Authorization: Bearer $SLIPSTREAM_API_KEY"' if keys else ""

@@ -134,6 +134,8 @@ async def _configure(settings: client.Configuration) -> None:
         # Tokens change; this reads the file again.
         config.load_incluster_config(client_configuration=settings)
         return
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
     await config.load_kube_config(
         config_file=str(path), client_configuration=settings, persist_config=False
     )

@@ -173,6 +173,7 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
         _at("verifier.autoscaling", {"enabled": True, "minReplicas": 5, "maxReplicas": 2}),
         "minReplicas 5 is more than maxReplicas 2",
     ),
+    (_at("gateway.service.grpcPort", 8000), "httpPort and gateway.service.grpcPort are both 8000"),
     (_at("gateway.pdb.minAvailable", 1), "minAvailable 1 of 1 pods lets none of them go"),
     (_at("gateway.pdb.minAvailable", "100%"), "lets none of them go"),
     (
@@ -195,3 +196,10 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     """Two combinations that cannot work are two lines of one message."""
     told = refusal(merged(_at("tls.enabled", True), _at("gateway.apiKeys.generate", False)))
     assert told.count("\n- ") == 2
+
+
+@pytest.mark.parametrize("release", ["2nd", "team.chat"])
+def test_a_release_without_names_for_services(release: str) -> None:
+    """helm takes release names that no Service can begin with: the chart asks for another name."""
+    assert "set fullnameOverride" in refusal({}, release=release)
+    assert refusal({"fullnameOverride": "chat"}, release=release) == ""

@@ -136,12 +136,31 @@ def test_no_drafts_until_the_deadline(server: LyingServer, block: Any, phrase: s
 
 
 def test_it_waits_for_readiness_and_room(server: LyingServer) -> None:
-    """A server that is not ready yet, or has no room, is asked again."""
+    """A server that is not ready yet, or has no room, is asked again, and each reason told once."""
     server.ready = [{"ready": False, "missing": ["verifier"]}, READY]
-    server.refusals = [429, 503]
+    server.refusals = [429, 503, 503, 503]
     result = check(server.url)
     assert result.exit_code == 0, result.output
     assert result.output.count("note  asked again") == 2
+
+
+def test_slow_answers_end_at_the_deadline(
+    server: LyingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time holds for all answers together: what is left of them is not asked for."""
+    clock = Clock()
+    monkeypatch.setattr(generation_check, "time", clock)
+    look_at = generation_check.GenerationCheck._look_at
+
+    def slow(*given: Any) -> None:
+        clock.sleep(2.0)
+        look_at(*given)
+
+    monkeypatch.setattr(generation_check.GenerationCheck, "_look_at", slow)
+    result = check(server.url, "--timeout", "5")
+    assert result.exit_code == 1
+    assert "the time (--timeout) was over" in result.output
+    assert len(server.requests) < 8
 
 
 def test_never_ready(server: LyingServer) -> None:

@@ -71,12 +71,19 @@ def test_a_configmap_of_somebody_else(api: FakeApiServer, plan: Path) -> None:
 def test_what_goes_wrong(api: FakeApiServer, plan: Path, tmp_path: Path) -> None:
     """Each failure is one message that says what would be right, and stores nothing."""
     (tmp_path / "bad.json").write_text('{"precision": "int3"}')
+    broken = str(tmp_path / "config")
+    (tmp_path / "config").write_text("clusters: [")
     for options, kind, message in (
         ([str(tmp_path / "bad.json"), "--configmap", "p"], ConfigurationError, "precision must"),
         ([str(tmp_path / "none"), "--configmap", "p"], ConfigurationError, "cannot read layer"),
         ([str(plan), "--configmap", "Not_A_Name"], ConfigurationError, "no name of a ConfigMap"),
         ([str(plan), "--configmap", "p", "--key", "a/b"], ConfigurationError, "no key of a"),
-        ([str(plan), "--configmap", "p", "--kubeconfig", "/none"], ConfigurationError, "--context"),
+        (
+            [str(plan), "--configmap", "p", "--kubeconfig", "/none"],
+            ConfigurationError,
+            "no such file",
+        ),
+        ([str(plan), "--configmap", "p", "--kubeconfig", broken], ConfigurationError, "--context"),
         ([str(plan), "--configmap", "p", "--context", "c"], ConfigurationError, "no way to a"),
     ):
         result = save(*options)

@@ -261,7 +261,9 @@ def test_ready_line_can_be_pasted() -> None:
     words = shlex.split(line.partition("Try: ")[2])
     assert words[:2] == ["curl", "http://127.0.0.1:8000/v1/chat/completions"]
     assert "Authorization: Bearer $SLIPSTREAM_API_KEY" in words
-    assert json.loads(words[-1])["model"] == "m"
+    body = json.loads(words[-1])
+    assert body["model"] == "m"
+    assert body["max_tokens"] <= 100, "an answer that nobody waits minutes for"
 
 
 def test_wildcard_addresses_are_reached_over_loopback() -> None:

@@ -322,6 +322,7 @@ async def test_no_configuration(tmp_path, monkeypatch, dns, caplog):
     async with following() as found:
         assert await hosts(found) == ["10.0.0.7"]
         assert "automountServiceAccountToken" in caplog.text
+        assert f"there is no file {tmp_path / 'none'}" in caplog.text
         assert state(found).short == "no configuration, using DNS"
     for content in ("[", "{}", "a: [", '{"clusters": 1}'):
         (tmp_path / "none").write_text(content)

@@ -5,7 +5,7 @@ value, why not, and what would be right. All of them are told at once.
 
 {{- define "slipstream.validate" -}}
 {{- $found := list -}}
-{{- range $theme := list "labels" "model" "sessions" "access" "drafter" "tls" "network" -}}
+{{- range $theme := list "names" "labels" "model" "sessions" "access" "drafter" "tls" "network" -}}
 {{- $found = concat $found (include (printf "slipstream.validate.%s" $theme) $ | splitList "\n") -}}
 {{- end -}}
 {{- range $name := list "gateway" "verifier" "drafter" -}}
@@ -21,6 +21,14 @@ value, why not, and what would be right. All of them are told at once.
 {{- if $lines -}}
 {{- fail (printf "\nvalues that cannot work together:\n%s" (join "\n" $lines)) -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Names of Services, and of pods in DNS, are labels that begin with a letter; a release's need not be. */}}
+{{- define "slipstream.validate.names" -}}
+{{- $name := include "slipstream.fullname" . }}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}
+release {{ .Release.Name }} gives the name {{ $name }}, which no Service can have: set fullnameOverride, of lower-case letters, digits and dashes, with a letter first
+{{- end }}
 {{- end -}}
 
 {{/* Selectors find pods by these: another value would lose them, and a second one is no object. */}}
@@ -126,6 +134,10 @@ tls.certManager.enabled asks for a certificate that nobody uses: set tls.enabled
 
 {{- define "slipstream.validate.network" -}}
 {{- $policy := .Values.networkPolicy }}
+{{- $service := .Values.gateway.service }}
+{{- if eq (int $service.httpPort) (int $service.grpcPort) }}
+gateway.service.httpPort and gateway.service.grpcPort are both {{ int $service.httpPort }}: a Service has each port once, so give one of them another
+{{- end }}
 {{- if $policy.enabled }}
 {{- if not $policy.gatewayFrom }}
 {{- range $kind := list "ingress" "httpRoute" "grpcRoute" }}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
+import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
@@ -86,15 +87,17 @@ class Cluster:
                 self.account = _account((_ACCOUNT / "token").read_text())
             else:
                 self._load(kubeconfig, context)
-        except (ConfigException, OSError, ValueError) as failure:
+        except (ConfigException, yaml.YAMLError, OSError, ValueError, TypeError) as failure:
             where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
             raise ConfigurationError(
-                f"no way to a cluster in {where}: {failure}. Give --kubeconfig and --context, or"
-                " run this in a pod with a service account"
+                f"no way to a cluster in {where}: {str(failure).rstrip('.')}. Give --kubeconfig"
+                " and --context, or run this in a pod with a service account"
             ) from failure
         self._client = client.ApiClient(self.configuration)
 
     def _load(self, kubeconfig: Path | None, context: str | None) -> None:
+        if kubeconfig and not kubeconfig.is_file():
+            raise FileNotFoundError("there is no such file")
         # What $KUBECONFIG says now: the library keeps what it said when it was imported.
         file = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG")
         config.load_kube_config(
