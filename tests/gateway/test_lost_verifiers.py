@@ -275,7 +275,7 @@ async def test_a_connection_that_leads_nowhere(tokenizer):
             fake.behaviour = FakeBehaviour(TOKENS)
             for open_, _ in connections:
                 open_.clear()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(8):
                 assert await rest_of(pieces) == TOKENS[3:]
             assert failovers(made) == {"heartbeat": 1}
         server.close()
