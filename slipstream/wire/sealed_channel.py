@@ -45,7 +45,9 @@ class _Call:
         try:
             sealed = await self._call
         except grpc.aio.AioRpcError as failure:
-            await self._raise_servers(failure)
+            if not self._hides(failure):
+                raise
+            await self._raise_servers()
             raise
         if self._damage is not None:
             raise self._damage
@@ -58,7 +60,9 @@ class _Call:
             async for sealed in self._call:
                 yield self._open(sealed)
         except grpc.aio.AioRpcError as failure:
-            await self._raise_servers(failure)
+            if not self._hides(failure):
+                raise
+            await self._raise_servers()
         await self._check_end()
 
     async def read(self) -> Any:
@@ -68,7 +72,9 @@ class _Call:
         try:
             sealed = await self._call.read()
         except grpc.aio.AioRpcError as failure:
-            await self._raise_servers(failure)
+            if not self._hides(failure):
+                raise
+            await self._raise_servers()
             sealed = grpc.aio.EOF
         if sealed is not grpc.aio.EOF:
             return self._open(sealed)
@@ -82,7 +88,9 @@ class _Call:
         try:
             await self._call.write(self._requests.close(self._method.serialize(request)))
         except grpc.aio.AioRpcError as failure:
-            await self._raise_servers(failure)
+            if not self._hides(failure):
+                raise
+            await self._raise_servers()
             raise asyncio.InvalidStateError("the server has ended the call") from None
         except asyncio.InvalidStateError:
             if not self._call.done() or self._call.cancelled():
@@ -92,11 +100,17 @@ class _Call:
                 raise
             raise status.error() from None
 
-    async def _raise_servers(self, failure: grpc.aio.AioRpcError) -> None:
+    def _hides(self, failure: grpc.aio.AioRpcError) -> bool:
+        """Whether it is what gRPC makes of a failed write, in the place of the server's status.
+
+        Callers raise what it is not: an error and the frame of a function that raises its argument
+        keep each other, and with them the channel, whose connection the next channel would share.
+        """
+        return self._ending is not None and failure.details() == WRITE_FAILED
+
+    async def _raise_servers(self) -> None:
         """Raises what the server ended the call with, where it has not ended it in order."""
-        if self._ending is None or failure.details() != WRITE_FAILED:
-            raise failure
-        status = await self._ending.status()
+        status = await self._status()
         if status.code is not grpc.StatusCode.OK:
             raise status.error() from None
 

@@ -154,8 +154,9 @@ async def test_a_freeze_ends_by_itself(proxy):
     """After the seconds given, of which the last order counts."""
     async with connected(proxy) as (reader, writer):
         proxy.freeze(1000)
-        proxy.freeze(0.05)
         writer.write(b"x")
+        await until(lambda: proxy.outward.dropped == 1)
+        proxy.freeze(0.05)
         with pytest.raises(ConnectionResetError):
             await reader.read(1)
     assert await there_and_back(proxy) == SENT

@@ -131,7 +131,8 @@ def test_real_services_over_a_link(tiny_model_dir, tmp_path):
         out=tmp_path / "link.json",
         round_trips_ms=(0.0, 20.0),
         limit=2,
-        max_tokens=24,
+        # On a busy machine 24 are made before the drafter has the prompt's keys and values.
+        max_tokens=120,
         repeats=1,
         exactness="strict",
     )
