@@ -31,6 +31,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("gateway.probes.liveness.periodSeconds", 0, "minimum: got 0, want 1"),
     ("gateway.probes.liveness.exec", {}, "additional properties 'exec' not allowed"),
     ("gateway.podLabels", {"tier": 1}, "got number, want string"),
+    ("commonLabels", {"team": "a b"}, "does not match pattern"),
+    ("verifier.extraArgs", ["max-wait=5"], "does not match pattern '^--[a-z]'"),
     ("gateway.tolerations", {"key": "x"}, "got object, want array"),
     ("gateway.pdb.maxUnavailable", "some", "does not match pattern"),
     ("gateway.autoscaling.metrics", [], "minItems: got 0, want 1"),
