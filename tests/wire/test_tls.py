@@ -10,11 +10,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from slipstream.wire.endpoints import Endpoints
 
 from gateway.settings import load
 from gateway.verifiers.pool import VerifierPool
 from slipstream.core.errors import ConfigurationError, NotAuthenticated, Unavailable
+from slipstream.discovery.endpoints import Endpoints
 from slipstream.wire.peer_name import _covers
 from slipstream.wire.status import error_of
 from slipstream.wire.tls import Tls, among_peers
