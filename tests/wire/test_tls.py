@@ -214,9 +214,11 @@ async def test_the_gateway_says_why(ours, stranger, tmp_path, caplog) -> None:
     address = f"127.0.0.1:{await server.start()}"
     with among_peers(Tls(stranger.files(tmp_path / "foreign"))):
         pool = VerifierPool(Endpoints(address, "--verifier"))
-        await pool._update([address])
+        pool.start()
         try:
-            await until(lambda: "not accepted" in str(pool._links[address].describe("")))
+            await until(
+                lambda: any("not accepted" in str(one.describe("")) for one in pool._links.values())
+            )
             (missing,) = (await pool.readiness()).missing
         finally:
             await pool.close()
