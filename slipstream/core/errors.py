@@ -14,9 +14,12 @@ SlipstreamError
 ├── KvNotFound                nobody here has that prefix's KV        NOT_FOUND            404
 │   └── KvExpired             a lease is gone, by time or for room    NOT_FOUND            404
 │       └── KvHolderRestarted with the process that gave it           NOT_FOUND            404
+├── ClusterForbidden          the Kubernetes API wants a right for it  PERMISSION_DENIED    403
+├── ClusterNotFound           the Kubernetes API has no such object   NOT_FOUND            404
 ├── Overloaded                no room now; worth another try          RESOURCE_EXHAUSTED   429
 ├── Unavailable               a part of the system cannot be reached  UNAVAILABLE          503
 │   ├── Draining              it is about to stop; others serve       UNAVAILABLE          503
+│   ├── ClusterUnavailable    the Kubernetes API does not tell        UNAVAILABLE          503
 │   ├── StoreUnavailable      the session store cannot be reached     UNAVAILABLE          503
 │   └── Corrupted             a message is not what was sent          UNAVAILABLE          503
 ├── DeadlineExceeded          a wait reached its deadline             DEADLINE_EXCEEDED    504
@@ -139,6 +142,20 @@ class KvHolderRestarted(KvExpired):
     code = "kv_holder_restarted"
 
 
+class ClusterForbidden(SlipstreamError):
+    grpc_status = "PERMISSION_DENIED"
+    http_status = 403
+    type = "invalid_request_error"
+    code = "cluster_forbidden"
+
+
+class ClusterNotFound(SlipstreamError):
+    grpc_status = "NOT_FOUND"
+    http_status = 404
+    type = "invalid_request_error"
+    code = "cluster_object_not_found"
+
+
 class Overloaded(SlipstreamError):
     grpc_status = "RESOURCE_EXHAUSTED"
     http_status = 429
@@ -155,6 +172,22 @@ class Unavailable(SlipstreamError):
 
 class Draining(Unavailable):
     code = "draining"
+
+
+class ClusterUnavailable(Unavailable):
+    """What discovery watches is not told. Never leaves it but as text.
+
+    Args:
+        status: of HTTP; 0: there was no answer.
+        short: in a few words.
+    """
+
+    code = "cluster_unavailable"
+
+    def __init__(self, message: str, *, status: int = 0, short: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.short = short or message
 
 
 class StoreUnavailable(Unavailable):

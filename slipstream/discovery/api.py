@@ -24,7 +24,8 @@ from kubernetes.aio import client, config
 # The package loads it when it is first asked for, which would be in the event loop.
 from kubernetes.aio.client import DiscoveryV1Api
 
-from slipstream.discovery.failure import ApiFailure, refused
+from slipstream.core.errors import ClusterUnavailable
+from slipstream.discovery.failure import refused
 from slipstream.discovery.service import Service
 from slipstream.discovery.settings import kubeconfig
 from slipstream.discovery.slices import Slice
@@ -45,7 +46,7 @@ class Slices:
         """All of them by name, and the version that a watch begins at.
 
         Raises:
-            ApiFailure: they could not be had in so many seconds.
+            ClusterUnavailable: they could not be had in so many seconds.
         """
         with _told(self._api.api_client.configuration.host):
             response = await self._call("list", _request_timeout=seconds)
@@ -60,7 +61,7 @@ class Slices:
         """Events (type, object) since `version`, for so many seconds; begun when it is entered.
 
         Raises:
-            ApiFailure: it cannot be had, or broke; status 410: `version` is too old.
+            ClusterUnavailable: it cannot be had, or broke; status 410: `version` is too old.
         """
         with _told(self._api.api_client.configuration.host):
             response = await self._call(
@@ -109,7 +110,7 @@ async def connected(service: Service, seconds: float) -> AsyncGenerator[Slices, 
         seconds: that a program which the kubeconfig names for a token may take.
 
     Raises:
-        ApiFailure: there is no configuration that can be used.
+        ClusterUnavailable: there is no configuration that can be used.
     """
     settings = client.Configuration()
     try:
@@ -118,7 +119,7 @@ async def connected(service: Service, seconds: float) -> AsyncGenerator[Slices, 
         # It reads certificates.
         link = await asyncio.to_thread(client.ApiClient, settings)
     except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError) as wrong:
-        raise ApiFailure(
+        raise ClusterUnavailable(
             "there is no configuration of the Kubernetes API that can be used"
             f" ({str(wrong) or type(wrong).__name__}): give the pod a service account token"
             " (automountServiceAccountToken), or name a file with KUBECONFIG",
@@ -143,18 +144,18 @@ async def _configure(settings: client.Configuration) -> None:
 
 @contextlib.contextmanager
 def _told(host: str) -> Generator[None]:
-    """Failures of transport and of form, as ApiFailure."""
+    """Failures of transport and of form, as ClusterUnavailable."""
     try:
         yield
-    except ApiFailure:
+    except ClusterUnavailable:
         raise
     except TimeoutError as late:
         message = f"the API server at {host} did not answer in time"
-        raise ApiFailure(message, short="no answer in time") from late
+        raise ClusterUnavailable(message, short="no answer in time") from late
     except (aiohttp.ClientError, OSError) as broken:
         why = str(broken) or type(broken).__name__
         message = f"the API server at {host} cannot be reached, or broke off: {why}"
-        raise ApiFailure(message, short="unreachable") from broken
+        raise ClusterUnavailable(message, short="unreachable") from broken
     except (ValueError, KeyError, TypeError, AttributeError) as wrong:
         message = f"what the API server at {host} sent cannot be read: {wrong!r}"
-        raise ApiFailure(message, short="unreadable") from wrong
+        raise ClusterUnavailable(message, short="unreadable") from wrong

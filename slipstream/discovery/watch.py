@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from slipstream.discovery.failure import ApiFailure
+from slipstream.core.errors import ClusterUnavailable
 from slipstream.discovery.service import Service
 from slipstream.discovery.slices import Slice
 
@@ -63,7 +63,7 @@ class ServiceWatch:
     ) -> None:
         self.service = service
         self.listed = False
-        self.failure: ApiFailure | None = None
+        self.failure: ClusterUnavailable | None = None
         self._told = told
         self._patience = patience or Patience()
         self._slices: dict[str, Slice] = {}
@@ -119,7 +119,7 @@ class ServiceWatch:
             try:
                 async with api.connected(self.service, self._patience.answer) as slices:
                     await self._follow(slices)
-            except ApiFailure as failure:
+            except ClusterUnavailable as failure:
                 lasted = time.monotonic() - self._begun_at
                 if self._begun_at and lasted > self._patience.lasting:
                     failures = 0
@@ -140,7 +140,7 @@ class ServiceWatch:
         return longest * random.uniform(0.5, 1.0)
 
     async def _follow(self, slices: Slices) -> None:
-        """Never returns. Raises ApiFailure."""
+        """Never returns. Raises ClusterUnavailable."""
         patience = self._patience
         while True:
             due = time.monotonic() - self._listed_at > patience.resync
@@ -151,7 +151,9 @@ class ServiceWatch:
             if self._fresh_at - self._begun_at < min(patience.lasting, patience.watch / 2):
                 # It may have had no time to tell anything: a list does.
                 self._version = ""
-                raise ApiFailure("the API server ends each watch at once", short="no watch lasts")
+                raise ClusterUnavailable(
+                    "the API server ends each watch at once", short="no watch lasts"
+                )
 
     async def _watch(self, slices: Slices) -> None:
         """One watch, until it ends as it should."""
@@ -191,7 +193,7 @@ class ServiceWatch:
             self._slices[name] = found
         self._told()
 
-    def _failed(self, failure: ApiFailure) -> None:
+    def _failed(self, failure: ClusterUnavailable) -> None:
         before = self.failure
         self.failure = failure
         self._tried.set()

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from slipstream.cli.k8s.api import Cluster, Forbidden
+from slipstream.cli.k8s.api import Cluster
 from slipstream.cli.k8s.checks.surroundings import check_rights
 from slipstream.cli.k8s.doctor import look_at_objects
 from slipstream.cli.k8s.findings import Finding, Level
 from slipstream.cli.k8s.release import COMPONENT, find
-from slipstream.core.errors import ConfigurationError
+from slipstream.core.errors import ClusterForbidden, ConfigurationError
 from slipstream.discovery.fakes import FakeApiServer
 from tests.cli.releases import JUST_NOW, LONG_AGO, NOW, Objects
 
@@ -380,6 +380,6 @@ def test_which_release(api: FakeApiServer) -> None:
         other.forbid("list", "pods", namespace=first)
         assert "pods" in find(cluster, first, None).denied
         other.forbid("list", "deployments")
-        with pytest.raises(Forbidden, match="list deployments: .*forbidden"):
+        with pytest.raises(ClusterForbidden, match="list deployments: .*forbidden"):
             find(cluster, first, None)
         cluster.close()

@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from slipstream.cli.k8s.api import Forbidden
 from slipstream.cli.main import app
-from slipstream.core.errors import ConfigurationError, NotAuthenticated, Unavailable
+from slipstream.core.errors import (
+    ClusterForbidden,
+    ConfigurationError,
+    NotAuthenticated,
+    Unavailable,
+)
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.discovery.fakes import FakeApiServer
 
@@ -95,7 +99,7 @@ def test_what_goes_wrong(api: FakeApiServer, plan: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("trouble", "kind", "message"),
     [
-        (lambda api: api.forbid("patch", "configmaps"), Forbidden, "verbs [patch]"),
+        (lambda api: api.forbid("patch", "configmaps"), ClusterForbidden, "verbs [patch]"),
         (lambda api: setattr(api, "failing", 503), Unavailable, "told to fail"),
         (lambda api: setattr(api, "token", "other"), NotAuthenticated, "log in again"),
         (lambda api: api.stop(), Unavailable, "cannot be reached"),

@@ -16,6 +16,8 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 
 from slipstream.core.errors import (
+    ClusterForbidden,
+    ClusterNotFound,
     ConfigurationError,
     InvalidRequest,
     NotAuthenticated,
@@ -41,14 +43,6 @@ _PATHS = {
     "endpointslices": "/apis/discovery.k8s.io/v1",
     "networkpolicies": "/apis/networking.k8s.io/v1",
 }
-
-
-class Forbidden(SlipstreamError):
-    """The API server refuses this for want of a right."""
-
-
-class Missing(SlipstreamError):
-    """There is no such object."""
 
 
 class Cluster:
@@ -118,14 +112,14 @@ class Cluster:
         """Objects of a kind, by its plural; of all namespaces where none is given.
 
         Raises:
-            Forbidden, Unavailable, NotAuthenticated.
+            ClusterForbidden, Unavailable, NotAuthenticated.
         """
         query = [("labelSelector", selector)] if selector else []
         answer = self._ask("GET", _path(kind, namespace), f"list {kind}", query)
         return list(answer.get("items") or ())
 
     def get(self, kind: str, namespace: str, name: str) -> Object:
-        """One object. Raises Missing, and what `all` raises."""
+        """One object. Raises ClusterNotFound, and what `all` raises."""
         return self._ask("GET", f"{_path(kind, namespace)}/{name}", f"get {kind} {name}")
 
     def last_words(self, namespace: str, pod: str, container: str, *, previous: bool) -> str:
@@ -255,7 +249,7 @@ def _refusal(status: int, data: bytes, what: str) -> SlipstreamError:
     if status == 401:
         return NotAuthenticated(f"{text}: the API server does not know who asks; log in again")
     if status == 403:
-        return Forbidden(text)
+        return ClusterForbidden(text)
     if status == 404:
-        return Missing(text)
+        return ClusterNotFound(text)
     return InvalidRequest(text) if status < 429 else Unavailable(text)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from slipstream.cli.k8s.api import Cluster, Forbidden
+from slipstream.cli.k8s.api import Cluster
 from slipstream.cli.k8s.asking import Reach, ask_all
 from slipstream.cli.k8s.checks.pods import Look, check_pods
 from slipstream.cli.k8s.checks.references import check_references, check_volumes
@@ -33,7 +33,7 @@ from slipstream.cli.k8s.findings import Finding, as_json, as_text, healthy, note
 from slipstream.cli.k8s.identity import Given, identity_for
 from slipstream.cli.k8s.release import Release, find
 from slipstream.cli.k8s.told import Told
-from slipstream.core.errors import DeadlineExceeded
+from slipstream.core.errors import ClusterForbidden, DeadlineExceeded
 from slipstream.wire.tls import among_peers
 
 
@@ -156,7 +156,7 @@ def _may(cluster: Cluster, namespace: str, account: str, verb: str) -> bool | No
     )  # fmt: skip
     try:
         return cluster.may(what, user, groups)
-    except Forbidden:
+    except ClusterForbidden:
         if cluster.inside and cluster.account == account and cluster.namespace == namespace:
             return cluster.may(what)
         return None

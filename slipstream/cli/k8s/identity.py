@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from slipstream.cli.k8s.api import Cluster, Forbidden, Missing, Object
+from slipstream.cli.k8s.api import Cluster, Object
 from slipstream.cli.k8s.findings import Finding, note, problem
 from slipstream.cli.k8s.release import Release, main_container, option
-from slipstream.core.errors import ConfigurationError
+from slipstream.core.errors import ClusterForbidden, ClusterNotFound, ConfigurationError
 from slipstream.wire.tls import Tls
 from slipstream.wire.tls_files import TlsFiles
 
@@ -65,7 +65,7 @@ def identity_for(
         secret = _secret(secured[0])
         try:
             tls = _from_secret(cluster, release, secret, Path(folder), name or "slipstream")
-        except (Forbidden, Missing) as failure:
+        except (ClusterForbidden, ClusterNotFound) as failure:
             found.append(
                 note(
                     "tls-unseen",
@@ -92,11 +92,11 @@ def _from_secret(cluster: Cluster, release: Release, secret: str, folder: Path, 
     """The identity that a Secret of the release holds, written into `folder`.
 
     Raises:
-        Forbidden, Missing: the Secret cannot be had.
+        ClusterForbidden, ClusterNotFound: the Secret cannot be had.
         ConfigurationError: its content cannot be used.
     """
     if not secret:
-        raise Missing("it is not mounted from a Secret")
+        raise ClusterNotFound("it is not mounted from a Secret")
     data = cluster.get("secrets", release.namespace, secret).get("data") or {}
     files = TlsFiles(folder / "tls.crt", folder / "tls.key", folder / "ca.crt", name)
     for path in (files.cert, files.key, files.ca):

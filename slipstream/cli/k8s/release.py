@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from slipstream.cli.k8s.api import Cluster, Forbidden, Object
-from slipstream.core.errors import ConfigurationError
+from slipstream.cli.k8s.api import Cluster, Object
+from slipstream.core.errors import ClusterForbidden, ConfigurationError
 
 PART_OF = "app.kubernetes.io/part-of=slipstream"
 NAME = "app.kubernetes.io/name"
@@ -112,7 +112,7 @@ def find(cluster: Cluster, namespace: str | None, release: str | None) -> Releas
 
     Raises:
         ConfigurationError: there is none, or more than one that fits.
-        Forbidden, Unavailable, NotAuthenticated: the API server does not tell.
+        ClusterForbidden, Unavailable, NotAuthenticated: the API server does not tell.
     """
     there = _names(cluster, namespace or cluster.namespace)
     if not there and namespace is None:
@@ -150,7 +150,7 @@ def _names(cluster: Cluster, namespace: str) -> set[tuple[str, str]]:
 def _anywhere(cluster: Cluster) -> set[tuple[str, str]]:
     try:
         return _names(cluster, "")
-    except Forbidden:
+    except ClusterForbidden:
         return set()
 
 
@@ -160,7 +160,7 @@ def _read(cluster: Cluster, release: Release) -> Release:
     def read(kind: str) -> None:
         try:
             release.objects[kind] = cluster.all(kind, release.namespace, selector)
-        except Forbidden as failure:
+        except ClusterForbidden as failure:
             release.denied[kind] = failure.message
 
     # Made now: threads must not make keys of their own.

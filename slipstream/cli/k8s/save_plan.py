@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from slipstream.cli.k8s.api import Cluster, Forbidden, Missing
-from slipstream.core.errors import ConfigurationError
+from slipstream.cli.k8s.api import Cluster
+from slipstream.core.errors import ClusterForbidden, ClusterNotFound, ConfigurationError
 from slipstream.core.layer_plan import LayerPlan
 
 _NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
@@ -45,13 +45,13 @@ def save_plan(
         try:
             # An owner for each key: plans under other keys of the ConfigMap stay.
             cluster.apply("configmaps", where, body, f"slipstream-{key}")
-        except Forbidden as failure:
-            raise Forbidden(
+        except ClusterForbidden as failure:
+            raise ClusterForbidden(
                 f"{failure.message}. Grant it: a Role in {where} with apiGroups [''], resources"
                 f" [configmaps], resourceNames [{configmap}], verbs [patch], and, as long as there"
                 " is no such ConfigMap, the verb [create] without resourceNames; and a"
                 " RoleBinding of it"
             ) from failure
-        except Missing as failure:
-            raise Missing(f"{failure.message}: is there a namespace {where}?") from failure
+        except ClusterNotFound as failure:
+            raise ClusterNotFound(f"{failure.message}: is there a namespace {where}?") from failure
     typer.echo(f"{where}/{configmap}, key {key}: {plan.describe()}")

@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from slipstream.cli.k8s.api import Forbidden, Missing, Object
+from slipstream.cli.k8s.api import Object
 from slipstream.cli.k8s.findings import Finding, note, ok, problem
 from slipstream.cli.k8s.release import Release, condition, name_of
+from slipstream.core.errors import ClusterForbidden, ClusterNotFound
 
-# Gets one object: kind, name. Raises Missing and Forbidden.
+# Gets one object: kind, name. Raises ClusterNotFound and ClusterForbidden.
 Get = Callable[[str, str], Object]
 
 
@@ -63,10 +64,10 @@ def check_references(release: Release, get: Get) -> Iterator[Finding]:
         about = f"{kind.removesuffix('s')} {name}"
         try:
             there = get(kind, name)
-        except Forbidden:
+        except ClusterForbidden:
             unseen.append(about)
             continue
-        except Missing:
+        except ClusterNotFound:
             yield _missing(release, kind, about)
             continue
         data = {*(there.get("data") or {}), *(there.get("binaryData") or {})}
@@ -116,9 +117,9 @@ def check_volumes(release: Release, get: Get) -> Iterator[Finding]:
         about = f"persistentvolumeclaim {name}"
         try:
             phase = (get("persistentvolumeclaims", name).get("status") or {}).get("phase")
-        except Forbidden:
+        except ClusterForbidden:
             continue
-        except Missing:
+        except ClusterNotFound:
             phase = "not there"
         bound += phase == "Bound"
         if phase != "Bound":
