@@ -60,8 +60,10 @@ class Rounds:
                 span = self._trace(command)
                 traced = span if span.recording else traced
                 length = command.prefix.length + len(command.tokens)
-                rounds = self._open.setdefault(command.sequence_id, deque(maxlen=_MOST_OPEN))
+                rounds = self._open.setdefault(command.sequence_id, deque())
                 rounds.append(_Round(now, length, span))
+                if len(rounds) > _MOST_OPEN:
+                    rounds.popleft().span.end()
             elif isinstance(command, Open | SetWindow):
                 self._hear_window(command.sequence_id, command.window)
             elif isinstance(command, Close):

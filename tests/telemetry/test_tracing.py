@@ -129,6 +129,22 @@ def test_a_round_is_timed_and_traced(exported):
     assert found.attributes["slipstream.draft_tokens"] == 2
 
 
+def test_a_round_that_is_given_up_ends():
+    """A drafter that is far behind leaves no span open: the drafts that it makes yet have parents."""
+    exporter = InMemorySpanExporter()
+    tracing, telemetry = RecordedTracing("verifier", exporter), Telemetry()
+    rounds = Rounds(telemetry, tracing, share=1.0)
+    telemetry.spans[1] = tracing.span("generate")
+    tokens = list(range(1, 203))
+    chain = PrefixChain("s", tokens)
+    for length in range(3, 203):
+        rounds.sent([Commit(1, chain.at(length - 1), (tokens[length - 1],))])
+    rounds.sent([Close(1)])
+    tracing.close()
+    ended = [span for span in exporter.get_finished_spans() if span.name == "round"]
+    assert len(ended) == 200
+
+
 def test_headers_are_picked_from_what_came():
     """Nothing but W3C's two names is taken over."""
     metadata = (("traceparent", CLIENT), ("authorization", "Bearer x"), ("tracestate", "a=b"))
