@@ -130,7 +130,7 @@ def test_a_round_is_timed_and_traced(exported):
 
 
 def test_a_round_that_is_given_up_ends():
-    """A drafter that is far behind leaves no span open: the drafts that it makes yet have parents."""
+    """A drafter that is far behind leaves no span open: what it drafts yet has a parent."""
     exporter = InMemorySpanExporter()
     tracing, telemetry = RecordedTracing("verifier", exporter), Telemetry()
     rounds = Rounds(telemetry, tracing, share=1.0)
