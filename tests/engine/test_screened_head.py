@@ -218,6 +218,7 @@ def test_a_model_loads_with_its_basis(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_default_model_is_calibrated(model_dir: Path) -> None:
     """On hidden states of other text than the calibration's, almost every greedy choice of the
     default model's screened head is the full head's."""
