@@ -109,9 +109,15 @@ class VerifierLink:
         """ "serving", "draining" or "lost"."""
         if not self._up or self.model is None:
             return "lost"
-        draining = self._told_draining or self.model.draining or not self._healthy
         wanted = self.listed is not None and not self.listed.draining
-        return "draining" if draining or not wanted else "serving"
+        return "serving" if wanted and self.able else "draining"
+
+    @property
+    def able(self) -> bool:
+        """Whether it takes calls, wanted or not: a pod that goes is not told to stop at once."""
+        if not self._up or self.model is None:
+            return False
+        return self._healthy and not self._told_draining and not self.model.draining
 
     @property
     def zone(self) -> str:

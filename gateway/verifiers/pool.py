@@ -158,7 +158,7 @@ class VerifierPool:
         await asyncio.gather(*(link.beat(_READY_SECONDS) for link in self._links.values()))
         key = self.key
         found = [link.describe(key) for link in self._links.values()]
-        serving = [one for one in found if one.state == "serving"]
+        serving = [link.describe(key) for link in self._serving(key)]
         missing = [f"verifier at {one.address}: {one.detail}" for one in found]
         discovery = self.discovery
         if not found:
@@ -174,11 +174,14 @@ class VerifierPool:
         )
 
     def _serving(self, key: str) -> list[VerifierLink]:
-        return [
+        """Those that take new calls; where there are none, those that are to go and were not told
+        to stop yet: in a rollout the next one may not have answered."""
+        able = [
             link
             for link in self._links.values()
-            if link.state == "serving" and link.model is not None and key in ("", link.model.key)
+            if link.able and link.model is not None and key in ("", link.model.key)
         ]
+        return [link for link in able if link.state == "serving"] or able
 
     def _note(self) -> None:
         """Some link's state or model is another one."""

@@ -65,6 +65,28 @@ async def test_a_rollout(api, tokenizer):
         assert f'discovery_up{{component="gateway",model_name="",service="{SPEC}"}} 1.0' in text
 
 
+async def test_one_that_is_to_go_is_better_than_none(api, tokenizer):
+    """While no other one serves, a terminating pod that was not told to stop gets new calls, and
+    the gateway is ready; from then on none, and it is not."""
+    async with core(tokenizer, FakeBehaviour(TOKENS), spec=SPEC) as made:
+        old, new = made.fakes
+        put(api, old, "v-0")
+        await made.until_states(serving=1)
+        put(api, old, "v-0", terminating=True, serving=True)
+        await made.until_states(draining=1)
+        assert await made.tokens() == TOKENS
+        assert (await made.pool.readiness()).missing == ()
+        put(api, new, "v-1")
+        await made.until_states(draining=1, serving=1)
+        assert await made.tokens() == TOKENS
+        assert made.requests() == [1, 1]
+        api.delete("EndpointSlice", "default", "v-1")
+        await made.until_states(draining=1)
+        [link] = made.pool._links.values()
+        link.drains()
+        assert (await made.pool.readiness()).missing
+
+
 async def test_not_listed_with_a_stream(api, tokenizer):
     """One that is not listed any more, as its probe fails while it stops, keeps its stream."""
     async with core(tokenizer, FakeBehaviour(TOKENS, delay=0.1), fakes=[{}], spec=SPEC) as made:

@@ -20,6 +20,8 @@ from tests.integration.conftest import TINY
 from tests.integration.processes import until
 
 CLIENTS = 4
+# So long a pod serves on after its slice says that it goes, as the chart lets it.
+PRE_STOP_SECONDS = 1.5
 # Addresses of pods: each process has a loopback address of its own, and the port of its role.
 VERIFIERS = {"v-0": "127.0.0.2", "v-1": "127.0.0.3"}
 DRAFTERS = {"d-0": "127.0.0.4", "d-1": "127.0.0.5"}
@@ -55,9 +57,10 @@ class Cluster:
         self._put(role)
 
     async def stop(self, role, pod):
-        """Terminating in its slice, SIGTERM, gone from the slice when it has ended."""
+        """Terminating in its slice, preStop, SIGTERM, gone from the slice when it has ended."""
         self._pods[role][pod] = endpoint(self._host(pod), pod=pod, terminating=True, serving=True)
         self._put(role)
+        await asyncio.sleep(PRE_STOP_SECONDS)
         process = self.processes[pod]
         process.signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.process.wait, 30) == 0, process.log
