@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.images.builder import Image
+
+# Becomes another user behind exec: subprocess does so between fork and exec, and a fork of a process
+# that has gRPC's threads runs gRPC's handlers, which can crash the child.
+_AS = """
+import os, sys, warnings  # the last for execvp: the library may be no other user's to read
+user, group, *command = sys.argv[1:]
+os.setgroups([])
+os.setgid(int(group))
+os.setuid(int(user))
+os.execvp(command[0], command)
+"""
 
 
 def seal(image: Image) -> None:
@@ -39,11 +51,9 @@ def start(
     **options: Any,
 ) -> subprocess.Popen[str]:
     """Whatever is not given is that of the image; as root it runs as the image's user."""
-    user, group = map(int, image.user.split(":"))
-    if os.getuid() == 0:
-        options |= {"user": user, "group": group, "extra_groups": []}
+    become = [sys.executable, "-I", "-S", "-c", _AS, *image.user.split(":")]
     return subprocess.Popen(
-        command,
+        [*become, *command] if os.getuid() == 0 else command,
         cwd=image.workdir,
         env={**image.env, **(env or {})},
         stdin=subprocess.DEVNULL,
