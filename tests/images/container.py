@@ -11,8 +11,8 @@ from typing import Any
 
 from tests.images.builder import Image
 
-# Becomes another user behind exec: subprocess does so between fork and exec, and a fork of a process
-# that has gRPC's threads runs gRPC's handlers, which can crash the child.
+# Becomes another user behind exec: subprocess does so between fork and exec, and a fork of a
+# process that has gRPC's threads runs gRPC's handlers, which can crash the child.
 _AS = """
 import os, sys, warnings  # the last for execvp: the library may be no other user's to read
 user, group, *command = sys.argv[1:]
