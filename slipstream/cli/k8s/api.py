@@ -24,9 +24,9 @@ from slipstream.core.errors import (
     SlipstreamError,
     Unavailable,
 )
+from slipstream.discovery import settings
 
 Object = dict[str, Any]
-_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _SECONDS = 10.0
 # Where objects of each kind are; those of one namespace are behind namespaces/NAME.
 _PATHS = {
@@ -63,13 +63,7 @@ class Cluster:
     """
 
     def __init__(self, kubeconfig: Path | None = None, context: str | None = None) -> None:
-        self.inside = (
-            kubeconfig is None
-            and context is None
-            and not os.environ.get("KUBECONFIG")
-            and "KUBERNETES_SERVICE_HOST" in os.environ
-            and (_ACCOUNT / "token").exists()
-        )
+        self.inside = kubeconfig is None and context is None and settings.kubeconfig() is None
         self.configuration = client.Configuration()
         # Ours is the last word on how often and how long something is tried.
         self.configuration.retries = urllib3.Retry(0)
@@ -77,8 +71,10 @@ class Cluster:
         try:
             if self.inside:
                 config.load_incluster_config(client_configuration=self.configuration)
-                self.namespace = (_ACCOUNT / "namespace").read_text().strip() or self.namespace
-                self.account = _account((_ACCOUNT / "token").read_text())
+                self.namespace = (
+                    settings.SERVICE_ACCOUNT / "namespace"
+                ).read_text().strip() or self.namespace
+                self.account = _account((settings.SERVICE_ACCOUNT / "token").read_text())
             else:
                 self._load(kubeconfig, context)
         except (ConfigException, yaml.YAMLError, OSError, ValueError, TypeError) as failure:
