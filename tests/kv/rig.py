@@ -84,12 +84,14 @@ class Verifier:
 
     Attributes:
         kv: the servicer of its keys and values; tests may turn its incarnation.
+        pause: seconds by which each of its steps is longer; tests may turn that, too.
     """
 
     address: str
     engine: VerifierEngine
     kv: KvServicer
     link: DrafterLink
+    pause: float
 
     async def on_engine(self, action: Callable[[KvHolder], object]) -> object:
         return await asyncio.wrap_future(self.engine.call(lambda: action(self.engine.kv)))
@@ -219,10 +221,9 @@ async def verifier(
     forward = runner.forward
 
     def slowly(segments, hidden=None):
-        time.sleep(pause)
+        time.sleep(one.pause)
         return forward(segments, hidden)
 
-    runner.forward = slowly  # type: ignore[method-assign]
     server = Server("127.0.0.1:0", ["slipstream.v1.VerifierService", "slipstream.v1.KvService"])
     address = f"127.0.0.1:{server.bind()}"
     loaded = runner.loaded
@@ -256,12 +257,14 @@ async def verifier(
     kv_pb2_grpc.add_KvServiceServicer_to_server(kv, server.grpc)
     await server.start()
     await server.set_serving(True)
+    one = Verifier(address, engine, kv, link, pause)
+    runner.forward = slowly  # type: ignore[method-assign]
     engine.start()
     linking = asyncio.create_task(link.run(engine)) if drafter_address else None
     try:
         if linking is not None:
             await until(lambda: link.connected)
-        yield Verifier(address, engine, kv, link)
+        yield one
     finally:
         if linking is not None:
             linking.cancel()

@@ -21,7 +21,7 @@ PENALTIES = SamplingParams(
 )
 # The second half of each repeats the first, so that there is something to guess.
 PROMPTS = [tuple((7 * i + 3 * j) % 60 + 3 for i in range(120 + 17 * j)) for j in range(3)]
-_TRIES = 20
+_TRIES = 7
 PLANS = {
     "mlp": LayerPlan(skip_mlp=frozenset({1})),
     "attention": LayerPlan(skip_attention=frozenset({0})),
@@ -97,12 +97,14 @@ async def test_the_same_tokens(make_runner, setting) -> None:
     ):
         plain = [request(p, how, max_tokens=40, speculative=False) for p, how in asked]
         expected = [answer.tokens for answer in await client.all(plain)]
-        # On a busy machine an answer may be over before its first draft is made.
+        # On a busy machine an answer may be over before its first draft is made, and a verifier that
+        # sees how slow drafts are asks for none: the slower it is itself, the more they are worth.
         for _ in range(_TRIES):
             answers = await client.all([request(p, how, max_tokens=40) for p, how in asked])
             assert [answer.tokens for answer in answers] == expected
             if pair.engine.counters.drafted_tokens:
                 break
+            one.pause *= 2
         assert pair.engine.counters.drafted_tokens > 0
         assert pair.fallbacks == {}
         await until(lambda: pair.engine.num_open == 0 and not one.engine.kv.num_leases)
