@@ -13,7 +13,7 @@ from io import BufferedRWPair
 from pathlib import Path
 
 from slipstream.bench.processes import free_address
-from slipstream.core.child_processes import dies_with_us
+from slipstream.core.child_processes import dying_with_us
 from slipstream.core.errors import ConfigurationError, DeadlineExceeded
 
 _START_SECONDS = 60.0
@@ -86,7 +86,7 @@ class RedisServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Returns when it answers, some 50 ms later.
+        """Returns when it answers, some 70 ms later.
 
         Raises:
             ConfigurationError: it ended instead.
@@ -101,11 +101,10 @@ class RedisServer:
         command = [str(redis_executable()), *self._command()]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                command,
+                dying_with_us(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=dies_with_us(),  # noqa: PLW1509 (it calls prctl alone)
                 start_new_session=True,
             )
 

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from slipstream.core.child_processes import dies_with_us
+from slipstream.core.child_processes import dying_with_us
 from slipstream.core.errors import ConfigurationError
 
 Say = Callable[[str], None]
@@ -44,16 +44,16 @@ class Child:
         Raises:
             ConfigurationError: the program cannot be run at all.
         """
+        environment = {**os.environ, **(variables or {})}
         try:
             process = await asyncio.create_subprocess_exec(
-                *command,
+                *dying_with_us(command, environment),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                env={**os.environ, **(variables or {})},
+                env=environment,
                 # Ctrl-C at the terminal reaches us alone: we end the children in order.
                 start_new_session=True,
-                preexec_fn=dies_with_us(),
             )
         except OSError as failure:
             raise ConfigurationError(f"cannot start the {name}: {failure}") from failure

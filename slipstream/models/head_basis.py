@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slipstream.core import stages
-from slipstream.core.child_processes import dies_with_us
+from slipstream.core.child_processes import dying_with_us
 from slipstream.core.errors import CheckpointError, SlipstreamError
 from slipstream.core.settings import cache_folder
 from slipstream.models.cache import build_once
@@ -64,15 +64,14 @@ def run_calibration(folder: Path, into: Path) -> None:
     command = [sys.executable, "-m", "slipstream.engine.calibrate", str(folder), str(into)]
     try:
         done = subprocess.run(
-            command,
+            # A service that is told to stop while it starts does not wait for anything.
+            dying_with_us(command),
             check=False,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             timeout=CALIBRATE_SECONDS,
-            # A service that is told to stop while it starts does not wait for anything.
-            preexec_fn=dies_with_us(),
         )
     except subprocess.TimeoutExpired as failure:
         raise CheckpointError(

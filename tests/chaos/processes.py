@@ -5,28 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from slipstream.bench.processes import Child
+from slipstream.core.child_processes import dying_with_us
 from slipstream.core.errors import DeadlineExceeded
 
 _POLL = 0.2
 # A service that was told to end has its own grace for what runs; beyond it and this it is stuck.
 _STOP_SECONDS = 20.0
-
-# Asks for SIGKILL when we end (prctl's PR_SET_PDEATHSIG), then becomes the command. A preexec_fn
-# would need a real fork, whose child has crashed here: gRPC's and torch's threads run in this
-# process.
-_LAUNCH = (
-    "import ctypes, os, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9);"
-    "os.getppid() == int(sys.argv[1]) and os.execvp(sys.argv[2], sys.argv[2:])"
-)
-
-
-def _dying_with_us(command: Sequence[str]) -> list[str]:
-    return [sys.executable, "-S", "-c", _LAUNCH, str(os.getpid()), *command]
 
 
 class Process:
@@ -69,7 +57,7 @@ class Process:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *_dying_with_us(self._command),
+                *dying_with_us(self._command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from slipstream.core.child_processes import dying_with_us
+
 _TAIL_CHARACTERS = 3000
 _KILL_SECONDS = 10.0
-_TIED = Path(__file__).with_name("tied.py")
 # A state in the kernel's table of sockets.
 _LISTEN = "0A"
 
@@ -36,8 +35,7 @@ class Process:
         log = folder.with_suffix(".log")
         with log.open("ab") as output:
             inner = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(_TIED), str(os.getpid())),
-                *command,
+                *dying_with_us(command, environment, folder),
                 env=environment,
                 cwd=folder,
                 stdin=asyncio.subprocess.DEVNULL,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from slipstream.core.child_processes import dies_with_us
+from slipstream.core.child_processes import dying_with_us
 from slipstream.store import Append, VersionConflict, open_store
 
 
@@ -41,11 +41,11 @@ async def main(url, what, number):
 
 def writer(url, what, number):
     """Starts this file as a process."""
+    command = [sys.executable, "-m", "tests.store.writer", url, what, str(number)]
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.store.writer", url, what, str(number)],
+        dying_with_us(command),
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[2],
-        preexec_fn=dies_with_us(),  # noqa: PLW1509
     )
 
 
