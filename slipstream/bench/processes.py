@@ -42,21 +42,24 @@ class Child:
         return ConfigurationError(f"{self.name} {what}; the end of {self.log}:\n{tail.strip()}")
 
 
-def free_address() -> str:
+def free_address(ports: range = _PORTS) -> str:
     """A loopback address whose port nobody listens on, and which nobody is given by chance.
 
     The system gives any of its own range to whoever connects or asks for port 0. Until a service
     listens there, or while it is started again, such a port would go to another.
 
+    Args:
+        ports: to choose from, below that range.
+
     Raises:
-        ConfigurationError: all ports below that range are taken.
+        ConfigurationError: all of them are taken.
     """
-    for _ in range(len(_PORTS)):
-        port = _PORTS[next(_turn) % len(_PORTS)]
+    for _ in range(len(ports)):
+        port = ports[next(_turn) % len(ports)]
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return f"127.0.0.1:{port}"
-    raise ConfigurationError(f"no free port from {_PORTS[0]} to {_PORTS[-1]}")
+    raise ConfigurationError(f"no free port from {ports[0]} to {ports[-1]}")
 
 
 def _open_log(log: Path) -> BinaryIO:

@@ -20,7 +20,9 @@ _START_SECONDS = 60.0
 _POLL_SECONDS = 0.005
 _GRACE_SECONDS = 5.0
 _TAIL_CHARACTERS = 2000
-_BUS, _OUR_PORTS_END, _TRIES = 10_000, 32_768, 30_000
+# A node of a Cluster listens so much above its port, too, and the system gives nothing out there.
+_BUS = 10_000
+_NODE_PORTS = range(20_000, 32_768 - _BUS)
 
 
 class Refused(Exception):
@@ -231,10 +233,9 @@ def cluster_node(folder: Path) -> RedisServer:
     Raises:
         ConfigurationError: there is no such pair of free ports.
     """
-    for _ in range(_TRIES):
-        host, _, port = free_address().rpartition(":")
-        # Above it the system gives ports out by itself.
-        if int(port) + _BUS < _OUR_PORTS_END and _is_free(host, int(port) + _BUS):
+    for _ in _NODE_PORTS:
+        host, _, port = free_address(_NODE_PORTS).rpartition(":")
+        if _is_free(host, int(port) + _BUS):
             return RedisServer(folder, ["--cluster-enabled", "yes"], address=f"{host}:{port}")
     raise ConfigurationError("no pair of free ports for a Redis Cluster's node")
 

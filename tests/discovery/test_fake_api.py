@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 
 import pytest
 from kubernetes import client, config, watch
@@ -31,7 +30,7 @@ def config_map(name, **data):
 
 def refusal(call, *arguments, **fields):
     with pytest.raises(client.ApiException) as failure:
-        call(*arguments, _request_timeout=2, **fields)
+        call(*arguments, _request_timeout=20, **fields)
     return failure.value
 
 
@@ -61,7 +60,7 @@ def test_server_side_apply(api, link):
     def apply(manager, force=False, **data):
         return core.patch_namespaced_config_map(
             "p", "ns", config_map("p", **data), field_manager=manager, force=force,
-            _content_type="application/apply-patch+yaml", _request_timeout=2,
+            _content_type="application/apply-patch+yaml", _request_timeout=20,
         )  # fmt: skip
 
     assert apply("one", a="1", b="1").data == {"a": "1", "b": "1"}
@@ -174,13 +173,17 @@ def test_trouble(api, link):
         core.list_namespaced_pod("default", _request_timeout=0.2)
     api.delay = 0
     api.wake()
-    timer = threading.Timer(0.3, api.disconnect)
-    timer.start()
+    api.put({"kind": "Pod", "metadata": {"name": "p"}})
+    events = watch.Watch().stream(core.list_namespaced_pod, "default", timeout_seconds=60)
+    # Once it has told something, it is there to be cut.
+    assert next(events)["type"] == "ADDED"
+    api.disconnect()
     with pytest.raises(Exception, match="ended prematurely"):
-        list(watch.Watch().stream(core.list_namespaced_pod, "default", timeout_seconds=20))
+        list(events)
+    api.delete("Pod", "default", "p")
     api.stop()
     with pytest.raises(Exception, match="refused"):
-        core.list_namespaced_pod("default", _request_timeout=2)
+        core.list_namespaced_pod("default", _request_timeout=20)
     api.start()
-    assert core.list_namespaced_pod("default", _request_timeout=2).items == []
+    assert core.list_namespaced_pod("default", _request_timeout=20).items == []
     assert api.requests[-1].verb == "list"

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from gateway.settings import Settings
 from slipstream.store import MemoryStore, Store
 from slipstream.wire.fakes import FakeVerifier
 from slipstream.wire.proto import verifier_pb2
+from tests.telemetry.scraped import values_of
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
@@ -165,6 +166,27 @@ class Rig:
                     return
                 await asyncio.sleep(0.02)
 
+    async def tell(self) -> None:
+        """Lets the gateway hear from all verifiers now, however long that takes."""
+        pool = self.running.kept.runs.keeper._service.pool
+        await asyncio.gather(*(link.beat(20) for link in pool._links.values()))
+
+    async def until_metrics(self, wanted: Mapping[str, float]) -> None:
+        """Until the metrics have these values: what is counted as a request ends may come after
+        its answer."""
+        async with asyncio.timeout(20):
+            while True:
+                values = values_of((await self.http.get("/metrics")).text)
+                if wanted.items() <= values.items():
+                    return
+                await asyncio.sleep(0.02)
+
+    async def until_taken(self, ask: Callable[[], Awaitable[httpx.Response]]) -> None:
+        """Until there is room for a request: one that was cut gives its place back in its time."""
+        async with asyncio.timeout(20):
+            while (await ask()).status_code == 429:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
     async def chat(self, text: str = "hi", **fields: Any) -> httpx.Response:
         messages = [{"role": "user", "content": text}]
         body = {"model": "tiny-chat", "messages": messages, **fields}
@@ -226,6 +248,8 @@ def make_rig(model_folder: Path) -> Callable[..., contextlib.AbstractAsyncContex
                 "http": "127.0.0.1:0",
                 "grpc": "127.0.0.1:0",
                 "stop_grace": 0.2,
+                # Stores here say themselves when they fail: a busy machine's delays are no failure.
+                "store_timeout": 20.0,
                 # Tests that lose a verifier for good need not wait for it.
                 "failover_timeout": 0.5,
             }

@@ -10,6 +10,7 @@ from typing import Any
 
 from slipstream.core.errors import StoreUnavailable
 from slipstream.store import MemoryStore
+from slipstream.wire.fakes import FakeVerifier
 
 GUARD_SECONDS = 0.1
 
@@ -72,6 +73,22 @@ def add(to: dict[str, Any], choice: dict[str, Any]) -> None:
 def without_chance(found: dict[str, Any]) -> dict[str, Any]:
     """Without what depends on how a verifier came to the tokens."""
     return {name: value for name, value in found.items() if name != "metrics"}
+
+
+def held(fake: FakeVerifier, after: int) -> asyncio.Event:
+    """Has the verifier send no more than so many tokens of each request until the event is set."""
+    gate, respond = asyncio.Event(), fake._respond
+
+    async def patiently(request: Any, behaviour: Any) -> Any:
+        sent = 0
+        async for response in respond(request, behaviour):
+            if sent >= after:
+                await gate.wait()
+            sent += len(response.tokens)
+            yield response
+
+    fake._respond = patiently  # type: ignore[method-assign]
+    return gate
 
 
 class TroubledStore(MemoryStore):

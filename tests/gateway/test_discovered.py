@@ -38,21 +38,22 @@ def put(api, fake, pod, **facts):
 async def test_a_rollout(api, tokenizer):
     """Verifiers appear and are used at once; one that terminates gets nothing new while its stream
     goes on to its end, and is forgotten when it is gone."""
-    slow = FakeBehaviour(TOKENS, delay=0.1)
-    async with core(tokenizer, slow, spec=SPEC) as made:
+    async with core(tokenizer, TOKENS, spec=SPEC) as made:
         old, new = made.fakes
         await eventually(lambda: made.pool.discovery[0].source == "endpointslices")
         assert (await made.pool.readiness()).missing == (f"no verifier is known at {SPEC}",)
         put(api, old, "v-0")
         await made.until_states(serving=1)
-        running = asyncio.create_task(made.tokens())
-        await eventually(lambda: old.running == 1)
+        # While its pieces are not taken, it does not end.
+        pieces = made.pieces()
+        got = list((await anext(pieces)).tokens)
         put(api, new, "v-1")
         await made.until_states(serving=2)
         put(api, old, "v-0", terminating=True, serving=True)
         await made.until_states(serving=1, draining=1)
         assert await asyncio.gather(*(made.tokens() for _ in range(4))) == [TOKENS] * 4
-        assert await running == TOKENS
+        got += [token async for piece in pieces for token in piece.tokens]
+        assert [token.id for token in got] == TOKENS
         assert made.requests() == [1, 4]
         found = await made.pool.readiness()
         [leaving] = [one for one in found.verifiers if one.state == "draining"]
@@ -89,14 +90,16 @@ async def test_one_that_is_to_go_is_better_than_none(api, tokenizer):
 
 async def test_not_listed_with_a_stream(api, tokenizer):
     """One that is not listed any more, as its probe fails while it stops, keeps its stream."""
-    async with core(tokenizer, FakeBehaviour(TOKENS, delay=0.1), fakes=[{}], spec=SPEC) as made:
+    async with core(tokenizer, TOKENS, fakes=[{}], spec=SPEC) as made:
         put(api, made.fakes[0], "v-0")
         await made.until_states(serving=1)
-        running = asyncio.create_task(made.tokens())
-        await eventually(lambda: made.fakes[0].running == 1)
+        # While its pieces are not taken, it does not end.
+        pieces = made.pieces()
+        got = list((await anext(pieces)).tokens)
         put(api, made.fakes[0], "v-0", ready=False, terminating=True)
         await made.until_states(draining=1)
-        assert await running == TOKENS
+        got += [token async for piece in pieces for token in piece.tokens]
+        assert [token.id for token in got] == TOKENS
 
 
 async def test_zones_of_the_slices(api, tokenizer, monkeypatch):

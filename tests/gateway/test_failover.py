@@ -131,7 +131,7 @@ places = st.dictionaries(
 quick = settings(
     max_examples=50,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
@@ -207,7 +207,7 @@ async def test_other_chunks_elsewhere(cut):
     second.behaviour = replace(first.behaviour, chunks=(3,), first_delay=0.01)
     # So that the first one is asked first.
     second.waiting = 50
-    await cut.rig.http.get("/ready")
+    await cut.rig.tell()
     answer = json.loads(await cut.http(body))
     told = answer.pop("metrics")["speculative_decoding"]
     expected.pop("metrics")

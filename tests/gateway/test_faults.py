@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import httpx
 import pytest
@@ -28,10 +29,8 @@ async def test_disconnect_in_mid_stream(rig, eventually):
     assert rig.fake.running == 1
     other.cancel()
     await eventually(lambda: rig.fake.running == 0)
-    metrics = (await rig.http.get("/metrics")).text
-    values = values_of(metrics)
-    assert values['slipstream:request_success_total{finished_reason="abort"}'] == 2
-    assert values["slipstream:num_requests_running"] == 0
+    aborted = 'slipstream:request_success_total{finished_reason="abort"}'
+    await rig.until_metrics({aborted: 2, "slipstream:num_requests_running": 0})
 
 
 async def test_disconnect_before_an_answer(rig, eventually):
@@ -116,7 +115,7 @@ async def test_verifier_lost_in_mid_stream(rig, ids):
     error = json.loads(rest[-1].removeprefix("data: "))["error"]
     assert error["code"] == "unavailable"
     # From now on requests are refused at once, and readiness says why.
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         refused = await rig.complete("x")
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
     assert refused.headers["retry-after"]
@@ -149,18 +148,18 @@ async def test_late_answers_do_not_lose_the_verifier(monkeypatch):
     monkeypatch.setattr(links, "_BEAT_SECONDS", 0.05)
     async with FakeVerifier([5]) as fake:
         link = links.VerifierLink(fake.address, Limits(lost_after=0.3))
-        while link.state != "serving":
-            await link.beat()
-        delay, began = 5.0, asyncio.get_running_loop().time()
+        # On a busy machine an answer, and even a refusal, takes longer than these heartbeats do.
+        await link.beat(20)
+        assert link.state == "serving"
+        delay, heard = 60.0, link._heard_at
         while link.state == "serving":
             await link.beat()
-        assert asyncio.get_running_loop().time() - began >= 0.3
+        assert time.monotonic() - heard >= 0.3
         delay = 0.0
-        while link.state == "lost":
-            await link.beat()
+        await link.beat(20)
+        assert link.state == "serving"
         await fake.stop()
-        # On a busy machine even a refusal takes longer than these heartbeats do.
-        await link.beat(10)
+        await link.beat(20)
         assert link.state == "lost"
         await link.close()
 
@@ -182,6 +181,7 @@ async def test_ready_asks_the_health_check(rig):
         "store": {"state": "ok", "detail": ""},
     }
     await rig.fake.set_serving(False)
+    await rig.until_states(draining=1)
     answer = await rig.http.get("/ready")
     assert answer.status_code == 503
     assert answer.json()["missing"] == [f"verifier at {rig.fake.address}: it is not serving"]
@@ -194,6 +194,7 @@ async def test_ready_lists_all_verifiers(make_rig):
         await rig.until_states(serving=2, other_model=1)
         rig.fakes[1].drafter_connected = True
         await rig.fakes[0].stop()
+        await rig.tell()
         answer = await rig.http.get("/ready")
         assert answer.status_code == 200
         body = answer.json()
@@ -209,6 +210,7 @@ async def test_ready_lists_all_verifiers(make_rig):
             assert values[f'slipstream:verifiers{{state="{state}"}}'] == count
         for fake in rig.fakes[1:]:
             await fake.stop()
+        await rig.tell()
         answer = await rig.http.get("/ready")
         assert answer.status_code == 503
         assert len(answer.json()["missing"]) == 3
@@ -229,14 +231,14 @@ async def test_deadlines(make_rig, ids, eventually):
 async def test_signs_of_life(make_rig, ids, eventually):
     """Messages without tokens keep a stream that has begun alive, whatever --idle-timeout is, and
     neither make an answer out of a wait for the first token nor prolong it."""
-    limits = {"first_token_timeout": 0.5, "idle_timeout": 0.3}
     alive = FakeBehaviour(ids("Hello"), hang_after=1, beat=0.05)
-    async with make_rig(alive, **limits) as rig:
-        response = await rig.complete("x", stream=True, timeout=1.5)
+    async with make_rig(alive, idle_timeout=1.5) as rig:
+        response = await rig.complete("x", stream=True, timeout=2.5)
         last = response.text.strip().split("\n\n")[-1]
         assert json.loads(last.removeprefix("data: "))["error"]["param"] == "timeout"
-        rig.fake.behaviour = FakeBehaviour(ids("Hello"), hang_after=0, beat=0.05)
-        async with asyncio.timeout(5):
+    waiting = FakeBehaviour(ids("Hello"), hang_after=0, beat=0.05)
+    async with make_rig(waiting, first_token_timeout=0.5) as rig:
+        async with asyncio.timeout(20):
             waited = await rig.complete("x", stream=True)
         assert waited.status_code == 504
         assert "sent nothing" in waited.json()["error"]["message"]

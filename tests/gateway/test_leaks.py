@@ -8,7 +8,6 @@ import random
 
 import grpc
 import httpx
-import pytest
 
 from slipstream.bench.leaks import Watched, leaked, levels
 from slipstream.core.errors import Overloaded
@@ -74,7 +73,6 @@ async def over_grpc(rig, number):
             pass
 
 
-@pytest.mark.timeout(60)
 async def test_clients_that_come_and_go(make_rig):
     """After clients that finish, fail, leave early or in mid-stream, or run out of time: nothing.
 

@@ -127,15 +127,18 @@ async def test_nobody_comes_back(tokenizer):
     """After --failover-timeout the client is told; where its deadline is sooner, of that."""
     async with core(tokenizer, HANGING, [{}], failover=0.2) as made:
         pieces = await begun(made, count=3)
-        hasty = await begun(made, count=3, terms=Terms(deadline=time.monotonic() + 5.0))
+        hasty = await begun(made, count=3, terms=Terms(deadline=time.monotonic() + 60.0))
         await made.fakes[0].stop()
         with pytest.raises(Unavailable, match="lost"):
             await anext(pieces)
         with pytest.raises(Unavailable, match="lost"):
             await anext(hasty)
     async with core(tokenizer, HANGING, [{}]) as made:
-        pieces = await begun(made, count=3, terms=Terms(deadline=time.monotonic() + 0.4))
+        terms = Terms(deadline=time.monotonic() + 60.0)
+        pieces = await begun(made, count=3, terms=terms)
         await made.fakes[0].stop()
+        # However long the tokens took.
+        object.__setattr__(terms, "deadline", time.monotonic() + 0.2)
         with pytest.raises(DeadlineExceeded) as raised:
             await anext(pieces)
         assert raised.value.param == "timeout"
@@ -196,26 +199,28 @@ async def test_failover_can_be_turned_off(tokenizer):
         assert failovers(made) == {}
 
 
-async def test_a_verifier_that_answers_nothing(tokenizer):
+async def test_a_verifier_that_answers_nothing(tokenizer, eventually):
     """One whose process stands still, without closing anything, is lost after --lost-after with all
     its streams; once it goes on it serves again."""
-    async with core(tokenizer, HANGING, lost_after=1.0) as made:
+    async with core(tokenizer, HANGING) as made:
         streams = [await begun(made, count=3) for _ in range(4)]
         first, second = made.fakes
         count = first.running
         assert count
         second.behaviour = FakeBehaviour(TOKENS)
         first.freeze()
+        made.strict(first, lost_after=1.0)
         rests = [asyncio.create_task(rest_of(pieces)) for pieces in streams]
         await made.until_states(serving=1, lost=1)
-        await asyncio.wait(rests, timeout=1.0)
+        await eventually(lambda: sum(rest.done() for rest in rests) >= count)
         assert [rest.result() for rest in rests if rest.done()] == [TOKENS[3:]] * count
         assert failovers(made) == {"heartbeat": count}
         first.thaw()
+        made.strict(first)
         await made.until_states(serving=2)
         await second.stop()
         first.behaviour = FakeBehaviour(TOKENS)
-        await asyncio.wait(rests, timeout=5.0)
+        await asyncio.wait(rests, timeout=20.0)
         assert [rest.result() for rest in rests] == [TOKENS[3:]] * 4
 
 
@@ -225,14 +230,15 @@ async def test_a_process_that_is_stopped(tokenizer):
         sys.executable, "-c", SCRIPT, stdout=subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             address = (await process.stdout.readline()).decode().strip()
-        async with core(tokenizer, TOKENS, [{}], spec=address, lost_after=1.0) as made:
+        async with core(tokenizer, TOKENS, [{}], spec=address) as made:
             await made.until_states(serving=1)
             pieces = await begun(made, count=3)
             await made.pool._update([Endpoint(address), Endpoint(made.fakes[0].address)])
             await made.until_states(serving=2)
             process.send_signal(signal.SIGSTOP)
+            made.strict(address, lost_after=1.0)
             assert await rest_of(pieces) == TOKENS[3:]
             assert failovers(made) == {"heartbeat": 1}
             await made.until_states(serving=1, lost=1)
@@ -243,7 +249,7 @@ async def test_a_process_that_is_stopped(tokenizer):
         await process.wait()
 
 
-async def test_a_connection_that_leads_nowhere(tokenizer):
+async def test_a_connection_that_leads_nowhere(tokenizer, eventually):
     """Where packets vanish, the next connection may do better: a lost verifier is called anew."""
     async with core(tokenizer, HANGING, [{}]) as far:
         [fake] = far.fakes
@@ -269,14 +275,20 @@ async def test_a_connection_that_leads_nowhere(tokenizer):
 
         server = await asyncio.start_server(proxy, "127.0.0.1", 0)
         address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with core(tokenizer, TOKENS, [], spec=address, lost_after=0.5) as made:
+        async with core(tokenizer, TOKENS, [], spec=address) as made:
             await made.until_states(serving=1)
             pieces = await begun(made, count=3)
             fake.behaviour = FakeBehaviour(TOKENS)
             for open_, _ in connections:
                 open_.clear()
-            async with asyncio.timeout(8):
-                assert await rest_of(pieces) == TOKENS[3:]
+            made.strict(address, lost_after=0.5)
+            rest = asyncio.create_task(rest_of(pieces))
+            await made.until_states(lost=1)
+            # The connection is another one by now, or will be with the next heartbeat.
+            await eventually(lambda: len(connections) > 1)
+            made.strict(address)
+            async with asyncio.timeout(20):
+                assert await rest == TOKENS[3:]
             assert failovers(made) == {"heartbeat": 1}
         server.close()
         for _, tasks in connections:
@@ -286,21 +298,27 @@ async def test_a_connection_that_leads_nowhere(tokenizer):
 
 async def test_one_silent_stream(tokenizer):
     """One stream that says nothing while its verifier lives goes on elsewhere, once."""
-    async with core(tokenizer, HANGING, idle=0.2) as made:
+    # All that comes before the silence is one message, of which a busy machine makes no two.
+    silent = FakeBehaviour(TOKENS, chunks=(3,), hang_after=3)
+    async with core(tokenizer, silent, idle=0.2) as made:
         pieces = await begun(made, count=3)
         first, second = busy(made.fakes)
         second.behaviour = FakeBehaviour(TOKENS)
+        made.strict(second, idle=60.0)
         assert await rest_of(pieces) == TOKENS[3:]
         assert failovers(made) == {"silent": 1}
         await made.until_states(serving=2)
-        second.behaviour = HANGING
+        made.strict(second, idle=0.2)
+        second.behaviour = silent
         with pytest.raises(DeadlineExceeded, match="nothing for"):
             await made.tokens()
         assert failovers(made) == {"silent": 2}
         # Signs of life are enough while it resumes.
         alive = FakeBehaviour(TOKENS, hang_after=3, beat=0.05)
         first.behaviour = second.behaviour = alive
-        terms = Terms(deadline=time.monotonic() + 0.6)
+        for fake in made.fakes:
+            made.strict(fake, idle=1.0)
+        terms = Terms(deadline=time.monotonic() + 1.6)
         with pytest.raises(DeadlineExceeded) as raised:
             await made.tokens(Course(pasts=[Past((past_message(TOKENS[:3]),), 0)]), terms=terms)
         assert raised.value.param == "timeout"
@@ -375,7 +393,7 @@ async def test_what_has_begun_waits_for_room(tokenizer, eventually):
     async with core(tokenizer, full, failover=0.3) as made:
         with pytest.raises(Overloaded):
             await made.tokens(course)
-        assert sum(made.requests()) >= 4
+        assert sum(made.requests()) >= 2
 
 
 async def test_errors_of_the_verifier_itself(tokenizer):
@@ -411,7 +429,9 @@ async def test_a_message_that_cannot_be_read():
     await server.start()
     link = VerifierLink(f"127.0.0.1:{port}", Limits())
     request = verifier_pb2.GenerateRequest(prompt_token_ids=[5])
-    async with contextlib.aclosing(link.generate(request, first_by=time.monotonic() + 5)) as stream:
+    async with contextlib.aclosing(
+        link.generate(request, first_by=time.monotonic() + 60)
+    ) as stream:
         with pytest.raises(Lost) as raised:
             await anext(stream)
     assert raised.value.reason == "corrupted"
@@ -420,7 +440,7 @@ async def test_a_message_that_cannot_be_read():
     await server.stop(0)
 
 
-async def test_who_leaves_while_nobody_serves(tokenizer):
+async def test_who_leaves_while_nobody_serves(tokenizer, eventually):
     """A client that goes away while its generation waits for a verifier leaves nothing behind."""
     async with core(tokenizer, HANGING, [{}]) as made:
         pieces = await begun(made, count=3)
@@ -432,4 +452,4 @@ async def test_who_leaves_while_nobody_serves(tokenizer):
         await asyncio.gather(waiting, return_exceptions=True)
         await pieces.aclose()
         assert made.pool.calls == 0
-        assert len(asyncio.all_tasks()) <= before
+        await eventually(lambda: len(asyncio.all_tasks()) <= before)

@@ -12,6 +12,7 @@ from gateway.runs import background, journal
 from slipstream.core.errors import InvalidParameter, Overloaded, Unavailable
 from slipstream.store import MemoryStore
 from slipstream.wire.fakes import FakeBehaviour
+from tests.gateway.conversing import Clock
 from tests.gateway.kept import TroubledStore, events_of, substance
 from tests.telemetry.scraped import values_of
 
@@ -21,7 +22,8 @@ WORDS = "Hello, world! Stop here and there."
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch):
     monkeypatch.setattr(background, "SWEEP_SECONDS", 0.1)
-    monkeypatch.setattr(background, "ORPHAN_SECONDS", 0.6)
+    # A busy machine's pauses make no orphans.
+    monkeypatch.setattr(background, "ORPHAN_SECONDS", 3600.0)
     monkeypatch.setattr(background, "_FIRST_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(background, "_LAST_WAIT_SECONDS", 0.1)
     monkeypatch.setattr(journal, "BEAT_SECONDS", 0.1)
@@ -78,7 +80,7 @@ async def test_start_leave_fetch(make_rig, ids, eventually, store):
         waited = (await one.complete("x", n=2, seed=4)).json()
         result = told["result"]
         assert (result.pop("id"), waited.pop("id") != name) == (name, True)
-        assert abs(result.pop("created") - waited.pop("created")) <= 5
+        assert abs(result.pop("created") - waited.pop("created")) <= 60
         assert result == waited
         assert two.fake.requests == []
         rest = await two.http.get(f"/v1/generations/{name}/events")
@@ -156,7 +158,7 @@ async def test_what_fails(make_rig, ids, eventually, store):
         for behaviour, fields, code in (
             (bad, {}, "invalid_parameter"),
             (full, {}, "overloaded"),
-            (slow, {"timeout": 0.2}, "deadline_exceeded"),
+            (slow, {"timeout": 1.0}, "deadline_exceeded"),
         ):
             rig.fake.behaviour = behaviour
             headers = {"Idempotency-Key": code}
@@ -165,7 +167,7 @@ async def test_what_fails(make_rig, ids, eventually, store):
             assert told["error"]["code"] == code
             await eventually(lambda name=name: name not in store._indexes["background"])
             rig.fake.behaviour = FakeBehaviour(ids(WORDS))
-            again = (await begin(rig, headers, **fields)).json()["id"]
+            again = (await begin(rig, headers)).json()["id"]
             assert again != name
             await until(rig, again, "completed")
 
@@ -198,9 +200,8 @@ async def test_deleting_stops_it_wherever_it_runs(make_rig, eventually, store):
         assert two.fake.requests == []
 
 
-async def test_a_gateway_that_stops_lets_go(make_rig, ids, eventually, store, monkeypatch):
+async def test_a_gateway_that_stops_lets_go(make_rig, ids, eventually, store):
     """Another one goes on at once, whatever it takes for one that is gone."""
-    monkeypatch.setattr(background, "ORPHAN_SECONDS", 3600.0)
     words = ids(WORDS)
     async with make_rig(words, store=store) as two:
         async with make_rig(FakeBehaviour(words, hang_after=9), store=store) as one:
@@ -220,13 +221,19 @@ async def test_a_gateway_that_stops_lets_go(make_rig, ids, eventually, store, mo
 async def test_one_of_several_adopts_an_orphan(make_rig, ids, eventually, monkeypatch):
     """A gateway that is killed says nothing: its runs are found by their silence, and only one of
     those who find them wins. While it beats, nobody touches it."""
-    words, store, later = ids(WORDS), MemoryStore(), TroubledStore()
+    monkeypatch.setattr(background, "ORPHAN_SECONDS", 5.0)
+    clock = Clock()
+    words, store, later = ids(WORDS), MemoryStore(clock), TroubledStore()
     async with make_rig(FakeBehaviour(words, hang_after=9), store=store) as one:
         names = [await begun(one) for _ in range(3)]
         await eventually(lambda: one.fake.sent.total() == 27)
         await eventually(lambda: all(log.length == 9 for log in store._logs.values()))
+        logs = store._logs.values()
         async with make_rig(words, store=store) as watching:
-            await asyncio.sleep(1.0)
+            for _ in range(3):
+                clock.now += 4.0
+                await eventually(lambda: all(log.beat == clock.now for log in logs))
+                await watching.running.kept.background.sweep()
             assert watching.fake.requests == []
         later.__dict__.update({k: v for k, v in store.__dict__.items() if k != "_logs"})
         later._indexes = {name: dict(members) for name, members in store._indexes.items()}
@@ -236,7 +243,7 @@ async def test_one_of_several_adopts_an_orphan(make_rig, ids, eventually, monkey
         }
     monkeypatch.setattr(background, "SWEEP_SECONDS", 3600.0)
     async with make_rig(words, store=later) as two, make_rig(words, store=later) as three:
-        await asyncio.sleep(background.ORPHAN_SECONDS)
+        clock.now += background.ORPHAN_SECONDS
         # Slow enough that both find all of them before one has any.
         later.all_calls("slow")
         await asyncio.gather(*(rig.running.kept.background.sweep() for rig in (two, three)))

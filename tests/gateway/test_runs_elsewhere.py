@@ -7,7 +7,7 @@ import asyncio
 from gateway.runs import background
 from slipstream.store import MemoryStore
 from slipstream.wire.fakes import FakeBehaviour
-from tests.gateway.kept import TroubledStore, events_of
+from tests.gateway.kept import TroubledStore, events_of, held
 
 WORDS = "The quick brown fox jumps over the lazy dog."
 
@@ -61,10 +61,12 @@ async def test_a_background_turn_is_settled_when_it_is_fetched(make_rig, ids, ev
     """Where the store failed at the commit, whoever fetches the answer has the turn stored, and is
     told so."""
     store = TroubledStore()
-    async with make_rig(FakeBehaviour(ids(WORDS), delay=0.02), store=store) as rig:
+    async with make_rig(ids(WORDS), store=store) as rig:
+        go_on = held(rig.fake, 3)
         name = (await rig.chat("x", background=True, session_id="s", session_turn=0)).json()["id"]
         await eventually(lambda: rig.fake.sent.total() > 2)
         store.trouble["put"] = "down"
+        go_on.set()
         await eventually(lambda: not rig.running.kept.background.running)
         store.trouble.clear()
         result = (await rig.http.get(f"/v1/generations/{name}")).json()["result"]
@@ -76,11 +78,9 @@ async def test_a_background_turn_is_settled_when_it_is_fetched(make_rig, ids, ev
 async def test_an_overtaken_run_burns_no_key(make_rig, ids, eventually):
     """While another gateway goes on with it, the first one's end is nobody's failure: the same POST
     joins, and the turn is stored once."""
-    store = MemoryStore()
-    async with (
-        make_rig(FakeBehaviour(ids(WORDS), delay=0.05), store=store) as one,
-        make_rig(FakeBehaviour(ids(WORDS), delay=0.1), store=store) as two,
-    ):
+    store = TroubledStore()
+    async with make_rig(ids(WORDS), store=store) as one, make_rig(ids(WORDS), store=store) as two:
+        first_goes_on, second_goes_on = held(one.fake, 4), held(two.fake, 2)
         messages = [{"role": "user", "content": "x"}]
         body = {"model": "tiny-chat", "messages": messages, "stream": True, "seed": 1}
         body |= {"session_id": "s", "session_turn": 0}
@@ -94,8 +94,14 @@ async def test_an_overtaken_run_burns_no_key(make_rig, ids, eventually):
         first = post(one, body, **{"X-Request-Id": "m"})
         await eventually(lambda: one.fake.sent.total() > 2)
         second = post(two, body, **{"Last-Event-ID": "chatcmpl-m/1"})
+        await eventually(lambda: two.fake.sent.total() > 1)
+        first_goes_on.set()
         await first
-        third = await post(two, {**body, "stream": False})
+        third = post(two, {**body, "stream": False})
+        reads = store.calls["log_read"]
+        await eventually(lambda: store.calls["log_read"] > reads + 1)
+        second_goes_on.set()
+        third = await third
         assert third.status_code == 200, third.text
         assert third.json()["id"] == "chatcmpl-m"
         assert third.json()["choices"][0]["message"]["content"] == WORDS

@@ -38,7 +38,7 @@ async def pair(make_rig):
 
 async def generate(rig, **fields):
     request = gateway_pb2.GatewayServiceGenerateRequest(**fields)
-    return [response async for response in rig.stub.Generate(request, timeout=10)]
+    return [response async for response in rig.stub.Generate(request, timeout=60)]
 
 
 @contextlib.contextmanager
@@ -149,7 +149,7 @@ async def test_in_the_background(pair, ids, eventually):
     one.fake.behaviour = FakeBehaviour(ids(WORDS))
     (begun,) = await generate(one, text="x", background=True, n=2)
     asked = gateway_pb2.GetGenerationRequest(request_id=begun.request_id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while True:
             told = await two.stub.GetGeneration(asked, timeout=10)
             if told.status == gateway_pb2.GENERATION_STATUS_COMPLETED:

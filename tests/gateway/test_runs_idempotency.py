@@ -8,14 +8,21 @@ import contextlib
 import pytest
 
 from gateway import keys
-from gateway.runs import follower, journal
+from gateway.runs import follower
 from slipstream.core.errors import InvalidParameter, Overloaded
 from slipstream.store import MemoryStore
 from slipstream.wire.fakes import FakeBehaviour
+from tests.gateway.conversing import Clock
 from tests.gateway.kept import TroubledStore, events_of, substance
 from tests.telemetry.scraped import values_of
 
 WORDS = "Hello, world! Stop here and there."
+
+
+@pytest.fixture(autouse=True)
+def alive(monkeypatch):
+    """A busy machine's pauses are no sign that a gateway is gone."""
+    monkeypatch.setattr(follower, "STALE_SECONDS", 60.0)
 
 
 @pytest.fixture
@@ -97,6 +104,7 @@ async def test_a_client_that_gives_up_and_asks_again(pair, ids, eventually):
     await eventually(lambda: one.fake.sent.total() == 9)
     joined = asyncio.create_task(ask(two, stream=True))
     await eventually(lambda: two.store.calls.get("log_read", 0) > 2)
+    await eventually(lambda: any(log.length == 9 for log in two.store._logs.values()))
     assert two.fake.requests == []
     first.cancel()
     await eventually(lambda: one.fake.cancelled)
@@ -107,11 +115,10 @@ async def test_a_client_that_gives_up_and_asks_again(pair, ids, eventually):
     assert asked.sampling.seed == one.fake.requests[0].sampling.seed
 
 
-async def test_a_gateway_that_is_gone_without_a_word(make_rig, ids, eventually, monkeypatch):
+async def test_a_gateway_that_is_gone_without_a_word(make_rig, ids, eventually):
     """When the log is not beaten any more, one of those who follow it goes on, and only one."""
-    monkeypatch.setattr(follower, "STALE_SECONDS", 0.6)
-    monkeypatch.setattr(journal, "BEAT_SECONDS", 0.1)
-    words, store, later = ids(WORDS), MemoryStore(), MemoryStore()
+    clock = Clock()
+    words, store, later = ids(WORDS), MemoryStore(clock), MemoryStore()
     async with make_rig(FakeBehaviour(words, hang_after=9), store=store) as one:
         first = asyncio.create_task(ask(one))
         await eventually(lambda: one.fake.sent.total() == 9)
@@ -120,6 +127,7 @@ async def test_a_gateway_that_is_gone_without_a_word(make_rig, ids, eventually, 
         later.__dict__.update({k: v for k, v in store.__dict__.items() if k != "_logs"})
         later._logs = {name: _copied(log) for name, log in store._logs.items()}
         first.cancel()
+    clock.now += follower.STALE_SECONDS + 1
     async with make_rig(words, store=later) as two, make_rig(words, store=later) as three:
         rigs = (two, three)
         answers = await asyncio.gather(*(ask(rigs[n % 2], stream=n < 2) for n in range(4)))
@@ -190,13 +198,23 @@ async def test_a_key_is_its_owner_s(make_rig, tmp_path, ids):
     ("error", "status"),
     [(Overloaded("full"), 429), (InvalidParameter("top_k is odd", param="top_k"), 400)],
 )
-async def test_a_failure_leaves_the_key(pair, ids, stream, error, status):
+async def test_a_failure_leaves_the_key(pair, ids, eventually, stream, error, status):
     """What is refused is told to all who wait for it, and the next try is a new one."""
     one, two = pair
-    one.fake.behaviour = FakeBehaviour(ids(WORDS), first_delay=0.2, error=error)
+    gate = asyncio.Event()
+
+    async def refuse(*_):
+        await gate.wait()
+        raise error
+        yield
+
+    one.fake._respond = refuse
     first = asyncio.create_task(ask(one, stream=stream))
-    await asyncio.sleep(0.05)
-    joined = await ask(two, stream=stream)
+    await eventually(lambda: one.fake.running)
+    joining = asyncio.create_task(ask(two, stream=stream))
+    await eventually(lambda: two.store.calls.get("log_read", 0) > 2)
+    gate.set()
+    joined = await joining
     assert (joined.status_code, (await first).status_code) == (status, status)
     assert joined.json()["error"] == (await first).json()["error"]
     assert two.fake.requests == []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -11,12 +12,13 @@ from hypothesis import strategies as st
 
 from gateway import keys
 from gateway.runs import journal as journals
+from gateway.runs import record
 from gateway.runs.log import RELEASED, Message
 from slipstream.core.errors import Overloaded
 from slipstream.store import MemoryStore
 from slipstream.wire.fakes import FakeBehaviour
 from tests.gateway.conftest import EOS
-from tests.gateway.kept import cut_logs, events_of, substance, without_chance
+from tests.gateway.kept import cut_logs, events_of, held, substance, without_chance
 from tests.telemetry.scraped import values_of
 
 MANY = settings(
@@ -159,14 +161,15 @@ async def test_a_log_is_taken_from_a_gateway_that_still_runs(pair, ids, eventual
     the log holds every token once."""
     one, two = pair
     words = ids(WORDS)
-    two.fake.behaviour = FakeBehaviour(words, delay=0.01)
-    one.fake.behaviour = FakeBehaviour(words, delay=0.03)
+    one.fake.behaviour = two.fake.behaviour = FakeBehaviour(words)
+    go_on = held(one.fake, 8)
     body = {"model": "tiny-chat", "prompt": "x", "stream": True, "seed": 1}
     async with one.http.stream("POST", "/v1/completions", json=body) as response:
         lines = response.aiter_lines()
         begun = [await anext(lines) for _ in range(6)]
         first = events_of("\n".join(begun))
         rest = await resumed(two, first[-1].id, first[0].data["id"])
+        go_on.set()
         begun += [line async for line in lines]
     for found in ([*first, *events_of(rest.text)], events_of("\n".join(begun))):
         assert substance(found)["choices"][0]["text"] == WORDS
@@ -303,15 +306,17 @@ async def test_a_stream_that_is_refused_late_is_forgotten(pair, eventually):
     await eventually(lambda: not one.store._logs)
 
 
-async def test_a_stream_s_deadline_is_its_first_one(pair, ids):
+async def test_a_stream_s_deadline_is_its_first_one(pair, ids, monkeypatch):
     """Time goes on while the client is away: what must still be decided is too late then, what is
     in the log is not."""
     one, two = pair
     words = ids(WORDS)
     one.fake.behaviour = two.fake.behaviour = FakeBehaviour(words)
-    whole = events_of((await one.complete("x", stream=True, timeout=0.5)).text)
+    whole = events_of((await one.complete("x", stream=True, timeout=60)).text)
     name = whole[0].data["id"]
-    await asyncio.sleep(0.55)
+    now = time.time()
+    later = SimpleNamespace(time=lambda: now + 60, monotonic=time.monotonic)
+    monkeypatch.setattr(record, "time", later)
     assert substance(events_of((await resumed(two, whole[0].id, name)).text))["done"] == 1
     cut_logs(one.store, name, None)
     late = await resumed(two, whole[0].id, name)

@@ -32,7 +32,7 @@ async def test_a_stream_at_each_step(make_rig, ids, store, eventually, trouble, 
     words = ids(WORDS)
     async with make_rig(FakeBehaviour(words, delay=0.003), store=store) as rig:
         store.trouble = {name: trouble}
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             answer = await rig.complete("x", stream=True, seed=3, n=2)
         events = events_of(answer.text)
         told = substance(events)
@@ -64,7 +64,7 @@ async def test_who_comes_back_to_a_store_that_is_not_there(make_rig, ids, store,
         whole = events_of((await rig.complete("x", stream=True)).text)
         name = whole[0].data["id"]
         store.all_calls(trouble)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             answer = await resumed(rig, whole[2].id, name)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
         assert answer.headers["retry-after"]
@@ -72,7 +72,7 @@ async def test_who_comes_back_to_a_store_that_is_not_there(make_rig, ids, store,
             answer = await rig.http.request(method, f"/v1/generations/{name}{path}")
             assert answer.status_code == 503
         del store.trouble["get"]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             answer = await resumed(rig, whole[2].id, name)
         assert substance(events_of(answer.text))["choices"] == substance(whole[3:])["choices"]
 
@@ -133,7 +133,7 @@ async def test_records_outlive_their_logs(make_rig, ids, store, eventually):
         first, second = runs
         key = f"gen/{first.id}"
         _, before = store._documents[key]
-        await store.put(f"gen/{second.id}", b"", ttl=3.0)
+        await store.put(f"gen/{second.id}", b"", ttl=60.0)
         for run in runs:
             run.renewed -= 6.0
         await eventually(lambda: store._documents[key][1] > before)

@@ -62,19 +62,19 @@ async def test_unread_http_stream(make_rig, eventually, caplog, n):
 
     Meanwhile another client's stream goes on.
     """
+    caplog.set_level(logging.WARNING, "gateway")
     async with make_rig(ENDLESS, context_length=2 * TOKENS, send_timeout=3.0) as rig:
         sock = await ask(rig, endless(n=n))
-        taken = await steady(rig)
-        assert rig.fake.running == n
-        # A client's socket and the verifier's stream hold so much; nothing in between grows.
-        assert taken < 5000 * n
+        await eventually(lambda: rig.fake.running == n)
+        await steady(rig)
         rig.fake.behaviour = FakeBehaviour([5, 6, 7])
         for stream in (True, False):
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(20):
                 assert (await rig.complete("x", stream=stream)).status_code == 200
-        with caplog.at_level(logging.WARNING, "gateway"):
-            # The kernel would cut it, too, but later and without the line below.
-            await eventually(lambda: rig.fake.running == 0)
+        # The kernel would cut it, too, but later and without the line below.
+        await eventually(lambda: rig.fake.running == 0)
+        # A client's socket and the verifier's stream hold so much; nothing in between grows.
+        assert rig.fake.sent.total() < 5000 * n
         # The socket is cut, not closed when all is read.
         with pytest.raises(ConnectionResetError):
             await read_all(sock)
@@ -135,11 +135,11 @@ async def test_cut_by_the_verifier(rig):
 async def test_slow_but_alive(make_rig):
     """A client that reads in bits, each within the time allowed, gets everything."""
     behaviour = FakeBehaviour([50] * 500, chunks=(CHUNK,))
-    async with make_rig(behaviour, context_length=1000, send_timeout=1.0) as rig:
+    async with make_rig(behaviour, context_length=1000, send_timeout=2.5) as rig:
         sock = await ask(rig, endless(max_tokens=500))
         loop, received = asyncio.get_running_loop(), b""
-        for _ in range(3):
-            await asyncio.sleep(0.6)
+        for _ in range(5):
+            await asyncio.sleep(0.55)
             received += await loop.sock_recv(sock, 65536)
         while not received.endswith(b"0\r\n\r\n"):
             async with asyncio.timeout(20):

@@ -67,12 +67,14 @@ def test_new_requests_get_the_model_of_most():
 
 async def test_load_is_what_we_sent_and_what_others_did(tokenizer):
     """Our own calls count at once; what a verifier says of others', and of its queue, does too."""
-    async with core(tokenizer, FakeBehaviour([5, 6, 7], hang_after=1), [{}, {}, {}]) as made:
+    hanging = FakeBehaviour([5, 6, 7], hang_after=1)
+    # What they said fades within that time.
+    async with core(tokenizer, hanging, [{}, {}, {}], lost_after=600.0) as made:
         made.fakes[0].waiting = 3
         made.fakes[1].expected_wait = 1.0
         await made.tell()
         running = [asyncio.create_task(made.tokens()) for _ in range(6)]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while sum(made.requests()) < 6:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         third = made.requests()[2]

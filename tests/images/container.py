@@ -63,7 +63,7 @@ def start(
     )
 
 
-def run(image: Image, command: Sequence[str], seconds: float = 90.0) -> tuple[int, str]:
+def run(image: Image, command: Sequence[str], seconds: float = 300.0) -> tuple[int, str]:
     """Exit code, and stdout with stderr."""
     process = start(image, command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:

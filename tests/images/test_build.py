@@ -21,7 +21,7 @@ from tests.images.builder import Image
 from tests.images.container import run, seal, start, unseal
 from tests.tiny_model import write_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 START_SECONDS = 120.0
 _FOUND = "import importlib.util as u, sys; print([n for n in sys.argv[1:] if u.find_spec(n)])"
 # Tries each folder on the way to a module of ours, and /, as a process that was broken into would.
@@ -52,7 +52,7 @@ def service(image: Image, options: list[str], log: Path) -> Iterator[subprocess.
     try:
         yield process
         process.send_signal(getattr(signal, image.stop_signal))
-        assert process.wait(30) == 0, log.read_text()
+        assert process.wait(100) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()

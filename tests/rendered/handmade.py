@@ -40,7 +40,7 @@ spec:
   template:
     metadata: {labels: {app: web}}
     spec:
-      terminationGracePeriodSeconds: 5
+      terminationGracePeriodSeconds: 30
       serviceAccountName: reader
       initContainers:
         - name: prepare
@@ -59,7 +59,8 @@ spec:
           ports: [{name: http, containerPort: 8000}]
           volumeMounts: [{name: files, mountPath: /files}]
           lifecycle: {preStop: {sleep: {seconds: 1}}}
-          startupProbe: {httpGet: {path: /health, port: http}, periodSeconds: 1}
+          startupProbe:
+            {httpGet: {path: /health, port: http}, periodSeconds: 1, failureThreshold: 60}
           readinessProbe:
             {httpGet: {path: /ready, port: http}, periodSeconds: 1, failureThreshold: 1}
           livenessProbe: {httpGet: {path: /health, port: http}, periodSeconds: 1}
@@ -76,7 +77,7 @@ spec:
   template:
     metadata: {labels: {app: ranks}}
     spec:
-      terminationGracePeriodSeconds: 5
+      terminationGracePeriodSeconds: 30
       automountServiceAccountToken: false
       containers:
         - name: rank

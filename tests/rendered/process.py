@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,16 @@ class Process:
     @property
     def tail(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")[-_TAIL_CHARACTERS:].strip()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any of its threads computes, or would if it had a core."""
+        for stat in Path(f"/proc/{self.inner.pid}/task").glob("*/stat"):
+            # It may have ended in between.
+            with contextlib.suppress(OSError):
+                if stat.read_text().rpartition(")")[2].split()[0] in "RD":
+                    return True
+        return False
 
     def terminate(self) -> None:
         if self.code is None:

@@ -125,7 +125,7 @@ async def test_a_rollout_loses_nothing(release: Running) -> None:
     verifier = await _busy(cluster.of(VERIFIER))
     looks = [asyncio.create_task(watched(pod.main)) for pod in (gateway, verifier)]
     ends = await asyncio.gather(cluster.end(gateway), cluster.roll(verifier, _START_SECONDS))
-    read_until = await asyncio.wait_for(reading, 60)
+    read_until = await asyncio.wait_for(reading, 100)
     for end, pod in zip(ends, (gateway, verifier), strict=True):
         assert set(end.codes.values()) == {0}, end
         assert end.seconds < end.grace

@@ -12,6 +12,7 @@ class Proxy:
         delay: seconds that every piece waits on its way to the server.
         flips: by direction ("out" to the server, "in" to the client), the place of the byte that
             gets a bit flipped, once, counted from when it was set.
+        pieces: that came for the server.
     """
 
     def __init__(self, target, *, ssl=None):
@@ -19,7 +20,7 @@ class Proxy:
         self.port = int(port)
         self.delay = 0.0
         self.flips = {}
-        self.flipped = 0
+        self.flipped = self.pieces = 0
         self.address = ""
         self._ssl = ssl
         self._tasks = set()
@@ -60,6 +61,7 @@ class Proxy:
     async def _pump(self, reader, writer, direction):
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                self.pieces += direction == "out"
                 if direction == "out" and self.delay:
                     await asyncio.sleep(self.delay)
                 writer.write(self._damaged(data, direction))

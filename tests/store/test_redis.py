@@ -17,7 +17,7 @@ from slipstream.store.redis import RedisStore
 from slipstream.store.redis_trouble import explain
 from slipstream.store.redis_url import parse
 from tests.store.proxy import Proxy
-from tests.store.waiting import eventually
+from tests.store.waiting import eventually, patiently
 
 LONG = 60.0
 
@@ -101,19 +101,17 @@ async def test_an_index_forgets_its_expired_members(server, store):
 
 
 async def test_many_appends_are_one_round_trip(server, store):
-    """Appends to many logs go out together: through a slow link they take no longer than one."""
+    """Appends to many logs go out together: no answer is waited for in between."""
     async with Proxy(server.address) as proxy:
-        slow = open_store(f"redis://{proxy.address}", timeout=30)
+        linked = open_store(f"redis://{proxy.address}", timeout=30)
         for number in range(50):
             await store.log_open(f"l{number}", 1, ttl=LONG)
-        await slow.ping()
-        proxy.delay = 0.05
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        await linked.ping()
+        before = proxy.pieces
         items = [Append(f"l{number}", 1, 0, 1, b"x", False, LONG) for number in range(50)]
-        assert await slow.log_append(items) == ["ok"] * 50
-        assert loop.time() - began < 50 * 0.05 / 2
-        await slow.close()
+        assert await linked.log_append(items) == ["ok"] * 50
+        assert proxy.pieces - before < 50 / 2
+        await linked.close()
 
 
 async def test_connections_are_bounded(server, store):
@@ -140,7 +138,7 @@ async def test_a_restart(tmp_path):
     """A server that was killed is named as unreachable; a new one on its port is used, empty."""
     server = RedisServer(tmp_path)
     server.start()
-    store = open_store(server.url)
+    store = open_store(server.url, timeout=30)
     await fill(store)
     server.kill()
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
@@ -156,6 +154,8 @@ async def test_idle_connections_that_were_closed(server, store):
     """A call after the server has closed the connections, as when they idle, does not fail."""
     await asyncio.gather(*(store.put(f"k{i}", b"v", ttl=LONG) for i in range(5)))
     server.command("CLIENT", "KILL", "TYPE", "normal")
+    # The one that asks is left.
+    await eventually(lambda: len(server.command("CLIENT", "LIST").splitlines()) == 1)
     await asyncio.sleep(0.05)
     assert await store.put("k0", b"w", ttl=LONG) == 2
 
@@ -208,11 +208,11 @@ async def test_passwords(server, tmp_path):
     said; and no password."""
     locked = RedisServer(tmp_path, password="s3cr:t/1")
     locked.start()
-    good = open_store(f"redis://:s3cr%3At%2F1@{locked.address}/2")
+    good = open_store(f"redis://:s3cr%3At%2F1@{locked.address}/2", timeout=30)
     assert await good.put("k", b"v", ttl=LONG) == 1
     await good.close()
     for login, words in (("", "wants a password"), (":wr0ng@", "refuses the user name or pass")):
-        store = open_store(f"redis://{login}{locked.address}")
+        store = open_store(f"redis://{login}{locked.address}", timeout=30)
         with pytest.raises(StoreUnavailable, match=words) as caught:
             await store.ping()
         assert "wr0ng" not in caught.value.message
@@ -223,7 +223,7 @@ async def test_passwords(server, tmp_path):
 async def test_a_paused_server(server):
     """Calls to a server that hangs end at the store's own deadline; then it goes on."""
     store = open_store(server.url, timeout=0.1)
-    await store.put("k", b"v", ttl=LONG)
+    await patiently(store.put, "k", b"v", ttl=LONG)
     server.pause()
     try:
         calls = [store.get("k") for _ in range(40)]
@@ -232,7 +232,7 @@ async def test_a_paused_server(server):
     finally:
         server.resume()
     assert all("in time" in str(failure) or "within 0.1 s" in str(failure) for failure in found)
-    assert await store.put("after", b"v", ttl=LONG) == 1
+    assert (await patiently(store.get, "k")).value == b"v"
     await store.close()
 
 
@@ -278,6 +278,12 @@ async def test_kept_damage(server, store):
         await store.get("session/a/1")
 
 
+def clients(server):
+    """Who is connected, but for who asks."""
+    lines = server.command("CLIENT", "LIST").splitlines()
+    return {line.split()[0] for line in lines if b"cmd=client" not in line}
+
+
 async def attempt(call):
     try:
         return await call
@@ -298,6 +304,7 @@ async def test_damage_on_the_way(server, store, direction):
     }
     places = range(0, 420, 7) if direction == "out" else range(0, 160, 3)
     right = unsure = 0
+    others = clients(server)
     async with Proxy(server.address) as proxy:
         url = parse(f"redis://{proxy.address}")
         for place in places:
@@ -316,6 +323,8 @@ async def test_damage_on_the_way(server, store, direction):
             version = await attempt(one.put("written", b"%d" % place, ttl=LONG))
             proxy.flips = {}
             await one.close()
+            # What was on its way may yet be written, until Redis has seen the end of that.
+            await eventually(lambda: clients(server) == others)
             now = await store.get("written")
             unsure += not isinstance(version, int)
             if isinstance(version, int):

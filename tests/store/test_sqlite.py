@@ -15,6 +15,7 @@ import pytest
 from slipstream.core.errors import ConfigurationError, StoreUnavailable
 from slipstream.store import Append, Document, open_store
 from slipstream.store.sqlite import SqliteStore
+from tests.store.waiting import eventually
 from tests.store.writer import writer
 
 LONG = 60.0
@@ -182,6 +183,7 @@ async def test_calls_do_not_pile_up(path):
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     calls = [asyncio.ensure_future(store.put("k", b"v", ttl=LONG)) for _ in range(600)]
+    await eventually(lambda: sum(call.done() for call in calls) >= 600 - 512)
     await asyncio.wait(calls, timeout=0.1)
     refused = [call for call in calls if call.done()]
     assert len(refused) == 600 - 512
@@ -224,7 +226,7 @@ async def main():
 asyncio.run(main())
 """
     command = [sys.executable, "-c", code]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=30)
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=100)
     assert done.returncode == 0, done.stderr.decode()
     assert b"full" in done.stdout or b"disk I/O" in done.stdout, done.stdout
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 
+from slipstream.core.errors import StoreUnavailable
 
-async def eventually(condition, seconds=30.0):
+
+async def eventually(condition, seconds=60.0):
     """Until a function, or a coroutine function, returns something true."""
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
@@ -15,3 +18,16 @@ async def eventually(condition, seconds=30.0):
             return
         assert asyncio.get_running_loop().time() < deadline, "it did not come true"
         await asyncio.sleep(0.01)
+
+
+async def patiently(call, *args, **options):
+    """A call's answer, though a busy machine may make some tries late."""
+    answers = []
+
+    async def once():
+        with contextlib.suppress(StoreUnavailable):
+            answers.append(await call(*args, **options))
+        return answers
+
+    await eventually(once)
+    return answers[0]

@@ -69,7 +69,7 @@ def test_what_ends_a_process_is_a_line_like_the_others():
     }
     for form, process in begun.items():
         with process:
-            _, said = process.communicate(timeout=60)
+            _, said = process.communicate(timeout=110)
         assert process.returncode == 2
         line = said.strip().splitlines()[-1]
         if form == "json":
@@ -88,4 +88,4 @@ def test_without_traces_nothing_of_opentelemetry_is_imported():
         "tracing_to('verifier', '').__enter__().span('x').end();"
         "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=110).returncode == 0

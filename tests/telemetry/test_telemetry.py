@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +12,7 @@ from slipstream.core.draft import Proposal
 from slipstream.core.params import SamplingParams
 from tests.verifier.rig import ELSEWHERE, GREEDY, Rig
 from tests.verifier.rig import plain as answer_of
+from verifier_service import telemetry
 from verifier_service.overlap import Overlap
 
 PROMPT = (5, 6, 7)
@@ -100,8 +103,12 @@ def test_drafts_that_a_step_overtook(drafting):
     assert told.wasted["stale"] == 2
 
 
-def test_requests_are_timed_and_counted(runner):
+def test_requests_are_timed_and_counted(runner, monkeypatch):
     """Queue, prefill, decode; one gap for each token behind the first; ends by their reason."""
+    # Each reading is a second behind the one before: what a pause of the machine adds is little.
+    readings = itertools.count(time.perf_counter() + 100.0)
+    ticking = SimpleNamespace(perf_counter=lambda: next(readings))
+    monkeypatch.setattr(telemetry, "time", ticking)
     rig = Rig(runner, max_running=1)
     first = rig.submit(PROMPT, GREEDY, max_tokens=5, ignore_eos=True)
     second = rig.submit(PROMPT, SamplingParams(temperature=0.0), max_tokens=50, ignore_eos=True)

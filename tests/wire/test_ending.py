@@ -27,6 +27,12 @@ class Refusing(Echo):
         yield BytesValue()
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """A busy machine's server is no silent one."""
+    monkeypatch.setattr(ending, "_WAIT_SECONDS", 20.0)
+
+
 @pytest.fixture
 async def stub():
     async with serve_sealed(Refusing()) as address, channel(address) as link:

@@ -24,7 +24,7 @@ from tests.certificates import DAY, Authority, key_pem, options, put
 from tests.integration.processes import until
 from tests.wire.echo import SERVICE, Echo, Stub
 
-SECONDS = 10.0
+SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ async def test_who_is_refused(ours, authority, stranger, tmp_path) -> None:
     unsigned = Tls(hybrid)
     unsigned._content = (hybrid.cert.read_bytes(), hybrid.key.read_bytes(), authority.pem)
     unsigned._credentials = unsigned._made()
-    async with asyncio.timeout(6 * SECONDS), serving(tls) as address:
+    async with asyncio.timeout(5 * SECONDS), serving(tls) as address:
         assert await asked(address, tls) == "hello"
         assert "certificate is not accepted" in await asked(address, foreign)
         assert "hung up during the TLS handshake" in await asked(address, unsigned)
