@@ -18,8 +18,6 @@ from tests.rendered.translation import Names, Translation
 from tests.rendered.volumes import Mounts, Volumes, field_of
 
 _QUICK = Pace(speed=20.0, patience=0.5)
-# For releases with nothing wrong: their processes take as long to listen as the machine is busy.
-_PATIENT = Pace(speed=20.0)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +155,7 @@ async def test_the_life_of_a_release(tmp_path: Path) -> None:
     rollout keeps ordinals and brings a Deployment's successor first; all end with 0."""
     manifests = release()
     api = ReleaseApi(manifests)
-    cluster = Cluster(manifests, tmp_path, api, _PATIENT)
+    cluster = Cluster(manifests, tmp_path, api, _QUICK)
     try:
         await cluster.start(60)
         (web,), ranks = cluster.of("web"), cluster.of("ranks")
@@ -262,7 +260,7 @@ async def test_a_container_that_outlives_its_grace_is_killed(tmp_path: Path) -> 
     manifests.get("StatefulSet", "ranks")["spec"]["replicas"] = 1
     template = manifests.get("StatefulSet", "ranks")["spec"]["template"]
     template["spec"]["terminationGracePeriodSeconds"] = 1
-    cluster = Cluster(manifests, tmp_path, pace=_PATIENT)
+    cluster = Cluster(manifests, tmp_path, pace=_QUICK)
     try:
         await cluster.start(60, only=["ranks"])
         (ended,) = (await cluster.stop()).values()
