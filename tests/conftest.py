@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from slipstream.core.errors import SlipstreamError
 from slipstream.models import resolve
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tests.golden.reference import Reference
 
 
-# How long an example takes says how busy the machine is.
-settings.register_profile("slipstream", deadline=None)
+# How long an example takes, or is drawn for, says how busy the machine is.
+settings.register_profile("slipstream", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("slipstream")
 
 # Collecting the tests imports torch and all of ours, and makes next to no garbage: with the
