@@ -208,7 +208,10 @@ class KvContext(Part):
             draft.sequence.computed = load.taken = min(end, load.prefix.length)
             if load.taken == load.prefix.length:
                 self._loaded(load)
-        elif end > load.taken and not draft.in_flight:
+            return
+        # The last position is computed here for the draft behind it, over whatever was taken.
+        end = min(end, len(draft.sequence) - 1)
+        if end > load.taken and not draft.in_flight:
             self._take(load, end)
 
     def _take(self, load: Load, end: int) -> None:
@@ -224,7 +227,7 @@ class KvContext(Part):
         if self._others is not None:
             self._others.take(load.draft, sequence.computed, end)
         load.taken = end
-        sequence.computed = max(sequence.computed, min(end, len(sequence) - 1))
+        sequence.computed = max(sequence.computed, end)
 
     def _loaded(self, load: Load) -> None:
         now, counters = time.monotonic(), self.counters

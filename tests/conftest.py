@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.golden.reference import Reference
 
 
-# How long an example takes, or its making, says how busy the machine is.
+# How long an example takes, or is drawn for, says how busy the machine is.
 settings.register_profile("slipstream", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("slipstream")
 

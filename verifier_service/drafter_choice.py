@@ -76,6 +76,7 @@ class DrafterChoice:
         self._shards: dict[str, float] = {}
         self._several = False
         self._seen = 0
+        self._listed: set[str] = set()
 
     @property
     def several(self) -> bool:
@@ -90,6 +91,7 @@ class DrafterChoice:
         """
         self._seen = self._drafters.endpoints.changes
         listed = await self._usable()
+        self._listed = set(listed)
         known = self._without_shards(listed)
         self._several = len(known) > 1
         if listed and not known:
@@ -120,7 +122,8 @@ class DrafterChoice:
 
         For ever, where the drafters are listed one by one.
         """
-        endpoints, before = self._drafters.endpoints, set[str]()
+        # One that has appeared since `best` was not among what that chose from.
+        endpoints, before = self._drafters.endpoints, self._listed
         while True:
             seen, listed = endpoints.changes, await self._usable()
             if address not in listed and self._without_shards(listed):

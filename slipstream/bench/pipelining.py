@@ -132,8 +132,10 @@ async def _measure(
                 await _for(seconds, agreeing)
                 elapsed = time.perf_counter() - started
                 drafted = _drafted(opened) - before
+                # By each shard's own clock: to ask them takes time, too.
                 shares = [
-                    (b - a) / elapsed for a, b in zip(busy, await _busy(link, count), strict=True)
+                    (now.busy_seconds - was.busy_seconds) / (now.up_seconds - was.up_seconds)
+                    for was, now in zip(busy, await _busy(link, count), strict=True)
                 ]
             finally:
                 agreeing.cancel()
@@ -188,11 +190,11 @@ async def _send(stream: grpc.aio.StreamStreamCall, commands: Sequence[Command]) 
     await stream.write(drafter_pb2.DraftRequest(commands=[command_to_proto(c) for c in commands]))
 
 
-async def _busy(link: grpc.aio.Channel, count: int) -> list[float]:
-    """Seconds in which each shard has computed so far; nothing for a drafter in one piece."""
+async def _busy(link: grpc.aio.Channel, count: int) -> list[shard_pb2.ShardStatus]:
+    """How long each shard has computed so far; nothing for a drafter in one piece."""
     if count == 1:
         return []
     row = await shard_pb2_grpc.ShardServiceStub(link).GetShard(
         shard_pb2.GetShardRequest(), timeout=_ANSWER_SECONDS
     )
-    return [one.busy_seconds for one in sorted(row.shards, key=lambda one: one.index)]
+    return sorted(row.shards, key=lambda one: one.index)

@@ -13,7 +13,7 @@ from slipstream.core.errors import ConfigurationError
 from tests.integration.processes import until
 
 SENT = bytes(range(256)) * 64
-WAIT_SECONDS = 20
+WAIT_SECONDS = 60
 
 
 @asynccontextmanager

@@ -59,7 +59,7 @@ def test_a_whole_run(tmp_path, tiny_model_dir) -> None:
     """Real services on a tiny model: every context of a plan measured, written and shown."""
     LayerPlan(skip_mlp=frozenset({2})).save(tmp_path / "two.json")
     out = tmp_path / "kv.json"
-    words = ["kv", "--plans", str(tmp_path / "two.json"), "--limit", "1", "--max-tokens", "40"]
+    words = ["kv", "--plans", str(tmp_path / "two.json"), "--limit", "1", "--max-tokens", "200"]
     words += ["--model", str(tiny_model_dir), "--out", str(out), "--contexts", "own,commit"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output

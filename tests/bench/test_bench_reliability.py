@@ -208,7 +208,7 @@ async def test_the_one_that_serves_is_hit_when_it_is_time():
         with pytest.raises(InternalError, match="before its verifier was hit"):
             struck_in(blow, reading)
         busy.running = 1
-        await asyncio.wait_for(finding, 10)
+        await asyncio.wait_for(finding, 60)
         blow.look(Reading(due=0.0, sent=0.0, token_ids=[1, 2]))
         assert sent == []
         reading.token_ids.append(4)

@@ -34,7 +34,7 @@ class ScriptedVerifier(verifier_pb2_grpc.VerifierServiceServicer):
             raise InvalidParameter("prompt_token_ids is empty", param="prompt_token_ids")
         self.requests.append(request)
         self.asked.clear()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await self.gate.wait()
         for place, run in enumerate(self.runs):
             self.steps += 1
@@ -48,7 +48,7 @@ class ScriptedVerifier(verifier_pb2_grpc.VerifierServiceServicer):
             yield message
             # The client takes its counters after the first token, before the next step.
             if place == 0:
-                await asyncio.wait_for(self.asked.wait(), 10)
+                await asyncio.wait_for(self.asked.wait(), 60)
 
     async def GetStatus(self, request, context):  # noqa: N802
         self.asked.set()

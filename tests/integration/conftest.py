@@ -19,6 +19,10 @@ COMMON = ("--threads", "1", "--stop-grace", "0.5")
 SEND_TIMEOUT = 3.0
 TINY = (*COMMON, "--dtype", "float32", "--kv-cache-gib", "0.0625")
 
+# A fixed length: on a model this small, or a busy machine, the automatic one would find that drafts
+# are not worth it.
+LOOK = ("--draft-length", "8")
+
 Start = Callable[..., Service]
 
 
@@ -67,7 +71,7 @@ class Pair:
         self.drafter_address = free_address()
         self.drafter: Service | None = None
         options = (*TINY, "--drafter", self.drafter_address, "--exactness", "strict")
-        options = (*options, "--send-timeout", str(SEND_TIMEOUT))
+        options = (*options, *LOOK, "--send-timeout", str(SEND_TIMEOUT))
         self.verifier = start("verifier", tiny, options)
 
     def start_drafter(self, model: Path | None = None) -> Service:

@@ -14,9 +14,11 @@ from pathlib import Path
 from slipstream.bench.processes import free_address
 from slipstream.wire.transport import is_serving
 
-__all__ = ["ROOT", "Service", "free_address", "until"]
+__all__ = ["ROOT", "WAIT_SECONDS", "Service", "free_address", "until"]
 
 READY_SECONDS = 90.0
+# For whatever comes in an instant where the machine has time for it.
+WAIT_SECONDS = 60.0
 ROOT = Path(__file__).parents[2]
 
 
@@ -53,7 +55,7 @@ class Service:
             assert time.monotonic() < deadline, f"{self.role} is not ready:\n{self.log}"
             time.sleep(0.1)
 
-    def wait_log(self, words: str, seconds: float = 20.0) -> None:
+    def wait_log(self, words: str, seconds: float = WAIT_SECONDS) -> None:
         deadline = time.monotonic() + seconds
         while words not in self.log:
             assert time.monotonic() < deadline, f"{self.role} never said {words!r}:\n{self.log}"
@@ -62,7 +64,7 @@ class Service:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def terminate(self, seconds: float = 20.0) -> int:
+    def terminate(self, seconds: float = WAIT_SECONDS) -> int:
         """SIGTERM; returns the exit code."""
         self.process.terminate()
         return self.process.wait(seconds)
@@ -70,10 +72,10 @@ class Service:
     def kill(self) -> None:
         """SIGKILL, which works on a stopped process, too."""
         self.process.kill()
-        self.process.wait(20)
+        self.process.wait(WAIT_SECONDS)
 
 
-async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
     """Waits until `condition` (plain or awaitable) holds."""
     deadline = time.monotonic() + seconds
     while True:

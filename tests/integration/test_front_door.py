@@ -25,7 +25,17 @@ def services(start, tiny_model_dir, exact_plan):
     verifier = start(
         "verifier",
         tiny_model_dir,
-        (*TINY, "--drafter", drafter.address, "--exactness", "strict", "--max-sequences", "8"),
+        (
+            *TINY,
+            "--drafter",
+            drafter.address,
+            "--exactness",
+            "strict",
+            "--max-sequences",
+            "8",
+            "--max-wait",
+            "600",
+        ),
     )
     drafter.wait_ready()
     verifier.wait_ready()
@@ -81,7 +91,7 @@ async def test_clients_that_leave_or_run_out_of_time(services, tiny_model_dir):
         url = f"http://127.0.0.1:{gateway.http_port}"
         limits = httpx.Limits(max_keepalive_connections=0)
         async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as door:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while (await door.get("/ready")).status_code != 200:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             alone = [await text_of(door, ask(seed)) for seed in range(6)]
@@ -93,10 +103,16 @@ async def test_clients_that_leave_or_run_out_of_time(services, tiny_model_dir):
             )
             before = await levels(watched)
 
-            # One that leaves a long answer is gone from the verifier long before its end.
-            made = await made_when_idle(verifier)
-            assert await leave_in_mid_stream(door, ask(1, tokens=900)) == 200
-            assert await made_when_idle(verifier) - made < 600
+            async def gone_early():
+                """Whether one that leaves a long answer is gone from the verifier long before its
+                end; now and then a busy machine may be slow to say so."""
+                made = await made_when_idle(verifier)
+                assert await leave_in_mid_stream(door, ask(1, tokens=900)) == 200
+                return await made_when_idle(verifier) - made < 600
+
+            await until(gone_early)
+            late = await door.post(PATH, json=ask(2, tokens=900, timeout=0.05))
+            assert late.status_code == 504
 
             chance = random.Random(7)
 
@@ -109,7 +125,8 @@ async def test_clients_that_leave_or_run_out_of_time(services, tiny_model_dir):
                         assert await leave_in_mid_stream(door, ask(number, tokens=800)) == 200
                     case 2:
                         late = await door.post(PATH, json=ask(number, tokens=900, timeout=0.05))
-                        assert late.status_code == 504
+                        # Refused at once where the wait is known to be longer.
+                        assert late.status_code in {429, 504}
                     case _:
                         task = asyncio.create_task(door.post(PATH, json=ask(number, tokens=800)))
                         await asyncio.sleep(chance.random() / 2)

@@ -10,12 +10,10 @@ import pytest
 from slipstream.core.params import SamplingParams
 from slipstream.wire.proto import verifier_pb2
 from tests.integration.client import GREEDY, Client, request
-from tests.integration.conftest import COMMON, Start
+from tests.integration.conftest import COMMON, LOOK, Start
 from tests.integration.processes import Service, free_address, until
 
 PROMPT = tuple(range(10, 40))
-# A fixed length: on a model this small the automatic one would find that drafts are not worth it.
-LOOK = ("--draft-length", "8")
 SAMPLED = SamplingParams(temperature=1.0, top_k=50, presence_penalty=0.3, seed=7)
 
 
@@ -39,10 +37,9 @@ async def test_speculative_equals_plain(int8, params) -> None:
     """Strict by itself, and token for token the same with speculation and without; the drafter
     pairs by checkpoint, whatever the precision on either side."""
     async with Client(int8.address) as client:
-        await until(client.connected, 30)
-        model = await client.stub.GetModel(verifier_pb2.GetModelRequest(), timeout=10)
+        await until(client.connected)
+        model = await client.stub.GetModel(verifier_pb2.GetModelRequest(), timeout=60)
         assert (model.precision, model.exactness) == ("int8", "strict")
         plain = await client.generate(request(PROMPT, params, max_tokens=300, speculative=False))
-        fast = await client.generate(request(PROMPT, params, max_tokens=300, speculative=True))
-    assert plain.tokens == fast.tokens
-    assert fast.stats.num_accepted_tokens > 0
+        asked = request(PROMPT, params, max_tokens=300, speculative=True)
+        await client.with_drafts(asked, plain.tokens)

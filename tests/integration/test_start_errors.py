@@ -17,7 +17,6 @@ from slipstream.core.layer_plan import LayerPlan
 from slipstream.wire.process import run_service
 from tests.certificates import Authority, options
 from tests.integration.conftest import TINY
-from tests.integration.processes import free_address
 
 ROLES = ("verifier", "drafter")
 both = pytest.mark.parametrize("role", ROLES)
@@ -64,7 +63,7 @@ def refused(capfd):
 
 
 def here(model: Path, *more: str) -> tuple[str, ...]:
-    return ("--model", str(model), "--listen", free_address(), *TINY, *more)
+    return ("--model", str(model), "--listen", "127.0.0.1:0", *TINY, *more)
 
 
 @both

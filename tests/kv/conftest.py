@@ -12,6 +12,7 @@ from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.exactness import choose_shapes
 from slipstream.engine.runner import ModelRunner
+from tests.kv.rig import PATIENCE_SECONDS
 from tests.verifier.rig import write_checkpoint
 
 BLOCKS = 100
@@ -35,6 +36,17 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patience() -> Iterator[None]:
+    """Who answers late is not given up: that says how busy the machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_ACQUIRE_SECONDS", "_CHUNK_SECONDS", "_MOST_SECONDS"):
+            patch.setattr(f"verifier_service.kv_import.{name}", PATIENCE_SECONDS)
+        patch.setattr("verifier_service.drafter_choice._ASK_SECONDS", PATIENCE_SECONDS)
+        patch.setattr("slipstream.wire.kv_client._CALL_SECONDS", PATIENCE_SECONDS)
+        yield
 
 
 @pytest.fixture(scope="session")

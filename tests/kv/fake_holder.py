@@ -22,7 +22,7 @@ class FakeHolder(kv_pb2_grpc.KvServiceServicer):
     """Zeros for keys and values, in chunks of 8 positions.
 
     Attributes:
-        breaks_after: chunks until the stream breaks; None never.
+        breaks_after: chunks until the stream breaks; None never. `may_break`: not before it is set.
         pace: seconds between two chunks.
         handle: fields of the handle that differ from the truth.
         answer: fields of every chunk that do.
@@ -32,6 +32,7 @@ class FakeHolder(kv_pb2_grpc.KvServiceServicer):
 
     runner: ModelRunner
     breaks_after: int | None = None
+    may_break: asyncio.Event | None = None
     pace: float = 0.0
     handle: dict[str, object] = field(default_factory=dict)
     answer: dict[str, object] = field(default_factory=dict)
@@ -73,6 +74,8 @@ class FakeHolder(kv_pb2_grpc.KvServiceServicer):
         row = len(request.layers) * 2 * pool.num_kv_heads * pool.head_dim * 4
         for number, start in enumerate(range(request.start, request.end, 8)):
             if number == self.breaks_after:
+                if self.may_break is not None:
+                    await self.may_break.wait()
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the line was cut")
             end = min(start + 8, request.end)
             name = chain.at(end)

@@ -47,7 +47,7 @@ from verifier_service.kv_import import KvImports
 from verifier_service.kv_servicer import KvServicer
 from verifier_service.layouts import Drafter as DrafterPlace
 from verifier_service.placement import Placement
-from verifier_service.plan import Limits
+from verifier_service.plan import Limits, Turn
 from verifier_service.rounds import Rounds
 from verifier_service.servicer import Identity, VerifierServicer
 from verifier_service.speculation import Speculation, SpeculationSettings
@@ -57,9 +57,15 @@ from verifier_service.telemetry import Telemetry
 CORES = (0, 1)
 # What an adaptive drafter begins with.
 SKIPS = Skips(mlp=frozenset({1}))
-# However busy the machine is, a pull that gets on is not given up.
-IMPORT_SECONDS = 4.0
+# However busy the machine is, what gets on is not given up.
+PATIENCE_SECONDS = 60.0
+# Between two looks of a verifier that stands still.
+_LOOK_SECONDS = 0.005
 FIXED = SpeculationSettings(window=8, length=8)
+
+
+def _never(turn: Turn) -> bool:
+    return False
 
 
 @dataclass(slots=True)
@@ -85,6 +91,8 @@ class Verifier:
     Attributes:
         kv: the servicer of its keys and values; tests may turn its incarnation.
         pause: seconds by which each of its steps is longer; tests may turn that, too.
+        stands: asked before each step; while it says so nothing is computed, and keys and values
+            are given away all the same.
     """
 
     address: str
@@ -92,6 +100,22 @@ class Verifier:
     kv: KvServicer
     link: DrafterLink
     pause: float
+    stands: Callable[[Turn], object] = _never
+
+    def wait_for_drafts(self) -> None:
+        """From now on nothing is decoded before the first drafts of all that a drafter drafts for:
+        on a busy machine an answer may be over before its context is there."""
+        self.stands = lambda turn: any(g.opened and not g.warm for g in turn.decoding)
+
+    def wait_for_contexts(self, pair: Drafter) -> None:
+        """Nor before that one drafter has their contexts, whether it is asked for drafts or not."""
+
+        def lacking(turn: Turn) -> bool:
+            drafts = list(pair.engine._drafts.items())
+            there = {key.sequence_id for key, draft in drafts if not draft.loading}
+            return any(g.opened and g.number not in there for g in turn.decoding)
+
+        self.stands = lacking
 
     async def on_engine(self, action: Callable[[KvHolder], object]) -> object:
         return await asyncio.wrap_future(self.engine.call(lambda: action(self.engine.kv)))
@@ -108,6 +132,7 @@ async def drafter(
     zone: str = "",
     **options: object,
 ) -> AsyncIterator[Drafter]:
+    options.setdefault("least_wait", PATIENCE_SECONDS)
     context = KvContext(runner, mode, **options)  # type: ignore[arg-type]
     servicer = DrafterServicer(context, CORES, zone=Zone(zone))
     parts: list[Part] = [context]
@@ -164,6 +189,7 @@ async def row(
         address = await through.start()
 
     stage = ShardedStage(first)
+    options.setdefault("least_wait", PATIENCE_SECONDS)
     context = KvContext(first, mode, others=stage, **options)  # type: ignore[arg-type]
     servicer = DrafterServicer(context)
     engine = DrafterEngine(
@@ -247,10 +273,17 @@ async def verifier(
         {1: 0.001, 32: 0.002},
         Placement(placement, DrafterPlace(host_id(), frozenset(CORES)), lambda cores: None),
     )
+    patience = speculation.patience
+
+    def patient(turn: Turn) -> float:
+        seconds = patience(turn)
+        return max(seconds, _LOOK_SECONDS) if one.stands(turn) else seconds
+
+    speculation.patience = patient  # type: ignore[method-assign]
     limits = limits or Limits(strict=True)
     engine = VerifierEngine(runner, speculation, limits=limits, kv=holder)
     identity = Identity("tiny", "native", "strict", True)
-    imports = KvImports(engine, address, incarnation, least=IMPORT_SECONDS)
+    imports = KvImports(engine, address, incarnation, least=PATIENCE_SECONDS)
     servicer = VerifierServicer(engine, identity, link, mailbox, imports=imports)
     kv = KvServicer(engine, address, incarnation)
     verifier_pb2_grpc.add_VerifierServiceServicer_to_server(servicer, server.grpc)

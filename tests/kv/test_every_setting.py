@@ -97,6 +97,7 @@ async def test_the_same_tokens(make_runner, setting) -> None:
     ):
         plain = [request(p, how, max_tokens=40, speculative=False) for p, how in asked]
         expected = [answer.tokens for answer in await client.all(plain)]
+        one.wait_for_contexts(pair)
         # On a busy machine an answer may be over before its first draft is made, and a verifier
         # that sees how slow drafts are asks for none: the slower it is, the more they are worth.
         for _ in range(_TRIES):

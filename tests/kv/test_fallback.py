@@ -21,6 +21,8 @@ PROMPT = tuple((5 * i) % 90 + 3 for i in range(200))
 async def answers(one, **how):
     async with Client(one.address) as client:
         plain = await client.generate(request(PROMPT, GREEDY, max_tokens=40, speculative=False))
+        # Whatever fails does so before the first draft.
+        one.wait_for_drafts()
         answer = await client.generate(request(PROMPT, GREEDY, max_tokens=40, **how))
         assert answer.tokens == plain.tokens
         return answer
@@ -46,9 +48,10 @@ async def answers(one, **how):
 async def test_bad_holders(make_runner, how, reason) -> None:
     """Streams that break, crawl, or carry what they should not."""
     own = make_runner()
+    patience = {"least_wait": 0.05} if reason == "slow" else {}
     async with (
         fake_holder(own, tokens=PROMPT, **how) as (fake, address),
-        drafter(make_runner(SKIPS_MLP), least_wait=0.05) as pair,
+        drafter(make_runner(SKIPS_MLP), **patience) as pair,
         verifier(own, pair.address, kv_address=address) as one,
     ):
         await answers(one)
@@ -142,6 +145,8 @@ async def test_no_room(make_runner) -> None:
         verifier(own, pair.address) as one,
         Client(one.address) as client,
     ):
+        # The drafter hears of all three before the first of them is over.
+        one.stands = lambda turn: turn.decoding and pair.fallbacks.get("no_room", 0) < 2
         asked = [request(PROMPT, GREEDY, max_tokens=100 + i) for i in range(3)]
         got = await client.all(asked)
         assert got[0].tokens == got[2].tokens[:100]
@@ -156,6 +161,11 @@ async def test_opened_in_mid_generation(make_runner) -> None:
         verifier(own, pair.address, pause=0.01) as one,
         Client(one.address) as client,
     ):
+        # Neither is over before the drafter has come again.
+        made = one.engine.counters
+        one.stands = lambda turn: (
+            turn.decoding and made.generated_tokens >= 200 and pair.context.counters.pulls < 2
+        )
         asked = request(PROMPT, GREEDY, max_tokens=300)
         expected = asyncio.create_task(
             client.generate(request(PROMPT, GREEDY, max_tokens=300, speculative=False))

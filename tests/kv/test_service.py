@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -31,17 +32,33 @@ from slipstream.wire.transport import channel
 from tests.integration.client import Client, request
 from tests.integration.processes import ROOT, until
 from tests.kv.rig import rows_of, verifier
+from verifier_service.kv_holder import KvHolder
 
 PROMPT = tuple((11 * i) % 90 + 3 for i in range(300))
 
 
-async def generating(one, prompt=PROMPT, max_tokens: int = 500):
-    """A task that generates, once its prompt has begun."""
+async def generating(one, prompt=PROMPT, max_tokens: int = 500, *, steps: int | None = None):
+    """A task that generates, once its prompt has begun. It stands still behind its first tokens, or
+    after so many steps, and so is there however long others take."""
+    made = one.engine.counters
+    tokens, last = made.generated_tokens + min(4, max_tokens - 1), made.steps + (steps or 0)
+
+    def enough(turn) -> bool:
+        if steps is not None:
+            return made.steps >= last
+        return bool(turn.decoding) and made.generated_tokens >= tokens
+
+    one.stands = enough
     client = Client(one.address)
     asked = request(prompt, max_tokens=max_tokens, speculative=False)
     task = asyncio.create_task(client.generate(asked))
     await until(lambda: one.engine.num_running)
     return task
+
+
+def go_on(one) -> None:
+    """What stood still goes on to its end."""
+    one.stands = lambda turn: False
 
 
 async def acquire(one, client: KvClient, prompt=PROMPT, **how):
@@ -124,7 +141,7 @@ async def test_a_buffer_that_cannot_be_opened(make_runner, client, monkeypatch) 
                 kv_pb2.PullRequest(
                     id=handle.id, incarnation=handle.incarnation, layers=[0], end=20, shared=offer
                 ),
-                timeout=10,
+                timeout=60,
             )
             assert [chunk.WhichOneof("payload") async for chunk in call] == ["data"]
         task.cancel()
@@ -200,8 +217,8 @@ async def test_a_sequence_that_ends_in_mid_pull(make_runner, client) -> None:
     """Positions that will never come end the pull with an error, those after the known range
     without one."""
     long = tuple((11 * i) % 90 + 3 for i in range(900))  # prefilled in four steps
-    async with verifier(make_runner(), pause=0.1) as one:
-        task = await generating(one, long, max_tokens=9)
+    async with verifier(make_runner()) as one:
+        task = await generating(one, long, max_tokens=9, steps=1)
         puller = client(one)
         handle = await acquire(one, puller, long)
         pulling = asyncio.create_task(pulled(puller, handle, (0,), 0, 900))
@@ -215,6 +232,7 @@ async def test_a_sequence_that_ends_in_mid_pull(make_runner, client) -> None:
         async for chunk in puller.pull(handle, (0,), 0, 300, follow=True):
             positions.append((chunk.start, chunk.end, chunk.shared))
             chunk.done()
+            go_on(one)
         assert positions[0] == (0, 300, True)
         assert positions[-1][1] in (302, 303)
         assert not any(shared for _, _, shared in positions[1:])
@@ -232,7 +250,7 @@ async def test_a_pull_that_is_cancelled_before_it_begins(make_runner, client, mo
         asked: list[object] = []
         go, call = threading.Event(), one.engine.call
         monkeypatch.setattr(one.engine, "call", lambda act: asked.append(act) or call(act))
-        one.engine.post(lambda: go.wait(20))
+        one.engine.post(lambda: go.wait(60))
         one.engine.post(lambda: one.engine.kv.release(handle.id))
         pulling = asyncio.create_task(pulled(puller, handle, (0,), 0, 300))
         await until(lambda: len(asked) == 2)  # its beginning, and the first read
@@ -264,6 +282,7 @@ async def test_a_puller_that_stops_reading(make_runner, client, monkeypatch) -> 
         hoarding = asyncio.create_task(hoard())
         await until(lambda: len(taken) == 4)
         assert len(await pulled(good, await acquire(one, good), (0, 1), 0, 300)) == 19
+        go_on(one)
         assert len((await task).tokens) == 100
         assert len(taken) == 4
         assert one.engine.kv._pulls
@@ -282,7 +301,7 @@ from slipstream.core.prefix import Prefix
 async def main(address, model, length, name):
     client = KvClient(address)
     prefix = Prefix(int(length), bytes.fromhex(name))
-    handle = await client.acquire(model, prefix, lease_seconds=0.5)
+    handle = await client.acquire(model, prefix, lease_seconds=30.0)
     async for chunk in client.pull(handle, handle.layers, 0, int(length), follow=True):
         print("shared" if chunk.shared else "message", flush=True)
 
@@ -320,7 +339,7 @@ async def test_a_caller_that_leaves_before_its_grant(make_runner, client) -> Non
         def slowly(*how):
             lease = really(*how)
             made.set()
-            assert go_on.wait(20)
+            assert go_on.wait(60)
             return lease
 
         one.engine.kv.acquire = slowly
@@ -337,9 +356,10 @@ async def test_a_caller_that_leaves_before_its_grant(make_runner, client) -> Non
 
 async def test_a_puller_that_is_killed(make_runner) -> None:
     """SIGKILL in mid-pull: its lease expires, its pull ends, and no memory of it is left."""
-    runner = make_runner()
+    runner, late = make_runner(), []
     before = _memory_files()
-    async with verifier(runner) as one:
+    holder = KvHolder(runner, clock=lambda: time.time() + 31.0 * len(late))
+    async with verifier(runner, holder=holder) as one:
         task = await generating(one)
         name = PrefixChain(runner.loaded.fingerprint, PROMPT).at(300).hash.hex()
         arguments = [one.address, runner.loaded.fingerprint, "300", name]
@@ -351,12 +371,14 @@ async def test_a_puller_that_is_killed(make_runner) -> None:
             assert (await asyncio.to_thread(process.stdout.readline)).strip() == "shared"
             assert one.engine.kv._pulls
             process.send_signal(signal.SIGKILL)
-            await asyncio.to_thread(process.wait, 20)
+            await asyncio.to_thread(process.wait, 60)
         finally:
             process.kill()
-            process.wait(10)
+            process.wait(60)
         task.cancel()
         await until(lambda: not one.engine.kv._pulls)
+        assert one.engine.kv.num_leases == 1
+        late.append(1)
         await until(lambda: not one.engine.kv.num_leases)
         await until(lambda: runner.pool.num_used == 0)
     assert _memory_files() <= before

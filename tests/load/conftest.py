@@ -66,7 +66,7 @@ async def served(tiny_model_dir: Path) -> AsyncIterator[Served]:
         url, grpc = f"http://127.0.0.1:{running.http_port}", f"127.0.0.1:{running.grpc_port}"
         door = await exits.enter_async_context(grpc_door(grpc))
         http = await exits.enter_async_context(http_door(url, "tiny"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await http.client.get("/ready")).status_code != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         yield Served(fake, url, grpc, door, http)

@@ -75,7 +75,7 @@ class Hub:
             if body:
                 self.served[name] += 1
                 if name in self.hold:
-                    self.release.wait(30)
+                    self.release.wait(120)
         else:
             request.send_response(404)
             request.send_header("X-Error-Code", "RepoNotFound")

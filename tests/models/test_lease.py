@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from slipstream.models.lease import Lease
 
 
 def lease(path: Path, **options: float) -> Lease:
-    return Lease(path, **{"seconds": 20.0, "poll": 0.02, **options})
+    return Lease(path, **{"seconds": 60.0, "poll": 0.02, **options})
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
@@ -48,7 +49,7 @@ def test_that_of_a_dead_holder_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / "lease").write_text("somebody")
     told = []
     with Lease(
-        tmp_path / "lease", seconds=20, stale=0.3, poll=0.02, waiting=lambda: told.append(1)
+        tmp_path / "lease", seconds=60, stale=0.3, poll=0.02, waiting=lambda: told.append(1)
     ):
         assert (tmp_path / "lease").read_text() != "somebody"
     assert told == [1]
@@ -57,10 +58,17 @@ def test_that_of_a_dead_holder_is_taken_over(tmp_path: Path) -> None:
 
 def test_a_living_holder_keeps_it(tmp_path: Path) -> None:
     """It is renewed while the block runs, however long; who waits has a deadline."""
-    with lease(tmp_path / "lease", stale=0.4) as held:
+    path = tmp_path / "lease"
+    with lease(path, stale=0.4) as held:
+        for _ in range(3):
+            os.utime(path, (1.0, 1.0))
+            deadline = time.monotonic() + 60
+            while path.stat().st_mtime < 2.0:
+                assert time.monotonic() < deadline, "nobody renews it"
+                time.sleep(0.01)
         with pytest.raises(DeadlineExceeded, match="has held"):
-            lease(tmp_path / "lease", seconds=1.2, stale=0.4).__enter__()
-        assert (tmp_path / "lease").read_text() == held.owner
+            lease(path, seconds=0.2).__enter__()
+        assert path.read_text() == held.owner
 
 
 def test_a_fresh_lease_is_not_taken_for_the_stale_one(tmp_path: Path) -> None:

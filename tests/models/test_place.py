@@ -130,7 +130,7 @@ def test_three_at_once_download_once(hub: Hub, target: Path) -> None:
     running = [fetch(hub, target) for _ in range(3)]
     until(lambda: hub.served[SECOND] == 1)
     hub.release.set()
-    outputs = [process.communicate(timeout=60)[0] for process in running]
+    outputs = [process.communicate(timeout=100)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], outputs
     assert set(hub.served.values()) == {1}
     assert names(target) == whole(hub)
@@ -153,7 +153,7 @@ def test_the_next_goes_on_where_one_was_killed(
 
     until(all_but_one)
     process.send_signal(number)
-    process.wait(10)
+    process.wait(60)
     process.stdout.close()
     assert not target.exists()
     hub.release.set()

@@ -36,6 +36,8 @@ SAMPLED = SamplingParams(
 PROMPT = tuple(range(10, 40))
 OPTIONS = ("--threads", "1", "--stop-grace", "0.5", "--dtype", "float32", "--kv-cache-gib", "0.06")
 TIMEOUT = 2.0
+# For an answer that is not to be late.
+PATIENCE = 60.0
 
 
 class Row:
@@ -70,7 +72,7 @@ class Row:
     async def status(self, index: int = 0) -> list[shard_pb2.ShardStatus]:
         async with channel(self.addresses[index]) as link:
             stub = shard_pb2_grpc.ShardServiceStub(link)
-            return list((await stub.GetShard(shard_pb2.GetShardRequest(), timeout=10)).shards)
+            return list((await stub.GetShard(shard_pb2.GetShardRequest(), timeout=60)).shards)
 
     async def idle(self) -> bool:
         return all(s.open_sequences == s.kv_blocks_used == 0 for s in await self.status())
@@ -93,7 +95,7 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Row]:
 @pytest.fixture
 async def client(row: Row):
     async with Client(row.verifier.address) as one:
-        await until(one.connected, 30)
+        await until(one.connected)
         yield one
 
 
@@ -112,7 +114,7 @@ async def test_the_same_tokens(row, client) -> None:
         assert alone.tokens == plain[-1]
     together = await client.all(asked)
     assert [answer.tokens for answer in together] == plain
-    assert sum(answer.stats.num_accepted_tokens for answer in together) > 0
+    await client.with_drafts(asked[0], plain[0])
     await until(row.idle)
     first, second = await row.status()
     assert (first.index, second.index, first.count) == (0, 1, 2)
@@ -142,13 +144,9 @@ async def _while_generating(client: Client, act) -> None:
 
 
 async def _drafts_again(client: Client) -> None:
-    async def accepted() -> bool:
-        answer = await client.generate(request(PROMPT, GREEDY, max_tokens=60))
-        return answer.stats.num_accepted_tokens > 0
-
     # A new process loads first.
     await until(client.connected, 90)
-    await until(accepted, 60)
+    await client.with_drafts(request(PROMPT, GREEDY, max_tokens=60))
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -160,7 +158,7 @@ async def test_a_killed_shard(row, client, index) -> None:
         # Shard 0 stays, says that it does not serve, and refuses the verifier with the reason.
         await until(lambda: _not(lambda: is_serving(row.addresses[0])))
         assert row.shards[0].process.poll() is None
-        assert "no row of shards" in row.shards[0].log
+        row.shards[0].wait_log("no row of shards")
     row.shards[index] = row.start(index)
     await _drafts_again(client)
     await until(row.idle)
@@ -171,8 +169,15 @@ async def test_a_hanging_shard(row, client) -> None:
     hung = row.shards[1]
     try:
         await _while_generating(client, lambda: hung.signal(signal.SIGSTOP))
-        await until(lambda: _not(client.connected), TIMEOUT + 20)
-        assert "did not finish a pass" in row.shards[0].log
+        # On a busy machine what went on may have been over before, and no pass under way then.
+        asked = request(PROMPT, SAMPLED, max_tokens=250)
+
+        async def lost() -> bool:
+            await client.generate(asked)
+            return not await client.connected()
+
+        await until(lost)
+        row.shards[0].wait_log("did not finish a pass")
     finally:
         hung.signal(signal.SIGCONT)
     await _drafts_again(client)
@@ -207,7 +212,7 @@ def _hello(row: Row, **fields: object) -> shard_pb2.ShardHello:
 )
 async def test_shards_that_do_not_fit_together(row, fields, kind, word) -> None:
     """A hello of another model, plan, place, dtype or pool is refused, with what to check."""
-    async with Hop(row.addresses[1], TIMEOUT) as hop:
+    async with Hop(row.addresses[1], PATIENCE) as hop:
         with pytest.raises(kind, match=word):
             await hop.greet(_hello(row, **fields))
 
@@ -224,16 +229,16 @@ async def test_streams_that_are_none(row, client) -> None:
     status = (await row.status(1))[0]
     # The pool of the only layer here, in blocks of 16 tokens of 2 heads of 8 float32 numbers.
     blocks = status.kv_bytes // (2 * 16 * 2 * 8 * 4) - 1
-    async with Hop(row.addresses[1], TIMEOUT) as hop:
+    async with Hop(row.addresses[1], PATIENCE) as hop:
         with pytest.raises(Unavailable, match="already"):
             await hop.greet(_hello(row, kv_blocks=blocks))
-    async with Hop(row.addresses[0], TIMEOUT) as hop:
+    async with Hop(row.addresses[0], PATIENCE) as hop:
         with pytest.raises(InvalidRequest, match="shard 0"):
             await hop.greet(_hello(row))
     async with Hop(free_address(), TIMEOUT) as hop:
         with pytest.raises(SlipstreamError):
             await hop.greet(_hello(row))
-    assert await client.connected()
+    await until(client.connected)
 
 
 @pytest.mark.parametrize(

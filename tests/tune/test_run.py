@@ -51,7 +51,7 @@ def settings(tiny_model_dir: Path) -> TuneSettings:
 
 
 def wanted(folder: Path, **more) -> SearchSettings:
-    values = {"budget_seconds": 100.0, "trials": 24, "finalists": 0, **more}
+    values = {"budget_seconds": 10_000.0, "trials": 24, "finalists": 0, **more}
     return SearchSettings(folder / "report", folder / "layer_plan.json", **values)
 
 

@@ -24,7 +24,7 @@ from tests.verifier.test_lossless import (
     max_examples=60,
     derandomize=True,
     # The runner is given back empty by every example.
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(params=some_params, script=some_script, length=st.integers(1, 40))
 def test_any_drafts_any_parameters(int8_runner, params, script, length) -> None:

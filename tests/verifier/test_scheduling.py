@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -373,6 +375,13 @@ def test_more_than_the_pool_ever_holds(checkpoint) -> None:
     assert len(outcome.tokens) == room - 10
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_thread(runner) -> None:
     """On its own thread: submissions from many threads all end; stopping tells who still runs."""
     rig = Rig(runner)
@@ -396,10 +405,12 @@ def test_thread(runner) -> None:
     threads = [threading.Thread(target=submit) for _ in range(8)]
     for thread in threads:
         thread.start()
-    assert all(done.acquire(timeout=20) for _ in range(40))
+    assert all(done.acquire(timeout=60) for _ in range(40))
     assert [o.tokens for o in outcomes] == [expected] * 40
+    # Nothing is computed until it is told to stop, or the last one might be over by then.
+    rig.engine.post(lambda: wait_for(lambda: rig.engine._stopping))
     last = rig.submit(PROMPT, max_tokens=200, ignore_eos=True)
-    rig.engine.stop(10)
+    rig.engine.stop(60)
     assert not rig.engine.alive
     assert last.finish is Finish.CANCELLED
     assert runner.pool.num_used == 0
