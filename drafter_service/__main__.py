@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from slipstream.wire.starting import imported, starting
+from slipstream.wire.starting import imported, starting, with_engine
 
 if __name__ == "__main__":
     # Before the imports that take seconds.
     starting()
+    with_engine("drafter")
 
 import asyncio
 import contextlib

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
 
 from gateway.metrics import Metrics
-from slipstream.core.errors import Overloaded
+from slipstream.core.errors import Draining, Overloaded
 
 # Until a first request has ended nothing is known; beyond the most, nobody can tell.
 _FIRST_GUESS_SECONDS = 1.0
 _MOST_RETRY_SECONDS = 30.0
+# By then whoever chooses a gateway leads elsewhere, or this one is gone.
+_STOPPING_RETRY_SECONDS = 1.0
 # Of the newest request in the mean of the times that requests take.
 _WEIGHT = 0.1
 
@@ -28,6 +31,9 @@ class Admission:
         most: requests at once.
         most_per_key: of them, for one API key; 0 for no bound of its own.
         metrics: counts refusals.
+
+    Attributes:
+        stopping: since `close`: nothing is taken any more.
     """
 
     def __init__(self, most: int, most_per_key: int, metrics: Metrics) -> None:
@@ -35,6 +41,8 @@ class Admission:
         self._most_per_key = most_per_key or most
         self._running: Counter[str] = Counter()
         self._total = 0
+        self.stopping = False
+        self._empty = asyncio.Event()
         self._seconds = 0.0
         # Up to when places are promised, by tenant; "" is the gateway's own bound.
         self._promised: dict[str, float] = {}
@@ -44,12 +52,28 @@ class Admission:
     def running(self) -> int:
         return self._total
 
+    def close(self) -> None:
+        """From now on requests are refused; those that have a place keep it."""
+        self.stopping = True
+        if not self._total:
+            self._empty.set()
+
+    async def empty(self) -> None:
+        """Waits until nobody has a place any more, once it is closed."""
+        await self._empty.wait()
+
     def enter(self, tenant: str) -> contextlib.AbstractContextManager[None]:
         """A place, held from now until the end of the block that the caller must enter.
 
         Raises:
+            Draining: the gateway stops.
             Overloaded: there is none; with the seconds after which there should be.
         """
+        if self.stopping:
+            raise Draining(
+                "the gateway is about to stop; try again, at another one where there is one",
+                retry_after=_STOPPING_RETRY_SECONDS,
+            )
         if self._total >= self._most:
             self._refused["gateway"] += 1
             raise Overloaded(
@@ -78,6 +102,8 @@ class Admission:
                 # Keys come and go: nothing is kept of those that ask for nothing.
                 del self._running[tenant]
             self._learn(time.monotonic() - began)
+            if self.stopping and not self._total:
+                self._empty.set()
 
     def _learn(self, seconds: float) -> None:
         weight = _WEIGHT if self._seconds else 1.0

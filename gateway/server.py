@@ -21,6 +21,7 @@ from gateway.keys import KeyRing
 from gateway.metrics import Metrics
 from gateway.parts import Parts
 from gateway.settings import Settings
+from gateway.stopping import Stop
 from gateway.tokenizer import Tokenizer
 from gateway.verifiers.pool import VerifierPool
 from slipstream.core.errors import ConfigurationError
@@ -38,12 +39,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A started gateway: its ports, the task that ends if HTTP does, and what it keeps."""
+    """A started gateway: its ports, the task that ends if HTTP does, what it keeps, and the
+    requests that it has."""
 
     http_port: int
     grpc_port: int
     serving: asyncio.Task[None]
     kept: Kept
+    admission: Admission
 
 
 @contextlib.asynccontextmanager
@@ -98,20 +101,22 @@ async def serving(settings: Settings, store: Store | None = None) -> AsyncIterat
             http=Protocol,
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=max(1, round(settings.stop_grace)),
             lifespan="off",
         )
         http_server = HttpServer(config)
         task = asyncio.create_task(http_server.serve(sockets=[listener]), name="http")
-        stack.push_async_callback(_stop, http_server, task, grpc_server, settings.stop_grace)
+        stop = Stop(http_server, task, grpc_server, admission, settings.stop_grace)
+        stack.push_async_callback(stop.drain)
         await _started(http_server, task)
         kept.background.start()
-        # First of all: others may go on with them while clients here get their grace.
+        # Before clients here get their grace: others may go on with them meanwhile.
         stack.push_async_callback(kept.background.close)
+        # First of all.
+        stack.callback(stop.begin)
         await grpc_server.set_serving(True)
         if keys is None:
             log.info("no --api-keys: open to the users of this machine only")
-        yield Running(listener.getsockname()[1], grpc_port, task, kept)
+        yield Running(listener.getsockname()[1], grpc_port, task, kept, admission)
 
 
 async def _started(server: uvicorn.Server, task: asyncio.Task[None]) -> None:
@@ -120,14 +125,6 @@ async def _started(server: uvicorn.Server, task: asyncio.Task[None]) -> None:
             if task.done():
                 raise ConfigurationError("the HTTP server did not start")
             await asyncio.sleep(0.01)
-
-
-async def _stop(
-    http: uvicorn.Server, task: asyncio.Task[None], grpc_server: Server, grace: float
-) -> None:
-    """Both doors at once, so that one grace period is enough."""
-    http.should_exit = True
-    await asyncio.gather(task, grpc_server.stop(grace))
 
 
 async def run(settings: Settings) -> None:
@@ -147,4 +144,5 @@ async def run(settings: Settings) -> None:
         waiting = asyncio.create_task(stop.wait())
         await asyncio.wait({waiting, running.serving}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
-        log.info("stopping")
+        held, grace = running.admission.running, settings.stop_grace
+        log.info("stopping; %d requests may take %g s", held, grace)

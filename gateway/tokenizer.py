@@ -23,6 +23,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as failure:
         raise CheckpointError(f"{path} is not valid JSON: {failure}") from failure
+    except OSError as failure:
+        raise CheckpointError(f"cannot read {path}: {failure.strerror}") from failure
     return content if isinstance(content, dict) else {}
 
 

@@ -52,8 +52,8 @@ def watched(tracing: Tracing, request: GenerationRequest, model: str) -> Iterato
         yield watch
         outcome = "done"
     except SlipstreamError as failure:
-        outcome = f"refused or failed ({failure.code}: {failure.message})"
-        span.fail(failure.code, failure.message)
+        outcome = f"refused or failed ({failure.code}: {failure})"
+        span.fail(failure.code, str(failure))
         raise
     finally:
         if span.recording:

@@ -39,6 +39,7 @@ class Routes:
     def __init__(self, parts: Parts, writer: AnswerWriter) -> None:
         self._service = parts.service
         self._kept = parts.kept
+        self._admission = parts.admission
         self._runs, self._background = parts.kept.runs, parts.kept.background
         self._conversations = parts.kept.conversations
         self._writer = writer
@@ -128,16 +129,17 @@ class Routes:
     async def ready(self) -> Response:
         """Whether requests can be served, and if not, what is missing."""
         found = await self._service.pool.readiness()
+        missing = ("stopping", *found.missing) if self._admission.stopping else found.missing
         content = {
-            "ready": not found.missing,
-            "missing": found.missing,
+            "ready": not missing,
+            "missing": missing,
             "drafter": {"connected": found.drafter_connected, "detail": found.drafter_detail},
             "verifiers": [_verifier(one) for one in found.verifiers],
             "discovery": [_discovery(one) for one in found.discovery],
             # What is served without: requests are, where a store that should be there is not.
             "store": self._kept.standing(),
         }
-        return json_response(content, status=503 if found.missing else 200)
+        return json_response(content, status=503 if missing else 200)
 
     async def metrics(self) -> Response:
         """Metrics for Prometheus."""

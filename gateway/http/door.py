@@ -7,8 +7,8 @@ import contextlib
 import re
 import time
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.admission import Admission
 from gateway.http.errors import error_response
@@ -18,6 +18,8 @@ from slipstream.core.errors import SlipstreamError
 
 # Probes carry no key.
 _OPEN = frozenset({"/health", "/ready"})
+# For a body that nobody reads.
+_BODY_SECONDS = 2.0
 _BOUNDED = frozenset({"/v1/chat/completions", "/v1/completions"})
 # The rest of a stream is a request like the first part.
 _RESUMED = re.compile(r"/v1/generations/[^/]+/events")
@@ -28,6 +30,8 @@ class Door:
 
     A request that is let in finds its `tenant` and when it `arrived` (`time.monotonic()`) in its
     state. Its place is free again when its answer is sent, or nobody wants it any more.
+
+    While the gateway stops, each answer is the last one of its connection.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyRing | None, admission: Admission) -> None:
@@ -39,14 +43,22 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._admission.stopping:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
         try:
             place = self._enter(scope)
         except SlipstreamError as failure:
-            await error_response(failure)(scope, receive, send)
+            if self._admission.stopping:
+                await _take_body(scope, receive)
+            await error_response(failure)(scope, receive, sending)
             return
         with place:
             try:
-                await self._app(scope, receive, send)
+                await self._app(scope, receive, sending)
             except asyncio.CancelledError:
                 # The gateway stops, and its grace is over: no failure of the request's.
                 await hang_up(scope)
@@ -60,3 +72,15 @@ class Door:
         if bounded or _RESUMED.fullmatch(scope["path"]):
             return self._admission.enter(tenant)
         return contextlib.nullcontext()
+
+
+async def _take_body(scope: Scope, receive: Receive) -> None:
+    """Reads past what the client still sends: closing on it would reset the connection, and the
+    client might never see its answer."""
+    if "expect" in Headers(scope=scope):
+        # It sends nothing before it is asked to.
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_BODY_SECONDS):
+            while (await receive()).get("more_body", False):
+                pass

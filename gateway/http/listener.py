@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -23,6 +24,20 @@ _ABORT, _CLOSE, _GIVEN_UP = "abort_connection", "close_connection", "connection_
 class Server(uvicorn.Server):
     """Signals are the process's business: it stops both doors in order."""
 
+    def keep_none_alive(self) -> None:
+        """Connections that wait for another request are closed, those that are served are behind
+        their answer. Clients connect anew then, maybe elsewhere."""
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Protocol):
+                connection.keep_no_longer()
+
+    async def end(self, task: asyncio.Task[None], seconds: float) -> None:
+        """Takes no more connections, and waits for `task`, which serves; what is left after so
+        many seconds is cut."""
+        self.config.timeout_graceful_shutdown = math.ceil(seconds)
+        self.should_exit = True
+        await task
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -34,9 +49,22 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._given_up = False
+        self._given_up = self._in_head = False
         ways = {_ABORT: self._abort, _CLOSE: transport.close, _GIVEN_UP: lambda: self._given_up}
         self.app_state = {**self.app_state, **ways}
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def keep_no_longer(self) -> None:
+        """One that had no request yet, or has half of one, stays: it gets its answer."""
+        if self.cycle is not None and not self._in_head:
+            self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._given_up = isinstance(exc, TimeoutError)

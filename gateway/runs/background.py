@@ -185,7 +185,7 @@ class Background:
             log.info("%s: left to whoever has a verifier for it", run.id)
             free = True
         except StoreUnavailable as failure:
-            log.warning("%s: its end is not stored: %s", run.id, failure.message)
+            log.warning("%s: its end is not stored: %s", run.id, failure)
         finally:
             run.release()
             if (self._closing or free) and run.aborted is None:
@@ -215,7 +215,7 @@ class Background:
                     return failure
                 if not self._runs.serves(run.record):
                     raise _LetGo from failure
-                log.info("%s: tries again in %.1f s: %s", run.id, pause, failure.message)
+                log.info("%s: tries again in %.1f s: %s", run.id, pause, failure)
                 try:
                     await run.pause(pause)
                 except SlipstreamError as aborted:
@@ -226,7 +226,7 @@ class Background:
             pasts = run.pasts()
 
     async def _fail(self, run: Run, failure: SlipstreamError) -> None:
-        log.warning("%s: failed in the background: %s", run.id, failure.message)
+        log.warning("%s: failed in the background: %s", run.id, failure)
         await self._runs.keeper.fail(run, failure)
         await self._runs.keeper.records.left(run.id)
 
@@ -238,7 +238,7 @@ class Background:
             try:
                 await self.sweep()
             except StoreUnavailable as failure:
-                log.debug("no sweep: %s", failure.message)
+                log.debug("no sweep: %s", failure)
             except Exception:
                 # The last line of defence: one damaged record must not orphan all others.
                 log.exception("unexpected failure in the sweep for background runs")

@@ -179,7 +179,7 @@ class Journal:
         try:
             results = await self._store.log_append([append for _, append in batch])
         except StoreUnavailable as failure:
-            log.debug("the journal waits: %s", failure.message)
+            log.debug("the journal waits: %s", failure)
             return False
         now = time.monotonic()
         for (writer, append), result in zip(batch, results, strict=True):

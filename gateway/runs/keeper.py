@@ -130,7 +130,7 @@ class Keeper:
             kept = run.aborted is None
         except StoreUnavailable as failure:
             # The store's own guard has said so; every stream would.
-            log.debug("%s: cannot be resumed: %s", run.id, failure.message)
+            log.debug("%s: cannot be resumed: %s", run.id, failure)
         except (Fenced, TimeoutError) as failure:
             log.warning("%s: cannot be resumed: %r", run.id, failure)
         finally:
@@ -237,7 +237,7 @@ class Keeper:
                     known = await self.records.take(record, follower.known, wins=wins)
         except StoreUnavailable as failure:
             # The tokens are the same without it.
-            log.warning("%s: goes on without the store: %s", record.request_id, failure.message)
+            log.warning("%s: goes on without the store: %s", record.request_id, failure)
         run = self.run(record, key)
         pasts = follower.pasts()
         if known is None:

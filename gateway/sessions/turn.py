@@ -88,7 +88,7 @@ class Turn:
                         return
                     outcome = await self._claim.put(self._claim.record())
             except SlipstreamError as failure:
-                log.debug("the claim on %s was not renewed: %s", self.record.id, failure.message)
+                log.debug("the claim on %s was not renewed: %s", self.record.id, failure)
             else:
                 self._over = None if outcome == "written" else outcome
 
@@ -162,4 +162,4 @@ class Turn:
         try:
             await (self._claim.index() if self._committed else self._claim.free())
         except SlipstreamError as failure:
-            log.debug("the claim on %s lapses by itself: %s", self.record.id, failure.message)
+            log.debug("the claim on %s lapses by itself: %s", self.record.id, failure)

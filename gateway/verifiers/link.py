@@ -14,10 +14,10 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.verifiers.broken import of_failure
+from gateway.verifiers.broken import lost_error, of_failure
 from gateway.verifiers.served import Limits, Lost, ServedModel, VerifierState, served_model
 from gateway.watchdog import Watchdog
-from slipstream.core.errors import DeadlineExceeded, Draining, Unavailable
+from slipstream.core.errors import DeadlineExceeded, Draining
 from slipstream.discovery.slices import Endpoint
 from slipstream.wire.proto import verifier_pb2, verifier_pb2_grpc
 from slipstream.wire.telemetry.tracing import NO_HEADERS, Headers
@@ -314,10 +314,8 @@ class VerifierLink:
             if not watchdog.barked:
                 raise
             if not begun and time.monotonic() >= first_by:
-                late = DeadlineExceeded(f"the verifier sent nothing for {limits.first_token:g} s")
-                raise late from failure
-            silent = DeadlineExceeded(f"the verifier sent nothing for {idle:g} s")
-            raise Lost("silent", silent) from failure
+                raise self._silence(limits.first_token) from failure
+            raise Lost("silent", self._silence(idle)) from failure
         finally:
             self._calls.discard(call)
             self._given_up.discard(call)
@@ -325,8 +323,11 @@ class VerifierLink:
             call.cancel()
 
     def lost(self, reason: str, why: str) -> Lost:
-        told = Unavailable(f"the verifier at {self.address} was lost ({why}); try again soon")
-        return Lost(reason, told)
+        return Lost(reason, lost_error(f"the verifier at {self.address}: {why}"))
+
+    def _silence(self, seconds: float) -> DeadlineExceeded:
+        told = f"the verifier sent nothing for {seconds:g} s"
+        return DeadlineExceeded(told, inner=f"the verifier at {self.address}")
 
     def _translated(self, failure: grpc.aio.AioRpcError) -> Exception:
         error = of_failure(failure, self.address)

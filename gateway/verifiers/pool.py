@@ -114,9 +114,9 @@ class VerifierPool:
     def nobody(self, key: str = "") -> Unavailable:
         """The error where no verifier serves the model of `key`."""
         other = key and key != self.key and self.key
-        what = f"no verifier serves the model that began this ({key})" if other else "no verifier"
-        where = "" if other else f" at {self._endpoints} serves now"
-        return Unavailable(f"{what}{where}; try again soon")
+        what = f"the model that began this ({key})" if other else "now"
+        told = f"no verifier serves {what}; try again soon"
+        return Unavailable(told, inner=f"looked for at {self._endpoints}")
 
     def choose(
         self, key: str, *, holder: str = "", avoid: Collection[VerifierLink] = ()

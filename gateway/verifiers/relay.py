@@ -148,7 +148,7 @@ class Relay:
     def _note_loss(self, link: VerifierLink, lost: Lost) -> None:
         """Raises what the client is told, where nobody is to go on."""
         trouble, tokens = self._trouble, len(self._job.committed_token_ids)
-        why = f"{lost.error.message} ({lost.reason})"
+        why = f"{lost.error} ({lost.reason})"
         log.warning("%s, after %d tokens: %s", self._job.request_id, tokens, why)
         if self._finish() is not None:
             # It lost its last word only, which is known without it.

@@ -109,7 +109,7 @@ class Lost(Exception):
     def __init__(
         self, reason: str, error: SlipstreamError, *, reached: bool = True, passing: bool = True
     ) -> None:
-        super().__init__(error.message)
+        super().__init__(str(error))
         self.reason = reason
         self.error = error
         self.reached = reached

@@ -39,7 +39,11 @@ from typing import ClassVar
 class SlipstreamError(Exception):
     """Base of the tree. Carries how it is told at gRPC and at HTTP.
 
+    As a string, which is how logs have it, it says all; clients are told `message` alone.
+
     Attributes:
+        message: what was wrong, and what would be right.
+        inner: more, for operators only: addresses, paths, and what other systems said.
         grpc_status: name of the `grpc.StatusCode`.
         http_status: status code of the HTTP response.
         type: OpenAI's `error.type`.
@@ -54,12 +58,21 @@ class SlipstreamError(Exception):
     code: ClassVar[str] = "internal_error"
 
     def __init__(
-        self, message: str, *, param: str | None = None, retry_after: float | None = None
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        inner: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
+        self.inner = inner
         self.param = param
         self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.inner})" if self.inner else self.message
 
 
 class InvalidRequest(SlipstreamError):

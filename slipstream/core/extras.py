@@ -13,16 +13,22 @@ _MODULES = {
 }
 
 
-def require(extra: str, purpose: str) -> None:
+# Of `engine`, what only making a model's folder needs.
+_MAKING = frozenset({"gguf", "pip"})
+
+
+def require(extra: str, purpose: str, *, made: bool = False) -> None:
     """Passes where the packages of the extra `engine` or `tune` are installed.
 
     Args:
         purpose: what needs them, as the subject of a sentence.
+        made: the model's folder is there, so what makes one is not looked for.
 
     Raises:
         ConfigurationError: names what is missing and the command that installs it.
     """
-    missing = [name for name in _MODULES[extra] if not _is_there(name)]
+    wanted = [name for name in _MODULES[extra] if not (made and name in _MAKING)]
+    missing = [name for name in wanted if not _is_there(name)]
     if missing:
         *first, last = missing
         names = f"{', '.join(first)} and {last}" if first else last

@@ -70,11 +70,15 @@ def fingerprint(folder: Path) -> str:
             struct.error,
             ValueError,
             TypeError,
-            KeyError,
+            LookupError,
             OverflowError,
             MemoryError,
         ) as failure:
-            raise CheckpointError(f"{path} is truncated or not safetensors") from failure
+            raise CheckpointError(
+                f"{path} is truncated or not safetensors; fetch or copy it again"
+            ) from failure
+        except OSError as failure:
+            raise CheckpointError(f"cannot read {path}: {failure.strerror}") from failure
     return digest.hexdigest()
 
 
@@ -95,5 +99,7 @@ def _digest_tensors(path: Path, digest: blake2b) -> None:
         for name in sorted(header):
             if name != "__metadata__":
                 start, end = header[name]["data_offsets"]
+                if start < 0:
+                    raise ValueError("a tensor before the data")
                 file.seek(8 + size + start)
                 digest.update(file.read(min(end - start, _SAMPLED_BYTES)))

@@ -97,7 +97,8 @@ def _check_supported(model: nn.Module, plan: LayerPlan) -> None:
             raise ValueError("its sublayers cannot be skipped")
 
 
-def _empty_model(config: Any, dtype: torch.dtype, plan: LayerPlan) -> nn.Module:
+def _empty_model(source: ModelFolder, dtype: torch.dtype, plan: LayerPlan) -> nn.Module:
+    config = source.config
     try:
         # Weights that are only shapes could still be drawn, with half of torch's compiler.
         with init_empty_weights(include_buffers=False), no_init_weights():
@@ -108,6 +109,11 @@ def _empty_model(config: Any, dtype: torch.dtype, plan: LayerPlan) -> nn.Module:
     except (ValueError, AttributeError, KeyError) as failure:
         raise CheckpointError(
             f"models of type {config.model_type!r} are not supported: {failure}"
+        ) from failure
+    # Sizes that no tensor can have.
+    except (RuntimeError, ArithmeticError, TypeError) as failure:
+        raise CheckpointError(
+            f"{source.path / 'config.json'} describes no model that can be made: {failure}"
         ) from failure
     result: nn.Module = model.eval()
     return result
@@ -155,7 +161,10 @@ class _Weights:
 
     def _give(self, name: str, source: str, shape: torch.Size) -> None:
         if source not in self._files:
-            raise CheckpointError(f"{self._folder} lacks the tensor {name}")
+            raise CheckpointError(
+                f"{self._folder} lacks the tensor {name}: its weights are not whole, or not those "
+                "of its config.json; fetch or copy the folder again"
+            )
         # A copy: one tensor that still was a view of the file would keep all of it mapped.
         tensor = self._files.read(source).to(self._device, self._dtype, copy=True)
         if tensor.shape != shape:
@@ -219,7 +228,7 @@ def load_model(
     plan = plan or LayerPlan()
     plan.check(identity, config.num_hidden_layers)
     torch_dtype, torch_device = _dtype(dtype, config), torch.device(device)
-    model = _empty_model(config, torch_dtype, plan)
+    model = _empty_model(source, torch_dtype, plan)
     skip_sublayers(model, plan.skips)
     part = make_shard(model, plan, *shard)
     cut(model, part)

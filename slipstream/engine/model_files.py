@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,14 +50,13 @@ class WeightFiles:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._stack = ExitStack()
-        try:
-            files = [self._stack.enter_context(safe_open(p, "pt")) for p in weight_files(folder)]
-            self._place = {name: file for file in files for name in file.keys()}
-        except (SafetensorError, OSError) as failure:
-            self._stack.close()
-            raise self._broken(failure) from failure
+        self._place: dict[str, tuple[Path, Any]] = {}
+        with ExitStack() as stack:
+            for path in weight_files(folder):
+                with _broken_told(path):
+                    file = stack.enter_context(safe_open(path, "pt"))
+                    self._place |= dict.fromkeys(file.keys(), (path, file))
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -74,25 +74,30 @@ class WeightFiles:
 
     def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
         """Of the tensors with `part` in their name."""
-        try:
-            return {
-                name: tuple(file.get_slice(name).get_shape())
-                for name, file in self._place.items()
-                if part in name
-            }
-        except (SafetensorError, OSError) as failure:
-            raise self._broken(failure) from failure
+        found: dict[str, tuple[int, ...]] = {}
+        for name, (path, file) in self._place.items():
+            if part in name:
+                with _broken_told(path):
+                    found[name] = tuple(file.get_slice(name).get_shape())
+        return found
 
     def read(self, name: str) -> torch.Tensor:
         """A view of the file: as long as it lives, all of the file stays mapped."""
-        try:
-            tensor: torch.Tensor = self._place[name].get_tensor(name)
-        except (SafetensorError, OSError) as failure:
-            raise self._broken(failure) from failure
+        path, file = self._place[name]
+        with _broken_told(path):
+            tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
-    def _broken(self, failure: Exception) -> CheckpointError:
-        return CheckpointError(f"cannot read the weights in {self._folder}: {failure}")
+
+@contextmanager
+def _broken_told(path: Path) -> Iterator[None]:
+    """Raises CheckpointError where the block cannot read the weights in that file."""
+    try:
+        yield
+    except (SafetensorError, OSError) as failure:
+        raise CheckpointError(
+            f"cannot read the weights in {path}: {failure}; fetch or copy the file again"
+        ) from failure
 
 
 def read_config(folder: Path) -> Any:

@@ -117,13 +117,12 @@ def _check_shard(path: Path) -> set[str]:
         raise CheckpointError(f"cannot read {path}: {failure.strerror}") from failure
     except ValueError as failure:
         raise CheckpointError(f"{path} is damaged: its header is not readable") from failure
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     try:
-        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (KeyError, IndexError, TypeError) as failure:
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        ends = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        whole = 8 + length + ends
+    except (AttributeError, LookupError, TypeError) as failure:
         raise CheckpointError(f"{path} is damaged: its header has no offsets") from failure
-    if 8 + length + end != size:
-        raise CheckpointError(
-            f"{path} is cut short or damaged: {size} bytes where {8 + length + end} belong"
-        )
+    if whole != size:
+        raise CheckpointError(f"{path} is cut short or damaged: {size} bytes where {whole} belong")
     return set(tensors)

@@ -39,6 +39,8 @@ T = TypeVar("T")
 class GuardedStore:
     """Implements `Store` over another one, with a deadline for every call and a circuit breaker.
 
+    Its errors tell clients that the store is unavailable, and operators why (`inner`).
+
     After some failures in a row the breaker opens: every call then fails at once, while a
     background task asks the store with pings, ever less often. The first that works closes it.
     While the store seems well, the task looks after it now and then, so that trouble shows without
@@ -99,7 +101,7 @@ class GuardedStore:
         try:
             await self._ping()
         except StoreUnavailable as failure:
-            self._breaker.open(failure.message)
+            self._breaker.open(failure.inner)
         self._prober = asyncio.create_task(self._look_after(), name="session store")
 
     async def close(self) -> None:
@@ -151,7 +153,7 @@ class GuardedStore:
     async def _call(self, operation: str, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
         if self._breaker.is_open:
             self._count(operation, "refused", 0.0)
-            raise StoreUnavailable(f"the session store is unavailable: {self._breaker.detail}")
+            raise _unavailable(self._breaker.detail)
         return await self._bounded(operation, begin)
 
     async def _bounded(self, operation: str, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -170,8 +172,10 @@ class GuardedStore:
             outcome = "conflict"
             raise
         except StoreUnavailable as failure:
+            if not self._breaker.is_open:
+                log.info("the session store failed at %s: %s", operation, failure.message)
             self._breaker.failed(since, failure.message)
-            raise
+            raise _unavailable(failure.message) from failure
         finally:
             seconds = loop.time() - began
             if outcome in {"ok", "conflict"}:
@@ -228,6 +232,11 @@ class GuardedStore:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._breaker.opened.wait()
+
+
+def _unavailable(why: str) -> StoreUnavailable:
+    """What a store says names its host, or its file: that is no client's business."""
+    return StoreUnavailable("the session store is unavailable; try again soon", inner=why)
 
 
 async def _ended_or_late(task: asyncio.Task[Any], deadline: float) -> None:

@@ -16,10 +16,14 @@ import gc
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from slipstream.core import stages
+from slipstream.core.errors import ConfigurationError
+from slipstream.core.extras import require
+from slipstream.wire.telemetry.logs import fatal
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -35,6 +39,16 @@ def starting() -> None:
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
         stages.listen(_Notify(address))
+
+
+def with_engine(role: str) -> None:
+    """For the line after `starting`, in a service that loads a model: where the packages for that
+    are not installed, one line says so and the process ends with exit code 2."""
+    try:
+        require("engine", f"the {role}", made=True)
+    except ConfigurationError as failure:
+        fatal(role, failure.message)
+        sys.exit(2)
 
 
 def imported() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 _ALONE = '''
 """Runs each command line in a process where the packages of the extras are not to be found."""
-import contextlib, io, json, sys
+import contextlib, io, json, runpy, sys
 
 HIDDEN = {
     "torch", "transformers", "safetensors", "accelerate", "gguf", "numba", "llvmlite",
@@ -30,11 +30,13 @@ from slipstream.cli import main
 
 ended = []
 for line in json.loads(sys.argv[1]):
-    sys.argv = ["slipstream", *line]
+    sys.argv = line
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
-            main.run()
+            if line[0] == "slipstream":
+                main.run()
+            runpy.run_module(line[0], run_name="__main__")
         except SystemExit as end:
             ended.append([end.code, out.getvalue()])
 print(json.dumps(ended))
@@ -47,7 +49,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]
     """Exit code and output of each command, by its name."""
     folder = tmp_path_factory.mktemp("base")
     (folder / "m.gguf").write_bytes(b"GGUF")
-    lines = {
+    commands = {
         "help": ["--help"],
         "fetch --help": ["fetch", "--help"],
         "up": ["up"],
@@ -59,6 +61,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]
         "tokenizer": ["fetch", "default", "--to", str(folder / "c"), "--tokenizer-only"],
         "no folder": ["fetch", "--tokenizer-only"],
     }
+    lines = {name: ["slipstream", *words] for name, words in commands.items()}
+    lines |= {role: [f"{role}_service", "--model", str(folder)] for role in ("verifier", "drafter")}
     done = subprocess.run(
         [sys.executable, "-c", _ALONE, json.dumps(list(lines.values()))],
         check=True,
@@ -99,6 +103,16 @@ def test_one_line_says_what_to_install(
     assert code == 2
     assert output.startswith(f"slipstream: {what}")
     assert output.endswith(install)
+    assert "\n" not in output
+
+
+@pytest.mark.parametrize("role", ["verifier", "drafter"])
+def test_a_model_service_says_what_to_install(ended: dict[str, tuple[int, str]], role: str) -> None:
+    """`python -m verifier_service` ends with exit code 2 and one line, without a traceback."""
+    code, output = ended[role]
+    assert code == 2
+    assert output.startswith(f"{role}: error: the {role} needs torch, transformers,")
+    assert output.endswith(INSTALL)
     assert "\n" not in output
 
 

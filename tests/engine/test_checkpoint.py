@@ -67,14 +67,27 @@ def _bend_tensor(folder: Path) -> None:
     _edit_weights(folder, bend)
 
 
+def _put_folder(path: Path) -> None:
+    """In its place, as some mounts do where there is nothing: it cannot be read, by anybody."""
+    path.unlink()
+    path.mkdir()
+
+
+def _write_header(path: Path, header: object) -> None:
+    raw = json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw)
+
+
 FAULTS = {
     "no such folder": (shutil.rmtree, "no config.json"),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "config cut": (lambda f: _cut(f / "config.json", 0.5), "config.json"),
     "config of another kind": (lambda f: (f / "config.json").write_text("[]"), "config.json"),
+    "a negative size": (lambda f: _edit_config(f, vocab_size=-1), "config.json describes no model"),
+    "no heads": (lambda f: _edit_config(f, num_key_value_heads=0), "config.json describes no"),
     "unknown type": (lambda f: _edit_config(f, model_type="nosuch"), "nosuch"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "no .safetensors"),
-    "weights cut": (lambda f: _cut(f / WEIGHTS, 0.7), "weights"),
+    "weights cut": (lambda f: _cut(f / WEIGHTS, 0.7), f"weights in .*{WEIGHTS}.*fetch or copy"),
     "header cut": (lambda f: _cut(f / WEIGHTS, 0.001), WEIGHTS),
     "weights empty": (lambda f: _cut(f / WEIGHTS, 0.0), WEIGHTS),
     "a web page": (lambda f: (f / WEIGHTS).write_text("<!DOCTYPE html>" * 99), WEIGHTS),
@@ -83,7 +96,13 @@ FAULTS = {
         lambda f: (f / WEIGHTS).write_bytes((8).to_bytes(8, "little") + b'{"a": 1}'),
         WEIGHTS,
     ),
-    "tensor missing": (_remove_tensor, MIDDLE),
+    "weights in no file": (lambda f: _put_folder(f / WEIGHTS), f"cannot read .*{WEIGHTS}"),
+    "a header of numbers": (lambda f: _write_header(f / WEIGHTS, [1]), WEIGHTS),
+    "a tensor before the data": (
+        lambda f: _write_header(f / WEIGHTS, {"a": {"data_offsets": [-(1 << 40), 1]}}),
+        f"{WEIGHTS} is truncated or not safetensors; fetch or copy it again",
+    ),
+    "tensor missing": (_remove_tensor, f"lacks the tensor {MIDDLE}.*fetch or copy"),
     "tensor of another shape": (_bend_tensor, r"\(64, 96\).*\(96, 64\)"),
     "another generation config": (
         lambda f: (f / "generation_config.json").write_text("{"),

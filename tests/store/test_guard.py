@@ -123,11 +123,14 @@ async def test_the_breaker_opens_and_closes(guard, moody, caplog):
         assert (guard.state, guard.detail) == ("degraded", "it burns")
         moody.mood = asyncio.Event()
         # A ping may have opened it before the last of the calls.
-        asked, refused = moody.asked, guard.calls["get", "refused"]
-        with pytest.raises(StoreUnavailable, match="unavailable: it burns"):
+        asked, refusals = moody.asked, guard.calls["get", "refused"]
+        with pytest.raises(StoreUnavailable) as refused:
             await guard.get("k")
+        # Clients are told the first, operators the second, too.
+        assert refused.value.message == "the session store is unavailable; try again soon"
+        assert refused.value.inner == "it burns"
         assert moody.asked == asked
-        assert guard.calls["get", "refused"] == refused + 1
+        assert guard.calls["get", "refused"] == refusals + 1
         await eventually(lambda: "no answer" in guard.detail)
         assert guard.degraded_seconds > 0
         moody.mood = None

@@ -45,6 +45,8 @@ class JsonFormatter(logging.Formatter):
 
 def fatal(service: str, message: str) -> None:
     """The one line of a process that cannot go on, in the form of its other lines."""
+    # What other libraries say may have several.
+    message = " ".join(message.split())
     as_json = any(isinstance(h.formatter, JsonFormatter) for h in logging.getLogger().handlers)
     if as_json:
         logging.getLogger(service).critical(message)
