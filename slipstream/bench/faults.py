@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,13 +87,16 @@ class FaultProxy(Proxy):
         for way in self._ways.values():
             way.flowing.set()
 
-    async def start(self, listen: str = "127.0.0.1:0") -> str:
+    async def start(self, listen: str = "127.0.0.1:0", *, tls: ssl.SSLContext | None = None) -> str:
         """Listens; returns the address.
+
+        Args:
+            tls: who connects must speak TLS with a server of this context; the target must not.
 
         Raises:
             ConfigurationError: the target, or `listen`, is no address. OSError: it is taken.
         """
-        self.address = await self.forward(self.target, listen=listen)
+        self.address = await self.forward(self.target, listen=listen, tls=tls)
         return self.address
 
     async def close(self) -> None:
