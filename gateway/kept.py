@@ -64,9 +64,13 @@ async def keeping(
         sessions = None
         if store is not None:
             limits = Limits(
-                settings.session_ttl, settings.max_session_ttl, settings.max_session_bytes
+                settings.session_ttl,
+                settings.max_session_ttl,
+                settings.max_session_bytes,
+                settings.max_sessions_per_key,
             )
             sessions = Sessions(store, limits)
+            sessions.desk.refused = service.metrics.refused
             stack.push_async_callback(sessions.close)
         conversations = Conversations(sessions)
         options = Options(
@@ -74,6 +78,7 @@ async def keeping(
             log_ttl=settings.log_ttl,
             background_ttl=settings.background_ttl,
             patience=settings.store_timeout,
+            most_per_key=settings.max_generations_per_key,
         )
         runs = Runs(service, store, options, conversations)
         stack.push_async_callback(runs.close, max(_LEAST_FLUSH_SECONDS, settings.stop_grace))

@@ -58,6 +58,7 @@ class Metrics:
     Attributes:
         refused: requests, by the bound that they met; `cut`, streams, by the reason.
         resumed: generations that went on from their logs, by the way that led there.
+        unkept: streams for which their key had no room, so that they cannot be resumed.
         failovers: calls that were left for another verifier, by the reason.
         discovery: asks how the Services of Kubernetes are followed.
         verifier_calls, tasks: ask how many there are now; `verifiers`, by their state.
@@ -74,9 +75,10 @@ class Metrics:
         self.running = self.generated = 0
         self.drafted: Counter[str] = Counter()
         self.accepted_at: Counter[int] = Counter()
-        self.refused: Counter[str] = Counter(gateway=0, key=0)
+        self.refused: Counter[str] = Counter(gateway=0, key=0, sessions=0, generations=0)
         self.cut: Counter[str] = Counter(unread=0)
         self.resumed: Counter[str] = Counter(event_id=0, idempotency=0, adopted=0)
+        self.unkept = 0
         self.journal: Journalled | None = None
         self.store = StoreMetrics()
         self.failovers: Counter[str] = Counter(dict.fromkeys(FAILOVER_REASONS, 0))
@@ -136,6 +138,8 @@ class Metrics:
     def _kept(self) -> Iterator[Metric]:
         text = "Generations that went on from their logs"
         yield counter("generations_resumed", text, self.resumed, "way")
+        text = "Streams that cannot be resumed, since their key has all that it may have"
+        yield counter("streams_unkept", text, self.unkept)
         journal = self.journal
         waiting, lag, dropped = 0, 0.0, Counter(full=0, gap=0)
         if journal is not None:

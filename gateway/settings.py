@@ -128,6 +128,15 @@ class Settings(TelemetrySettings, TlsSettings):
         ge=1024,
         description="largest session; a turn that would begin beyond it is refused",
     )
+    max_sessions_per_key: int = Field(
+        10_000, ge=0, description="most sessions of one API key; 0: no bound"
+    )
+    max_generations_per_key: int = Field(
+        100_000,
+        ge=0,
+        description="most generations that are kept for one API key, ended ones included; beyond it"
+        " streams are not kept, and what must be kept is refused; 0: no bound",
+    )
     stop_grace: float = Field(
         10.0, ge=0, description="seconds that requests in progress get when the gateway stops"
     )

@@ -14,6 +14,7 @@ from slipstream.core.errors import (
     DeadlineExceeded,
     InternalError,
     Overloaded,
+    QuotaReached,
     SessionConflict,
     SlipstreamError,
     Unavailable,
@@ -41,8 +42,10 @@ def error_response(failure: SlipstreamError) -> Response:
         # OpenAI's clients would try again at every 409, which helps only where a writer ends.
         retry = failure.retry_after
         headers |= {"X-Should-Retry": "false"} if retry is None else _retry_headers(retry)
-    if isinstance(failure, DeadlineExceeded) and failure.param is not None:
-        # The client's own time is over; OpenAI's clients would try again at every 5xx.
+    own_time = isinstance(failure, DeadlineExceeded) and failure.param is not None
+    if own_time or isinstance(failure, QuotaReached):
+        # The client's own time is over, or its room is full until it does something about that;
+        # OpenAI's clients would try again at every 5xx and 429.
         headers["X-Should-Retry"] = "false"
     if failure.http_status == 401:
         headers["WWW-Authenticate"] = "Bearer"

@@ -99,6 +99,7 @@ class Background:
 
         Raises:
             Overloaded: as many run here as may.
+            TooManyGenerations: as many are kept of its owner's as may be.
             Draining: this gateway stops.
             InvalidRequest: such a request cannot be served.
             StoreUnavailable: it cannot be kept.

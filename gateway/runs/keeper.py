@@ -32,6 +32,7 @@ from slipstream.core.errors import (
     SlipstreamError,
     StoreUnavailable,
     StreamUnread,
+    TooManyGenerations,
     Unavailable,
 )
 from slipstream.store import Fenced, Store
@@ -74,7 +75,8 @@ class Keeper:
         options: Options,
         turns: Turns | None = None,
     ) -> None:
-        self.records: Final = Records(store, Times(options.log_ttl, options.background_ttl))
+        times = Times(options.log_ttl, options.background_ttl)
+        self.records: Final = Records(store, times, options.most_per_key)
         self.active: set[Run] = set()
         self._turns = turns
         self._service = service
@@ -130,6 +132,10 @@ class Keeper:
             kept = run.aborted is None
         except StoreUnavailable as failure:
             # The store's own guard has said so; every stream would.
+            log.debug("%s: cannot be resumed: %s", run.id, failure)
+        except TooManyGenerations as failure:
+            # Counted, and told to the client by the answer's header.
+            self._service.metrics.unkept += 1
             log.debug("%s: cannot be resumed: %s", run.id, failure)
         except (Fenced, TimeoutError) as failure:
             log.warning("%s: cannot be resumed: %r", run.id, failure)

@@ -15,6 +15,7 @@ class Options:
         resume: whether streams are, without an idempotency key.
         log_ttl, background_ttl: seconds after the last entry of a log.
         patience: seconds that a stream's first event waits for the store.
+        most_per_key: generations kept for one API key; 0 for no bound.
         bounds: of what waits to be written.
     """
 
@@ -22,4 +23,5 @@ class Options:
     log_ttl: float = 600.0
     background_ttl: float = 3600.0
     patience: float = 0.25
+    most_per_key: int = 100_000
     bounds: Bounds | None = None

@@ -12,8 +12,13 @@ from typing import TypeVar
 from gateway.runs import failure as failures
 from gateway.runs.log import Known, read
 from gateway.runs.record import Record, choices_of
-from slipstream.core.errors import GenerationNotFound, SlipstreamError, StoreUnavailable
-from slipstream.store import Fenced, Store, VersionConflict
+from slipstream.core.errors import (
+    GenerationNotFound,
+    SlipstreamError,
+    StoreUnavailable,
+    TooManyGenerations,
+)
+from slipstream.store import Fenced, IndexFull, LogView, Store, VersionConflict
 from slipstream.wire.proto import store_pb2
 
 _T = TypeVar("_T")
@@ -53,11 +58,16 @@ class Claim:
 
 
 class Records:
-    """One for the process. Everything raises StoreUnavailable where the store does not answer."""
+    """One for the process. Everything raises StoreUnavailable where the store does not answer.
 
-    def __init__(self, store: Store, times: Times) -> None:
+    Args:
+        most: generations of one owner; 0 for no bound.
+    """
+
+    def __init__(self, store: Store, times: Times, most: int = 0) -> None:
         self.store = store
         self.times = times
+        self._most = most
 
     async def add(self, record: Record) -> int:
         """Puts a new record, under another id where its own is taken; returns its version."""
@@ -102,6 +112,8 @@ class Records:
         # Who is in between has renewed it, too, or has deleted it.
         with contextlib.suppress(VersionConflict):
             await self.store.put(_key(request_id), found.value, ttl=ttl, expect=found.version)
+            if self._most:
+                await self.store.index_add(_index(record.owner), request_id, ttl=ttl)
         if record.background:
             await self.store.index_add(BACKGROUND, request_id, ttl=ttl)
         claim = await self.claimed(record.owner, key) if key else None
@@ -159,11 +171,36 @@ class Records:
         raise AssertionError("unreachable")
 
     async def open(self, record: Record) -> list[Known]:
-        """New logs. Raises Fenced: somebody else was sooner."""
+        """New logs, and a place among its owner's generations, of a record that was added.
+
+        Until it is known that there is no place the record is there all the same: of generations
+        that begin at one moment there may be more records than places, for that moment.
+
+        Raises:
+            Fenced: somebody else was sooner.
+            TooManyGenerations: there is no place. The record is to be forgotten.
+        """
         ttl = self.times.log(record)
         keys = [log_key(record.request_id, index) for index in range(choices_of(record))]
-        views = await _all(self.store.log_open(key, 1, ttl=ttl) for key in keys)
-        return [read(view) for view in views]
+        opening: list[Awaitable[LogView | None]] = [
+            self.store.log_open(key, 1, ttl=ttl) for key in keys
+        ]
+        views = await _all([*opening, self._enter(record)])
+        return [read(view) for view in views if view is not None]
+
+    async def _enter(self, record: Record) -> None:
+        if not self._most:
+            return
+        index, ttl = _index(record.owner), self.times.record(record)
+        try:
+            await self.store.index_add(index, record.request_id, ttl=ttl, most=self._most)
+        except IndexFull as full:
+            raise TooManyGenerations(
+                f"{full.members} generations are kept, and for one API key there may be"
+                f" {self._most} (--max-generations-per-key): delete some that are not needed any"
+                f" more (DELETE /v1/generations/ID), or wait; each is kept for {ttl:g} s at most"
+                " after its last token"
+            ) from full
 
     async def claim(self, record: Record, key: str, expect: int) -> None:
         """Makes the key the record's. Raises VersionConflict: it is another's."""
@@ -204,12 +241,18 @@ class Records:
         """Removes record and logs, so that nothing is left but, maybe, how it ended."""
         await self.store.delete(_key(record.request_id))
         await self._drop_logs(record)
+        await self._leave(record)
+
+    async def _leave(self, record: Record) -> None:
+        if self._most:
+            await self.store.index_remove(_index(record.owner), record.request_id)
 
     async def delete(self, record: Record) -> None:
         """Removes everything; whoever runs it finds out with the next entry."""
         name, ttl = record.request_id, self.times.log(record)
         await self.store.put(_key(name), _DELETED, ttl=ttl)
         await self._drop_logs(record)
+        await self._leave(record)
         await self.store.delete(_end(name))
         if record.background:
             await self.left(name)
@@ -225,7 +268,13 @@ class Records:
 
 
 async def _all(calls: Iterable[Awaitable[_T]]) -> list[_T]:
-    return list(await asyncio.gather(*calls))
+    """Results, when all have ended. Raises the first of their failures."""
+    found: list[_T] = []
+    for each in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(each, BaseException):
+            raise each
+        found.append(each)
+    return found
 
 
 def _key(request_id: str) -> str:
@@ -234,6 +283,10 @@ def _key(request_id: str) -> str:
 
 def log_key(request_id: str, index: int) -> str:
     return f"gen/{request_id}/{index}"
+
+
+def _index(owner: str) -> str:
+    return f"generations/{owner}"
 
 
 def _end(request_id: str) -> str:

@@ -32,6 +32,7 @@ from slipstream.core.errors import (
     InvalidParameter,
     SlipstreamError,
     StoreUnavailable,
+    TooManyGenerations,
     Unavailable,
 )
 from slipstream.store import Fenced, Store, VersionConflict
@@ -177,6 +178,7 @@ class Runs:
 
         Raises:
             StoreUnavailable: it came with an idempotency key, and nobody can tell whose that is.
+            TooManyGenerations: it came with one, and cannot be kept.
             InvalidRequest: such a request cannot be served.
         """
         if asked.key:
@@ -234,7 +236,7 @@ class Runs:
 
         Raises:
             VersionConflict: the idempotency key is somebody else's by now.
-            StoreUnavailable, InvalidRequest: as `begin` does.
+            TooManyGenerations, StoreUnavailable, InvalidRequest: as `begin` does.
         """
         try:
             self._service.check(request)
@@ -256,6 +258,14 @@ class Runs:
             )
         except Fenced as failure:
             raise StoreUnavailable("another request was sooner; try again") from failure
+        except TooManyGenerations as failure:
+            self._service.metrics.errors[failure.code] += 1
+            self._service.metrics.refused["generations"] += 1
+            if asked.key:
+                # Others may have joined it by now.
+                await self.keeper.fail(self.keeper.run(record, asked.key), failure)
+            await records.forget(record)
+            raise
         return self.keeper.run(record, asked.key, alone=alone), known
 
     def _answer(

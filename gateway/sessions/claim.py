@@ -14,7 +14,7 @@ from typing import Literal
 from gateway.sessions import records
 from gateway.sessions.desk import Desk
 from slipstream.core.errors import SessionConflict
-from slipstream.store import VersionConflict
+from slipstream.store import IndexFull, VersionConflict
 from slipstream.wire.proto import gateway_pb2, store_pb2
 
 # In between come, at most, a write of ours that was thought lost, and another's claim.
@@ -33,7 +33,7 @@ class Opened:
         version: of its document; 0 where there is none; None where the store could not be asked.
         before: turns that the session had when the request came.
         trouble: why the store could not be asked.
-        made: whether the turn makes the session.
+        made: whether the turn makes the session, or does if it is not there.
         forgiving: whether the turn is served without memory where the store fails.
         resumed: whether the request was begun before: it may take its own claim over.
         committed: whether the turn, of a request that is resumed, is stored already.
@@ -72,7 +72,11 @@ class Claim:
         self.held = False
 
     async def take(self) -> None:
-        """Raises SessionConflict: another request has written the session, or is writing it."""
+        """
+        Raises:
+            SessionConflict: another request has written the session, or is writing it.
+            TooManySessions: the turn would make one more than may be.
+        """
         record = self.record()
         for _ in range(_TRIES):
             try:
@@ -103,11 +107,19 @@ class Claim:
             param="session_id",
         )
 
+    @property
+    def lifetime(self) -> float:
+        """Seconds: a session that is in use does not end under it, however short its time."""
+        return max(self._opened.record.ttl_seconds, 2 * self._desk.limits.claim)
+
     async def _write(self, record: store_pb2.SessionRecord) -> None:
-        """Raises VersionConflict."""
-        # A session that is in use does not end under it, however short its time.
-        least = 2 * self._desk.limits.claim if record.writer else 0.0
-        ttl, began = max(record.ttl_seconds, least), self._desk.monotonic()
+        """Raises VersionConflict, TooManySessions."""
+        if self._opened.made and not self.held:
+            # Until the session is listed. Where nothing is written in the end, the place is free
+            # again soon, though this process may be gone.
+            await self._desk.enter(record, 2 * self._desk.limits.claim)
+        ttl = self.lifetime if record.writer else record.ttl_seconds
+        began = self._desk.monotonic()
         value = record.SerializeToString()
         self._version = await self._desk.store.put(self._key, value, ttl=ttl, expect=self._version)
         self._written = began
@@ -191,10 +203,16 @@ class Claim:
                 await self.index()
 
     async def index(self) -> None:
-        """The session's place in the list of its owner's, for as long as the session has."""
-        record = self._opened.record
-        ttl = max(record.ttl_seconds, 2 * self._desk.limits.claim)
-        await self._desk.store.index_add(records.index(record.owner), record.id, ttl=ttl)
+        """The session's place in the list of its owner's, for as long as the session has. One that
+        was deleted in the meantime takes no place again."""
+        store, record, ttl = self._desk.store, self._opened.record, self.lifetime
+        index = records.index(record.owner)
+        try:
+            # Renewed if it is there.
+            await store.index_add(index, record.id, ttl=ttl, most=0)
+        except IndexFull:
+            if records.read(await store.get(self._key)) is not None:
+                await store.index_add(index, record.id, ttl=ttl)
 
 
 def _as_it_was(found: store_pb2.SessionRecord, before: store_pb2.SessionRecord) -> bool:

@@ -136,6 +136,7 @@ class Conversation(Stateless[_Body]):
 
         Raises:
             SessionConflict: another request has written the session, or is writing it.
+            TooManySessions: the turn would make one more than may be.
             StoreUnavailable: the store does not answer, and the session has turns.
         """
         self._name = name or self._name

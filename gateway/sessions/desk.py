@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from gateway.sessions import records
 from gateway.sessions.records import Limits
-from slipstream.core.errors import SessionConflict
-from slipstream.store import Store
+from slipstream.core.errors import SessionConflict, TooManySessions
+from slipstream.store import IndexFull, Store
 from slipstream.wire.proto import store_pb2
 
 _CLOSE_SECONDS = 1.0
+# More than a store can hold.
+_ANY = 2**53
 
 
 class Desk:
@@ -24,6 +27,9 @@ class Desk:
         limits: of each session.
         clock: seconds since the epoch.
         monotonic: seconds of a clock that nobody sets.
+
+    Attributes:
+        refused: sessions that found no room.
     """
 
     def __init__(
@@ -37,6 +43,7 @@ class Desk:
         self.limits = limits
         self.clock = clock
         self.monotonic = monotonic
+        self.refused: Counter[str] = Counter(sessions=0)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def behind(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -52,6 +59,26 @@ class Desk:
             _, late = await asyncio.wait(set(self._tasks), timeout=_CLOSE_SECONDS)
             for task in late:
                 task.cancel()
+
+    async def enter(self, record: store_pb2.SessionRecord, ttl: float) -> None:
+        """Takes a place among its owner's sessions, for so many seconds at least. Comes before the
+        session is written, so that there are never more of them than places.
+
+        Raises:
+            TooManySessions: all are taken.
+        """
+        most, index = self.limits.most, records.index(record.owner)
+        try:
+            await self.store.index_add(index, record.id, ttl=ttl, most=most or _ANY)
+        except IndexFull as full:
+            self.refused["sessions"] += 1
+            raise TooManySessions(
+                f"there are {full.members} sessions, and one API key may have {most}"
+                f" (--max-sessions-per-key), so that '{record.id}' cannot begin: delete one that is"
+                " not needed any more (DELETE /v1/sessions/ID), or wait until one has expired; a"
+                " shorter ttl lets them expire sooner",
+                param="session_id",
+            ) from full
 
     def refuse_writer(self, record: store_pb2.SessionRecord) -> None:
         """Raises SessionConflict: a request is writing the session."""

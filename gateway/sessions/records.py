@@ -20,12 +20,13 @@ TOMBSTONE = b""
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a session may have.
+    """What a session may have, and how many there may be.
 
     Attributes:
         ttl: seconds for which it is kept when unused, unless it asks for others.
         max_ttl: the most it may ask for.
         max_bytes: of its record, before a turn's answer.
+        most: of one owner at once; 0 for no bound.
         claim: seconds for which a turn keeps others out after its last sign of life. The clocks of
             two gateways may differ by up to half of it before one takes a living turn's session
             for free; the turn that loses it is then refused when it is to be stored.
@@ -34,6 +35,7 @@ class Limits:
     ttl: float = 24 * 3600.0
     max_ttl: float = 30 * 24 * 3600.0
     max_bytes: int = 1024 * 1024
+    most: int = 10_000
     claim: float = 10.0
 
     @property

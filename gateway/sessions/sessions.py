@@ -69,6 +69,7 @@ class Sessions:
         Raises:
             InvalidParameter: the id or the time is not one.
             SessionConflict: there is one of that id.
+            TooManySessions: there are as many as may be.
         """
         record = self.new(owner, session_id or _random_id(), ttl)
         await self._add(record)
@@ -89,7 +90,7 @@ class Sessions:
         key, value = records.key(record.owner, record.id), record.SerializeToString()
         ttl = record.ttl_seconds
         # The index first: it may name what is not there, never the other way round.
-        await self.store.index_add(records.index(record.owner), record.id, ttl=ttl)
+        await self.desk.enter(record, ttl)
         try:
             await self.store.put(key, value, ttl=ttl, expect=0)
             return
@@ -181,6 +182,7 @@ class Sessions:
         Raises:
             SessionNotFound: there is no such session.
             SessionConflict: there is one of the new id.
+            TooManySessions: there are as many as may be.
             InvalidParameter: it has not so many turns, or an id is not one.
         """
         record = await self._found(owner, session_id)
@@ -220,7 +222,7 @@ class Sessions:
             if expected != 0:
                 raise
             new = self.new(owner, session_id)
-            return Opened(new, None, 0, failure.message, forgiving=True)
+            return Opened(new, None, 0, failure.message, made=True, forgiving=True)
         record = records.read(document)
         version = 0 if document is None else document.version
         if record is None:
@@ -265,7 +267,7 @@ class Sessions:
             if before:
                 raise
             new = self.new(owner, session_id)
-            return Opened(new, None, 0, failure.message, forgiving=True, resumed=True)
+            return Opened(new, None, 0, failure.message, made=True, forgiving=True, resumed=True)
         record = records.read(document)
         version = 0 if document is None else document.version
         if record is None:

@@ -10,7 +10,7 @@ from typing import Self
 from gateway.sessions import records
 from gateway.sessions.claim import Claim, Opened, Outcome
 from gateway.sessions.desk import Desk
-from slipstream.core.errors import SlipstreamError, StoreUnavailable
+from slipstream.core.errors import SlipstreamError, StoreUnavailable, TooManySessions
 from slipstream.wire.proto import gateway_pb2, store_pb2
 
 _RELEASE_SECONDS = 0.5
@@ -28,6 +28,8 @@ class Turn:
     Raises:
         SessionConflict: on entry, another request has written the session, or writes it.
         StoreUnavailable: on entry, the store does not answer.
+        TooManySessions: on entry, it would make one more than may be. Where the request was begun
+            before, its client has been promised the answer, and gets that without memory.
     """
 
     def __init__(self, desk: Desk, opened: Opened, request_id: str) -> None:
@@ -35,6 +37,7 @@ class Turn:
         self._opened = opened
         self._claim = Claim(desk, opened, request_id)
         self._trouble = opened.trouble
+        self._full: TooManySessions | None = None
         # How a renewal or the commit ended, if not in "written" or an error.
         self._over: Outcome | None = None
         self._committed = False
@@ -60,9 +63,12 @@ class Turn:
         except BaseException as failure:
             # It may have been written all the same.
             self._end()
-            if not (opened.forgiving and isinstance(failure, StoreUnavailable)):
+            if opened.resumed and isinstance(failure, TooManySessions):
+                self._full = failure
+            elif opened.forgiving and isinstance(failure, StoreUnavailable):
+                self._trouble = failure.message
+            else:
                 raise
-            self._trouble = failure.message
         else:
             self._keeper = asyncio.create_task(self._keep(), name="session-claim")
         return self
@@ -77,10 +83,14 @@ class Turn:
             raise self._claim.conflict()
 
     async def _keep(self) -> None:
-        """Renews the claim until it is cancelled, or there is nothing to renew."""
-        with contextlib.suppress(StoreUnavailable):
-            await self._claim.index()
+        """Renews the claim, and long before its end the session's place in the list, until it is
+        cancelled, or there is nothing to renew."""
+        due = self._desk.monotonic()
         while self._over is None:
+            if self._desk.monotonic() >= due:
+                with contextlib.suppress(StoreUnavailable):
+                    await self._claim.index()
+                    due = self._desk.monotonic() + self._claim.lifetime / 2
             await asyncio.sleep(self._desk.limits.renewal)
             try:
                 async with self._lock:
@@ -109,6 +119,8 @@ class Turn:
             return self._state()
         if self._opened.gone:
             return self._state("the session is there no more")
+        if self._full is not None:
+            return self._state(f"served without memory: {self._full.message}")
         record = records.copy(self.record)
         record.turns.append(turn)
         record.kind, record.kv_holder, record.kv_incarnation = kind, kv_holder, ""
@@ -123,6 +135,8 @@ class Turn:
             return self._state("the session was deleted while the turn ran")
         if outcome == "lost" and self._claim.held:
             raise self._claim.conflict()
+        if isinstance(outcome, TooManySessions):
+            return self._state(f"served without memory: {outcome.message}")
         if not self._claim.held:
             return self._state(f"served without memory, as the store failed: {self._trouble}")
         return self._state(f"the store did not confirm the turn, it may be lost: {outcome}")

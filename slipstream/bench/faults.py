@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,6 +41,7 @@ class Way:
 
     Attributes:
         lane: `lane.carried` counts all bytes that were taken from their senders.
+        pieces: in which these came; what is sent together comes in few.
         dropped: bytes that nobody got.
         flipped: bits.
         flips: expected ones for each byte.
@@ -49,6 +51,7 @@ class Way:
     """
 
     lane: Lane = field(default_factory=Lane)
+    pieces: int = 0
     dropped: int = 0
     flipped: int = 0
     delay: float = 0.0
@@ -86,13 +89,16 @@ class FaultProxy(Proxy):
         for way in self._ways.values():
             way.flowing.set()
 
-    async def start(self, listen: str = "127.0.0.1:0") -> str:
+    async def start(self, listen: str = "127.0.0.1:0", *, tls: ssl.SSLContext | None = None) -> str:
         """Listens; returns the address.
+
+        Args:
+            tls: who connects must speak TLS with a server of this context; the target must not.
 
         Raises:
             ConfigurationError: the target, or `listen`, is no address. OSError: it is taken.
         """
-        self.address = await self.forward(self.target, listen=listen)
+        self.address = await self.forward(self.target, listen=listen, tls=tls)
         return self.address
 
     async def close(self) -> None:
@@ -212,6 +218,7 @@ class _Faulty(Passage):
 
     def take(self, piece: bytes, now: float) -> tuple[float, bytes] | None:
         way = self._way
+        way.pieces += 1
         delay = way.delay + (self._jitters.random() * way.jitter if way.jitter else 0.0)
         arrival = way.lane.arrival(len(piece), now, delay, way.bytes_per_second)
         if way.frozen or self.gap:

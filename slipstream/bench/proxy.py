@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import socket
+import ssl
 import struct
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -113,7 +114,12 @@ class Proxy(ABC):
         """
 
     async def forward(
-        self, target: str, *, from_far_end: bool = False, listen: str = "127.0.0.1:0"
+        self,
+        target: str,
+        *,
+        from_far_end: bool = False,
+        listen: str = "127.0.0.1:0",
+        tls: ssl.SSLContext | None = None,
     ) -> str:
         """Opens a way to `target`.
 
@@ -121,6 +127,7 @@ class Proxy(ABC):
             target: host:port; nobody need listen there yet.
             from_far_end: who connects is at the far end, and the target at the near one.
             listen: host:port; port 0 takes a free one.
+            tls: of the server that who connects is to find; the target gets what was in it.
 
         Returns:
             The address to connect to instead.
@@ -143,7 +150,7 @@ class Proxy(ABC):
                 self._tasks.discard(task)
                 writer.close()
 
-        server = await asyncio.start_server(accept, host, port, limit=_PIECE_BYTES)
+        server = await asyncio.start_server(accept, host, port, limit=_PIECE_BYTES, ssl=tls)
         self._servers.append(server)
         return f"{host}:{server.sockets[0].getsockname()[1]}"
 
@@ -189,7 +196,11 @@ async def _pump(
             await asyncio.sleep(max(0.0, arrival - clock()))
             await passage.open()
             if not piece:
-                writer.write_eof()
+                if writer.can_write_eof():
+                    writer.write_eof()
+                else:
+                    # TLS knows no end of one direction alone.
+                    writer.close()
                 return
             writer.write(piece)
             await writer.drain()

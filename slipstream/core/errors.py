@@ -17,6 +17,9 @@ SlipstreamError
 ├── ClusterForbidden          the Kubernetes API wants a right for it  PERMISSION_DENIED    403
 ├── ClusterNotFound           the Kubernetes API has no such object   NOT_FOUND            404
 ├── Overloaded                no room now; worth another try          RESOURCE_EXHAUSTED   429
+├── QuotaReached              the API key has all that it may have    RESOURCE_EXHAUSTED   429
+│   ├── TooManySessions       until one is deleted, or expires        RESOURCE_EXHAUSTED   429
+│   └── TooManyGenerations    kept ones; the same                     RESOURCE_EXHAUSTED   429
 ├── Unavailable               a part of the system cannot be reached  UNAVAILABLE          503
 │   ├── Draining              it is about to stop; others serve       UNAVAILABLE          503
 │   ├── ClusterUnavailable    the Kubernetes API does not tell        UNAVAILABLE          503
@@ -174,6 +177,21 @@ class Overloaded(SlipstreamError):
     http_status = 429
     type = "overloaded_error"
     code = "overloaded"
+
+
+class QuotaReached(SlipstreamError):
+    grpc_status = "RESOURCE_EXHAUSTED"
+    http_status = 429
+    type = "insufficient_quota"
+    code = "quota_reached"
+
+
+class TooManySessions(QuotaReached):
+    code = "too_many_sessions"
+
+
+class TooManyGenerations(QuotaReached):
+    code = "too_many_generations"
 
 
 class Unavailable(SlipstreamError):

@@ -17,6 +17,7 @@ from slipstream.store.interface import (
     AppendResult,
     Document,
     Fenced,
+    IndexFull,
     LogView,
     Store,
     VersionConflict,
@@ -24,8 +25,8 @@ from slipstream.store.interface import (
 
 log = logging.getLogger(__name__)
 
-# How a call ended: answered; answered by VersionConflict or Fenced; not in time; the store failed;
-# not tried, since the store is down; given up by its caller.
+# How a call ended: answered; answered by VersionConflict, Fenced or IndexFull; not in time; the
+# store failed; not tried, since the store is down; given up by its caller.
 Outcome = Literal["ok", "conflict", "timeout", "unavailable", "refused", "cancelled"]
 State = Literal["ok", "degraded"]
 
@@ -138,8 +139,12 @@ class GuardedStore:
     async def log_delete(self, log: str) -> None:
         await self._call("log_delete", lambda: self._store.log_delete(log))
 
-    async def index_add(self, index: str, member: str, *, ttl: float) -> None:
-        await self._call("index_add", lambda: self._store.index_add(index, member, ttl=ttl))
+    async def index_add(
+        self, index: str, member: str, *, ttl: float, most: int | None = None
+    ) -> None:
+        await self._call(
+            "index_add", lambda: self._store.index_add(index, member, ttl=ttl, most=most)
+        )
 
     async def index_remove(self, index: str, member: str) -> None:
         await self._call("index_remove", lambda: self._store.index_remove(index, member))
@@ -168,7 +173,7 @@ class GuardedStore:
             answer = self._answer(task)
             outcome = "ok"
             return answer
-        except (VersionConflict, Fenced):
+        except (VersionConflict, Fenced, IndexFull):
             outcome = "conflict"
             raise
         except StoreUnavailable as failure:

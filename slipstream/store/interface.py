@@ -31,6 +31,14 @@ class Fenced(Exception):
         self.fence = fence
 
 
+class IndexFull(Exception):
+    """An index has as many members as the caller grants it."""
+
+    def __init__(self, members: int) -> None:
+        super().__init__(f"the index has {members} members")
+        self.members = members
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A value and its version: 1 when it was made, one more with every change."""
@@ -123,8 +131,20 @@ class Store(Protocol):
     async def log_delete(self, log: str) -> None:
         """Also where there is none."""
 
-    async def index_add(self, index: str, member: str, *, ttl: float) -> None:
-        """Adds a member, or renews it, for so many seconds."""
+    async def index_add(
+        self, index: str, member: str, *, ttl: float, most: int | None = None
+    ) -> None:
+        """Adds a member, or renews it, for so many seconds. The work grows with the logarithm of
+        the index's members at most.
+
+        Args:
+            most: members, expired ones left out, that there may be with this one; who adds at the
+                same time does not make it more. With it, a member that is there already stays,
+                however many there are, and for no shorter than it would have. None: any number.
+
+        Raises:
+            IndexFull: there are `most` others, or more; nothing was changed.
+        """
 
     async def index_remove(self, index: str, member: str) -> None:
         """Also where it is not there."""

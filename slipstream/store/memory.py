@@ -11,6 +11,7 @@ from slipstream.store.interface import (
     AppendResult,
     Document,
     Fenced,
+    IndexFull,
     LogView,
     VersionConflict,
 )
@@ -115,17 +116,27 @@ class MemoryStore:
     async def log_delete(self, log: str) -> None:
         self._logs.pop(log, None)
 
-    async def index_add(self, index: str, member: str, *, ttl: float) -> None:
-        self._indexes.setdefault(index, {})[member] = self._clock() + ttl
+    async def index_add(
+        self, index: str, member: str, *, ttl: float, most: int | None = None
+    ) -> None:
+        members, expires = self._living(index), self._clock() + ttl
+        if most is not None:
+            if member not in members and len(members) >= most:
+                raise IndexFull(len(members))
+            expires = max(expires, members.get(member, 0.0))
+        members[member] = expires
 
     async def index_remove(self, index: str, member: str) -> None:
         self._indexes.get(index, {}).pop(member, None)
 
     async def index_list(self, index: str, after: str = "", limit: int = 100) -> list[str]:
+        return [member for member in sorted(self._living(index)) if member > after][:limit]
+
+    def _living(self, index: str) -> dict[str, float]:
         now = self._clock()
         members = {k: v for k, v in self._indexes.get(index, {}).items() if v > now}
         self._indexes[index] = members
-        return [member for member in sorted(members) if member > after][:limit]
+        return members
 
     async def ping(self) -> None:
         pass

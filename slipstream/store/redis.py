@@ -14,6 +14,7 @@ from slipstream.store.interface import (
     AppendResult,
     Document,
     Fenced,
+    IndexFull,
     LogView,
     VersionConflict,
 )
@@ -121,9 +122,13 @@ class RedisStore:
     async def log_delete(self, log: str) -> None:
         await self._ask(scripts.REMOVE, [_log(log)], repeatable=True)
 
-    async def index_add(self, index: str, member: str, *, ttl: float) -> None:
-        time = _milliseconds(ttl)
-        await self._ask(scripts.INDEX_ADD, _index(index), member, time, repeatable=True)
+    async def index_add(
+        self, index: str, member: str, *, ttl: float, most: int | None = None
+    ) -> None:
+        args = member, _milliseconds(ttl), "" if most is None else most
+        full = await self._ask(scripts.INDEX_ADD, _index(index), *args, repeatable=True)
+        if full:
+            raise IndexFull(int(full[0]))
 
     async def index_remove(self, index: str, member: str) -> None:
         await self._ask(scripts.INDEX_REMOVE, _index(index), member, repeatable=True)

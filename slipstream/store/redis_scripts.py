@@ -154,10 +154,19 @@ redis.call('UNLINK', KEYS[1])
 return answer({})
 """)
 
+# Expired members are not counted, and leave a few at a time. Where there is a bound, a member that
+# lives needs no room, and is not made to end sooner.
 INDEX_ADD = Script("""
+local time, expires = now(), now() + ARGV[3]
+if ARGV[4] ~= '' then
+  local living = redis.call('ZCOUNT', KEYS[2], '(' .. time, '+inf')
+  local before = tonumber(redis.call('ZSCORE', KEYS[2], ARGV[2]) or 0)
+  if before <= time and living >= tonumber(ARGV[4]) then return answer({whole(living)}) end
+  expires = math.max(expires, before)
+end
 redis.call('ZADD', KEYS[1], 0, ARGV[2])
-redis.call('ZADD', KEYS[2], now() + ARGV[3], ARGV[2])
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now(), 'LIMIT', 0, 8)) do
+redis.call('ZADD', KEYS[2], expires, ARGV[2])
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', time, 'LIMIT', 0, 8)) do
   redis.call('ZREM', KEYS[1], member)
   redis.call('ZREM', KEYS[2], member)
 end

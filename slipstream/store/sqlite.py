@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from slipstream.store import sqlite_log
+from slipstream.store import sqlite_index, sqlite_log
 from slipstream.store.interface import Append, AppendResult, Document, LogView, VersionConflict
 from slipstream.store.sqlite_thread import SqliteThread
 
@@ -88,33 +88,20 @@ class SqliteStore:
     async def log_delete(self, log: str) -> None:
         await self._thread.write(lambda db: sqlite_log.delete(db, log))
 
-    async def index_add(self, index: str, member: str, *, ttl: float) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            db.execute(
-                "INSERT OR REPLACE INTO member (name, member, expires) VALUES (?, ?, ?)",
-                (index, member, self._clock() + ttl),
-            )
-
-        await self._thread.write(work)
+    async def index_add(
+        self, index: str, member: str, *, ttl: float, most: int | None = None
+    ) -> None:
+        await self._thread.write(
+            lambda db: sqlite_index.add(db, index, member, ttl, most, self._clock())
+        )
 
     async def index_remove(self, index: str, member: str) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM member WHERE name = ? AND member = ?", (index, member))
-
-        await self._thread.write(work)
+        await self._thread.write(lambda db: sqlite_index.delete(db, [(index, member)]))
 
     async def index_list(self, index: str, after: str = "", limit: int = 100) -> list[str]:
-        """Expired members stay in the file, unseen, until writes have purged them."""
-
-        def work(db: sqlite3.Connection) -> list[str]:
-            rows = db.execute(
-                "SELECT member FROM member WHERE name = ? AND member > ? AND expires > ?"
-                " ORDER BY member LIMIT ?",
-                (index, after, self._clock(), limit),
-            )
-            return [row[0] for row in rows]
-
-        return await self._thread.read(work)
+        return await self._thread.read(
+            lambda db: sqlite_index.listed(db, index, after, limit, self._clock())
+        )
 
     async def ping(self) -> None:
         """Also finds a file that was removed, or replaced, under us."""

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from slipstream.core.errors import ConfigurationError, StoreUnavailable
+from slipstream.store import sqlite_index
 
 VERSION = 1
 # "SlSt": tells our files from other programs' databases.
@@ -40,6 +41,25 @@ _TABLES = (
         PRIMARY KEY (name, member)
     ) WITHOUT ROWID""",
     "CREATE INDEX member_expires ON member (expires)",
+)
+# How many members each index has, expired ones included, so that a bound costs no count of them. An
+# older Slipstream, to which all of this is new, may write the same file: the triggers do it for it,
+# too. Where a row is replaced, only the first of them fires, and finds the old one there.
+_CENSUS = (
+    "CREATE TABLE census (name TEXT PRIMARY KEY, members INTEGER NOT NULL) WITHOUT ROWID",
+    "INSERT INTO census (name, members) SELECT name, count(*) FROM member GROUP BY name",
+    "CREATE INDEX member_lives ON member (name, expires)",
+    """CREATE TRIGGER member_comes BEFORE INSERT ON member WHEN NOT EXISTS (
+        SELECT 1 FROM member WHERE name = NEW.name AND member = NEW.member
+    ) BEGIN
+        INSERT INTO census (name, members)
+            SELECT NEW.name, 0 WHERE NOT EXISTS (SELECT 1 FROM census WHERE name = NEW.name);
+        UPDATE census SET members = members + 1 WHERE name = NEW.name;
+    END""",
+    """CREATE TRIGGER member_goes AFTER DELETE ON member BEGIN
+        UPDATE census SET members = members - 1 WHERE name = OLD.name;
+        DELETE FROM census WHERE name = OLD.name AND members <= 0;
+    END""",
 )
 
 
@@ -78,7 +98,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     _use_wal(db)
     # With a WAL this loses no consistency, only the last transactions when the power fails.
     db.execute("PRAGMA synchronous = NORMAL")
-    if db.execute("PRAGMA user_version").fetchone()[0] == VERSION:
+    if _check(db, path) == VERSION and _has_census(db):
         return
     db.execute("BEGIN IMMEDIATE")
     try:
@@ -88,6 +108,9 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {_APPLICATION}")
             db.execute(f"PRAGMA user_version = {VERSION}")
+        if not _has_census(db):
+            for statement in _CENSUS:
+                db.execute(statement)
         db.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):
@@ -108,6 +131,11 @@ def _check(db: sqlite3.Connection, path: Path) -> int:
             f" this one knows {VERSION}): use that, or another file"
         )
     return int(version)
+
+
+def _has_census(db: sqlite3.Connection) -> bool:
+    found = db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'census'")
+    return found.fetchone() is not None
 
 
 def _use_wal(db: sqlite3.Connection) -> None:
@@ -133,7 +161,7 @@ def purge(db: sqlite3.Connection, now: float) -> bool:
     expired = db.execute(
         "SELECT name, member FROM member WHERE expires <= ? LIMIT ?", (now, _MEMBERS)
     ).fetchall()
-    db.executemany("DELETE FROM member WHERE name = ? AND member = ?", expired)
+    sqlite_index.delete(db, expired)
     logs = db.execute("SELECT id FROM log WHERE expires <= ? LIMIT ?", (now, _LOGS)).fetchall()
     db.executemany("DELETE FROM entry WHERE log = ?", logs)
     db.executemany("DELETE FROM log WHERE id = ?", logs)

@@ -21,6 +21,7 @@ OPENAI_TYPES = {
     "invalid_request_error",
     "authentication_error",
     "overloaded_error",
+    "insufficient_quota",
     "server_error",
 }
 
@@ -40,7 +41,7 @@ def test_faces_agree_on_whose_fault_it_is(kind: type[SlipstreamError]) -> None:
     """A client's error is not a server's at the other face, by HTTP status and OpenAI type."""
     if kind.http_status >= 500:
         assert kind.type == "server_error"
-    if kind.type in {"invalid_request_error", "authentication_error", "overloaded_error"}:
+    if kind.type in OPENAI_TYPES - {"server_error"}:
         assert 400 <= kind.http_status < 500
 
 

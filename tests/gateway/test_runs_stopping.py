@@ -48,8 +48,9 @@ async def _read(rig, received):
 async def test_nothing_stays_behind(make_rig, ids, eventually):
     """After streams, joins, resumptions and background runs that ended, failed or were left: no run
     is active, nothing waits to be written, nothing beats."""
-    store = MemoryStore()
-    async with make_rig(FakeBehaviour(ids(WORDS), delay=0.003), store=store) as rig:
+    store, behaviour = MemoryStore(), FakeBehaviour(ids(WORDS), delay=0.003)
+    # However busy the machine is, a stream waits for its record.
+    async with make_rig(behaviour, store=store, store_timeout=20.0) as rig:
 
         async def one(number):
             body = {"model": "tiny-chat", "prompt": "x", "n": 2, "stream": number % 2 == 0}

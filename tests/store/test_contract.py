@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import pytest
 
-from slipstream.store import Append, Document, Fenced, VersionConflict, open_store
+from slipstream.store import Append, Document, Fenced, IndexFull, VersionConflict, open_store
 from tests.store.conftest import PATIENT
 from tests.store.waiting import eventually
 from tests.store.writer import writer
@@ -244,6 +245,71 @@ async def test_index_members_expire(store):
 
     await eventually(settled)
     assert await store.index_list("i", "m001", 2) == ["m008", "m016"]
+
+
+async def test_a_full_index(store):
+    """With as many members as it may have, an index takes those that it has and no other one, until
+    one leaves; who asks for no bound meets none."""
+    for number in range(3):
+        await store.index_add("sessions/{a}", f"m{number}", ttl=LONG, most=3)
+    await store.index_add("sessions/b", "elsewhere", ttl=LONG, most=1)
+    with pytest.raises(IndexFull) as caught:
+        await store.index_add("sessions/{a}", "m3", ttl=LONG, most=3)
+    assert caught.value.members == 3
+    await store.index_add("sessions/{a}", "m1", ttl=LONG, most=3)
+    await store.index_add("sessions/{a}", "m1", ttl=LONG, most=1)
+    assert await store.index_list("sessions/{a}") == ["m0", "m1", "m2"]
+    await store.index_remove("sessions/{a}", "m0")
+    await store.index_remove("sessions/{a}", "m0")
+    await store.index_add("sessions/{a}", "m3", ttl=LONG, most=3)
+    await store.index_add("sessions/{a}", "m4", ttl=LONG)
+    with pytest.raises(IndexFull) as caught:
+        await store.index_add("sessions/{a}", "m5", ttl=LONG, most=3)
+    assert caught.value.members == 4
+    assert await store.index_list("sessions/{a}") == ["m1", "m2", "m3", "m4"]
+
+
+async def test_expired_members_need_no_room(store):
+    """Room is for members that live, however many have expired; to add one that lives, within a
+    bound, does not end it sooner."""
+    for number in range(20):
+        await store.index_add("i", f"m{number:02}", ttl=SHORT)
+    await store.index_add("i", "kept", ttl=LONG, most=21)
+    await store.index_add("i", "kept", ttl=SHORT, most=21)
+
+    async def taken():
+        with contextlib.suppress(IndexFull):
+            await store.index_add("i", "new", ttl=LONG, most=2)
+            return True
+
+    await eventually(taken)
+    assert await store.index_list("i") == ["kept", "new"]
+    for number in (3, 4):
+        with pytest.raises(IndexFull) as caught:
+            await store.index_add("i", f"m{number:02}", ttl=LONG, most=2)
+        assert caught.value.members == 2
+    await store.index_add("i", "m03", ttl=LONG, most=3)
+    assert await store.index_list("i") == ["kept", "m03", "new"]
+
+
+async def test_no_two_take_the_last_place(opened):
+    """Of many that enter an index at once, through several stores, exactly as many as may are let
+    in; each that leaves lets one more in."""
+    stores = [opened() for _ in range(3)]
+
+    async def enter(number):
+        with contextlib.suppress(IndexFull):
+            await stores[number % 3].index_add("i", f"m{number:02}", ttl=LONG, most=10)
+            return True
+        return False
+
+    entered = await asyncio.gather(*map(enter, range(30)))
+    inside = [f"m{number:02}" for number in range(30) if entered[number]]
+    assert await stores[0].index_list("i") == inside
+    assert len(inside) == 10
+    await asyncio.gather(*(stores[1].index_remove("i", member) for member in inside[:4]))
+    assert sum(await asyncio.gather(*map(enter, range(30, 60)))) == 4
+    await asyncio.gather(*(store.close() for store in set(stores)))
 
 
 async def test_no_update_is_lost(opened):

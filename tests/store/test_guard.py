@@ -10,7 +10,15 @@ import time
 import pytest
 
 from slipstream.core.errors import StoreUnavailable
-from slipstream.store import Append, Document, Fenced, GuardedStore, MemoryStore, VersionConflict
+from slipstream.store import (
+    Append,
+    Document,
+    Fenced,
+    GuardedStore,
+    IndexFull,
+    MemoryStore,
+    VersionConflict,
+)
 from slipstream.store.sqlite import SqliteStore
 from tests.store.waiting import eventually, patiently
 
@@ -86,6 +94,8 @@ async def test_every_operation_passes_through(guard):
     assert (await guard.log_read("l", 0)).entries == ((0, b"x"),)
     await guard.log_delete("l")
     await guard.index_add("i", "m", ttl=LONG)
+    with pytest.raises(IndexFull):
+        await guard.index_add("i", "n", ttl=LONG, most=1)
     assert await guard.index_list("i", "", 5) == ["m"]
     await guard.index_remove("i", "m")
     await guard.ping()
@@ -93,9 +103,10 @@ async def test_every_operation_passes_through(guard):
         ("put", "ok"): 1, ("get", "ok"): 1, ("delete", "conflict"): 1, ("delete", "ok"): 1,
         ("log_open", "ok"): 1, ("log_open", "conflict"): 1, ("log_append", "ok"): 1,
         ("log_read", "ok"): 1, ("log_delete", "ok"): 1, ("index_add", "ok"): 1,
-        ("index_list", "ok"): 1, ("index_remove", "ok"): 1, ("ping", "ok"): 1,
+        ("index_add", "conflict"): 1, ("index_list", "ok"): 1, ("index_remove", "ok"): 1,
+        ("ping", "ok"): 1,
     }  # fmt: skip
-    assert len(heard) == 13
+    assert len(heard) == 14
     assert guard.answer_seconds == heard[-1][2]
     assert all(0 <= seconds < 60 for _, _, seconds in heard)
     assert (guard.state, guard.detail, guard.degraded_seconds) == ("ok", "", 0)

@@ -9,7 +9,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from slipstream.store import Append, Fenced, LogView, MemoryStore, VersionConflict, open_store
+from slipstream.store import (
+    Append,
+    Fenced,
+    IndexFull,
+    LogView,
+    MemoryStore,
+    VersionConflict,
+    open_store,
+)
 
 LONG = 600.0
 
@@ -79,9 +87,9 @@ class Machine(RuleBasedStateMachine):
     def log_delete(self, log):
         self.both(lambda store: store.log_delete(log))
 
-    @rule(member=members)
-    def index_add(self, member):
-        self.both(lambda store: store.index_add("sessions/{", member, ttl=LONG))
+    @rule(member=members, most=st.none() | st.integers(0, 4))
+    def index_add(self, member, most):
+        self.both(lambda store: store.index_add("sessions/{", member, ttl=LONG, most=most))
 
     @rule(member=members)
     def index_remove(self, member):
@@ -100,6 +108,8 @@ async def answer(call, store):
         return "conflict", conflict.current
     except Fenced as fenced:
         return "fenced", fenced.fence
+    except IndexFull as full:
+        return "full", full.members
     if isinstance(found, LogView):
         return found.fence, found.length, found.ended, found.entries
     return found

@@ -10,13 +10,13 @@ import subprocess
 import pytest
 from redis import exceptions
 
+from slipstream.bench.faults import FaultProxy
 from slipstream.bench.redis_server import RedisServer
 from slipstream.core.errors import StoreUnavailable
 from slipstream.store import Append, Document, open_store
 from slipstream.store.redis import RedisStore
 from slipstream.store.redis_trouble import explain
 from slipstream.store.redis_url import parse
-from tests.store.proxy import Proxy
 from tests.store.waiting import eventually, patiently
 
 LONG = 60.0
@@ -102,15 +102,15 @@ async def test_an_index_forgets_its_expired_members(server, store):
 
 async def test_many_appends_are_one_round_trip(server, store):
     """Appends to many logs go out together: no answer is waited for in between."""
-    async with Proxy(server.address) as proxy:
-        linked = open_store(f"redis://{proxy.address}", timeout=30)
+    async with FaultProxy(server.address) as proxy:
+        linked = open_store(f"redis://{await proxy.start()}", timeout=30)
         for number in range(50):
             await store.log_open(f"l{number}", 1, ttl=LONG)
         await linked.ping()
-        before = proxy.pieces
+        before = proxy.outward.pieces
         items = [Append(f"l{number}", 1, 0, 1, b"x", False, LONG) for number in range(50)]
         assert await linked.log_append(items) == ["ok"] * 50
-        assert proxy.pieces - before < 50 / 2
+        assert proxy.outward.pieces - before < 50 / 2
         await linked.close()
 
 
@@ -291,7 +291,7 @@ async def attempt(call):
         return failure
 
 
-@pytest.mark.parametrize("direction", ["out", "in"])
+@pytest.mark.parametrize("direction", ["outward", "homeward"])
 async def test_damage_on_the_way(server, store, direction):
     """Whatever bit of a connection is flipped, an answer is right or there is none; what was not
     asked for is not written."""
@@ -302,26 +302,26 @@ async def test_damage_on_the_way(server, store, direction):
         "members": (["m1", "m2"], lambda one: one.index_list("sessions/a")),
         "entries": (((0, b"ab"), (2, b"c")), lambda one: one.log_read("gen/x/0")),
     }
-    places = range(0, 420, 7) if direction == "out" else range(0, 160, 3)
+    places = range(0, 420, 7) if direction == "outward" else range(0, 160, 3)
     right = unsure = 0
     others = clients(server)
-    async with Proxy(server.address) as proxy:
-        url = parse(f"redis://{proxy.address}")
+    async with FaultProxy(server.address) as proxy:
+        url = parse(f"redis://{await proxy.start()}")
         for place in places:
             one = RedisStore(url, timeout=0.1)
             await attempt(one.ping())
             name = list(expected)[place % 4]
             answer, call = expected[name]
-            proxy.flips = {direction: place}
+            proxy.corrupt_once(place, direction)
             found = await attempt(call(one))
             found = getattr(found, "entries", found)
-            proxy.flips = {}
+            proxy.heal()
             assert found == answer or isinstance(found, StoreUnavailable), (place, name)
             right += found == answer
             before = await store.get("written")
-            proxy.flips = {direction: place}
+            proxy.corrupt_once(place, direction)
             version = await attempt(one.put("written", b"%d" % place, ttl=LONG))
-            proxy.flips = {}
+            proxy.heal()
             await one.close()
             # What was on its way may yet be written, until Redis has seen the end of that.
             await eventually(lambda: clients(server) == others)
@@ -331,9 +331,9 @@ async def test_damage_on_the_way(server, store, direction):
                 assert now == Document(b"%d" % place, version)
             else:
                 assert now in {before, Document(b"%d" % place, getattr(before, "version", 0) + 1)}
-        assert proxy.flipped > 50
+        assert proxy.outward.flipped + proxy.homeward.flipped > 50
     assert right > 20
-    assert unsure > (0 if direction == "out" else 20)
+    assert unsure > (0 if direction == "outward" else 20)
     names = {key for key in server.command("KEYS", "*") if b"log" not in key}
     assert names == {
         b"slipstream:doc:session/a/1",
@@ -366,8 +366,8 @@ async def test_tls(server, certificate):
     """rediss:// encrypts and checks who answers, by the authority that the URL names."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, certificate.with_suffix(".key"))
-    async with Proxy(server.address, ssl=context) as proxy:
-        port = proxy.address.rpartition(":")[2]
+    async with FaultProxy(server.address) as proxy:
+        port = (await proxy.start(tls=context)).rpartition(":")[2]
         for url, works in (
             (f"rediss://localhost:{port}?ssl_ca_certs={certificate}", True),
             (f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}", False),

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from slipstream.core.errors import ConfigurationError, StoreUnavailable
-from slipstream.store import Append, Document, open_store
+from slipstream.store import Append, Document, IndexFull, open_store
 from slipstream.store.sqlite import SqliteStore
 from tests.store.waiting import eventually
 from tests.store.writer import writer
@@ -109,6 +109,37 @@ async def test_unusable_files(path, prepare, words):
     with pytest.raises(ConfigurationError, match=words):
         SqliteStore(path)
     assert before == (path.read_bytes() if path.is_file() else None)
+
+
+async def test_a_file_of_before_bounds(path):
+    """A file that an older Slipstream made is used as it is: its members are counted, and so are
+    those that the older one adds, renews and removes afterwards."""
+    await SqliteStore(path).close()
+    old = sqlite3.connect(path, isolation_level=None)
+    for what in (
+        "TRIGGER member_comes",
+        "TRIGGER member_goes",
+        "INDEX member_lives",
+        "TABLE census",
+    ):
+        old.execute(f"DROP {what}")
+    add = "INSERT OR REPLACE INTO member (name, member, expires) VALUES ('i', ?, ?)"
+    later = time.time() + LONG
+    old.executemany(add, [("a", later), ("b", later), ("gone", 1.0)])
+    store = SqliteStore(path)
+    await store.index_add("i", "c", ttl=LONG, most=3)
+    old.executemany(add, [("a", later), ("b", later), ("d", later)])
+    old.execute("DELETE FROM member WHERE member = 'b'")
+    with pytest.raises(IndexFull) as caught:
+        await store.index_add("i", "e", ttl=LONG, most=3)
+    assert caught.value.members == 3
+    await store.index_add("i", "e", ttl=LONG, most=4)
+    assert await store.index_list("i") == ["a", "c", "d", "e"]
+    for member in "acde":
+        await store.index_remove("i", member)
+    assert old.execute("SELECT * FROM census").fetchall() == []
+    old.close()
+    await store.close()
 
 
 async def test_a_killed_writer(path):

@@ -147,7 +147,9 @@ async def _running(
         folder = Path(exits.enter_context(TemporaryDirectory(prefix="slipstream-idle-")))
         held = await exits.enter_async_context(sediment(name, folder, settings.logs))
         fake = await exits.enter_async_context(_fake(settings))
-        options = ["--session-store", held.url, "--session-ttl", str(settings.ttl)]
+        # One client makes all of them.
+        options = ["--session-store", held.url, "--max-sessions-per-key", "0"]
+        options += ["--session-ttl", str(settings.ttl)]
         options += ["--log-ttl", str(log_ttl(settings))]
         gate = await exits.enter_async_context(
             front(settings, f"idle-gateway-{name}", [fake.address], options)
