@@ -16,6 +16,8 @@ from slipstream.tune.budget import Budget, OutOfTime
 from slipstream.tune.costs import REPEATS, VERIFY_ROWS, VerifyCost
 
 _MOST_ROWS = VERIFY_ROWS[-1]
+# In prefills, what `choose_shapes` takes: a hundred passes, some of 256 rows.
+_SHAPES = 30
 # For what is not computed here, as reading prompts and drawing tokens.
 _MARGIN = 1.3
 
@@ -60,7 +62,7 @@ def forecast(
     loading: float,
     resumed: bool,
 ) -> Minimum:
-    """Answers, verify steps, and then one copy: loading it, timing its steps, drafting with it.
+    """Shapes, answers, verify steps, and then one copy: loading it, timing its steps, drafting.
 
     Args:
         budget: of which the model's loading is spent; its clock times some passes.
@@ -78,7 +80,7 @@ def forecast(
     # An answer may end at once, and drafts may all be right; or neither.
     least = budget.spent + (0.0 if resumed else loading + verify + fit)
     along = max_tokens * (step(len(prompts)) + len(prompts) * one)
-    rest = 2 * loading + verify + 4 * fit + 2 * prefill * len(prompts) + along
+    rest = 2 * loading + verify + 4 * fit + (2 * len(prompts) + _SHAPES) * prefill + along
     return Minimum(least, budget.spent + _MARGIN * rest)
 
 

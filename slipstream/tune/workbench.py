@@ -133,9 +133,6 @@ def set_up(
     say("loading the model")
     full = load(LayerPlan())
     with full.unbounded():
-        # Pads its steps as the verifier will.
-        choose_shapes(full, "auto")
-        ready = budget.spent
         minimum = forecast(
             full,
             prompts,
@@ -144,8 +141,11 @@ def set_up(
             loading=budget.expected(_LOADING) or 0.0,
             resumed=resumed,
         )
-    say(f"answering {len(prompts)} prompts")
     with minimum.held_by(budget):
+        # Pads its steps as the verifier will.
+        choose_shapes(full, "auto")
+        ready = budget.spent
+        say(f"answering {len(prompts)} prompts")
         answers = answer(full, prompts, settings.max_tokens, temperature=0.0, seed=0)
     return Workbench(
         settings=settings,
