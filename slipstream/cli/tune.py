@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from slipstream.models import resolve, served_name
 from slipstream.models.progress import progress_on
 
 if TYPE_CHECKING:
+    from slipstream.tune.budget import Budget
     from slipstream.tune.search import Tried
     from slipstream.tune.settings import TuneSettings
 
@@ -44,6 +46,13 @@ SlowdownOption = Annotated[
         min=1, help="The drafter's device takes so many times as long for a step as this one."
     ),
 ]
+_BUDGET_HELP = (
+    "Time for all of it, as 90s, 20m or 1h: loading the model, the search, and in up to half of it"
+    " the best plans in the real pipeline. Where it is small these runs are fewer or left out, and"
+    " one that is over before a plan can be measured is refused, with what would be enough. It may"
+    " end some seconds late: a model is loaded to its end, services get 10 s each to stop, and the"
+    " report comes last. Fetching a model is not counted."
+)
 RepeatsOption = Annotated[int, typer.Option(min=0, help="Runs in the real pipeline of each plan.")]
 
 
@@ -68,15 +77,15 @@ def _resolved(settings: TuneSettings, model: str) -> TuneSettings:
 class _Bar:
     """A progress bar over the budget, with what was found so far; lines go above it."""
 
-    def __init__(self, bar: Progress, budget: float) -> None:
+    def __init__(self, bar: Progress, budget: Budget) -> None:
         self._bar = bar
         self._budget = budget
         self._task: Any = None
 
     def say(self, line: str) -> None:
-        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _say(self._bar, line)
         if line == "searching":
-            self._task = self._bar.add_task("searching", total=self._budget)
+            self._task = self._bar.add_task("searching", total=self._budget.seconds)
 
     def tried(self, tried: Tried, best: Tried | None) -> None:
         if self._task is None:
@@ -84,9 +93,13 @@ class _Bar:
         known = "" if best is None else f", best {best.estimate.speedup:.2f} x plain"
         self._bar.update(
             self._task,
-            completed=self._bar.tasks[self._task].elapsed or 0.0,
+            completed=self._budget.spent,
             description=f"{tried.stage}, plan {tried.number}{known}",
         )
+
+
+def _say(bar: Progress, line: str) -> None:
+    bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _bar(errors: Console) -> Progress:
@@ -103,7 +116,7 @@ def tune(
         Path | None, typer.Option(help="Question file in Spec-Bench's format (default: ours).")
     ] = None,
     limit: LimitOption = None,
-    budget: Annotated[str, typer.Option(help="Time for the search, as 90s, 20m or 1h.")] = "20m",
+    budget: Annotated[str, typer.Option(help=_BUDGET_HELP)] = "20m",
     trials: Annotated[int | None, typer.Option(min=1, help="At most so many plans.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides what is tried.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the search there.")] = False,
@@ -112,9 +125,10 @@ def tune(
     drafter_slowdown: SlowdownOption = 1.0,
     max_tokens: TokensOption = 64,
     finalists: Annotated[
-        int, typer.Option(min=0, help="Plans that run in the real pipeline; 0: none.")
+        int,
+        typer.Option(min=0, help="Plans that run in the real pipeline, if time allows; 0: none."),
     ] = 3,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs there of each of them.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="At most so many runs of each there.")] = 3,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
@@ -128,14 +142,16 @@ def tune(
     if context.invoked_subcommand is not None:
         return
     check_installed()
+    from slipstream.tune.budget import Budget, seconds_of
+
+    # What is imported below takes seconds, too.
+    time = Budget(seconds_of(budget))
     from slipstream.tune import report as reports
     from slipstream.tune.run import SearchSettings
     from slipstream.tune.run import tune as run_tune
-    from slipstream.tune.settings import TUNING_PROMPTS, TuneSettings, seconds_of
+    from slipstream.tune.settings import TUNING_PROMPTS, TuneSettings
 
-    wanted = SearchSettings(
-        report, out, seconds_of(budget), trials, seed, resume, finalists, repeats
-    )
+    wanted = SearchSettings(report, out, trials, seed, resume, finalists, repeats)
     settings = TuneSettings(
         model=Path(model),
         model_name=served_name(model),
@@ -149,11 +165,14 @@ def tune(
         threads=threads,
         drafter_slowdown=drafter_slowdown,
     )
-    settings = _resolved(settings, model)
+    with time.paused():
+        settings = _resolved(settings, model)
     with _bar(Console(stderr=True)) as bar:
-        tuned = run_tune(settings, wanted, _Bar(bar, wanted.budget_seconds))
+        tuned = run_tune(settings, wanted, time, _Bar(bar, time))
     paths = reports.write(report, settings, wanted, tuned)
     typer.echo("\n".join(reports.table(tuned.rows, tuned.plain)))
+    if not tuned.pays:
+        typer.echo(f"{reports.NO_GAIN} (slipstream up --drafter off)")
     typer.echo(f"written: {out}, {', '.join(map(str, paths))}")
 
 
@@ -186,7 +205,7 @@ def compare(
     from slipstream.core.model_folder import fingerprint
     from slipstream.models.plans import shipped_plan
     from slipstream.tune import report as reports
-    from slipstream.tune.run import compare as run_compare
+    from slipstream.tune.compare import compare as run_compare
     from slipstream.tune.settings import TuneSettings
 
     plans = load_plans(plan or [])
@@ -209,7 +228,7 @@ def compare(
         plans = {"shipped": shipped}
     with _bar(Console(stderr=True)) as bar:
         rows, plain = run_compare(
-            settings, plans, work=report, repeats=repeats, watcher=_Bar(bar, 0.0)
+            settings, plans, work=report, repeats=repeats, say=partial(_say, bar)
         )
     paths = reports.write_comparison(report, settings, rows, plain)
     typer.echo("\n".join(reports.table(rows, plain)))

@@ -9,6 +9,8 @@ from slipstream.core.layer_plan import HeadPrecision, LayerPlan, Precision, Skip
 # What is searched for layers, and for the head; a head is screened only where that pays.
 PRECISIONS: tuple[Precision, ...] = ("native", "int8", "int4")
 SCREENED: tuple[HeadPrecision, ...] = (*PRECISIONS, "screened")
+# The name of the plan without skipping that is taken where there is no other.
+AUTOMATIC = "automatic"
 
 
 def whole_plans(heads: tuple[HeadPrecision, ...] = PRECISIONS) -> list[LayerPlan]:
@@ -39,7 +41,7 @@ def naive_plans(layers: int, automatic: LayerPlan) -> dict[str, LayerPlan]:
         "native, nothing skipped": LayerPlan(),
         "int8, nothing skipped": LayerPlan("int8", "int8"),
         "int4, nothing skipped": LayerPlan("int4", "int4"),
-        "automatic": automatic,
+        AUTOMATIC: automatic,
         "every 8th layer": automatic.with_skips(every_kth(layers, 8)),
         "every 4th layer": automatic.with_skips(every_kth(layers, 4)),
         "every 2nd layer": automatic.with_skips(every_kth(layers, 2)),

@@ -12,10 +12,13 @@ from slipstream.bench.machine import cores, describe_machine
 from slipstream.core.errors import ConfigurationError
 from slipstream.core.layer_plan import LayerPlan
 from slipstream.tune.confirm import Confirmed
+from slipstream.tune.finals import Row
 from slipstream.tune.pareto import draw, pareto_front
-from slipstream.tune.run import Row, SearchSettings, Tuned
+from slipstream.tune.run import SearchSettings, Tuned
 from slipstream.tune.search import Tried
 from slipstream.tune.settings import TuneSettings
+
+NO_GAIN = "No plan is faster than plain decoding here: serve without a drafter."
 
 
 def document(settings: TuneSettings, wanted: SearchSettings, tuned: Tuned) -> dict[str, Any]:
@@ -108,6 +111,7 @@ def markdown(settings: TuneSettings, wanted: SearchSettings, tuned: Tuned) -> st
             f"Chosen: {tuned.plan.describe()}; attention {_layers(tuned.plan.skip_attention)}, "
             f"MLP {_layers(tuned.plan.skip_mlp)}."
         ),
+        *([] if tuned.pays else [NO_GAIN]),
         "",
         *table(tuned.rows, tuned.plain),
         "",

@@ -1,23 +1,19 @@
-"""One tuning run: search, the best plans in the real pipeline, plan file and report."""
+"""One tuning run: search, the best plans in the real pipeline, and the plan file."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from slipstream.bench.machine import cores
-from slipstream.bench.setups import Place
 from slipstream.core.errors import ConfigurationError
 from slipstream.core.layer_plan import LayerPlan
-from slipstream.engine.model_files import ModelFolder
-from slipstream.tune.confirm import PLAIN, Confirmed, confirm
+from slipstream.tune.budget import Budget, OutOfTime
+from slipstream.tune.confirm import RUN, Confirmed
 from slipstream.tune.costs import VerifyCost
-from slipstream.tune.evaluate import Estimate
-from slipstream.tune.plans import naive_plans, whole_plans
+from slipstream.tune.finals import Row, confirmed_rows, run_seconds, share
+from slipstream.tune.plans import AUTOMATIC, naive_plans, whole_plans
 from slipstream.tune.search import Search, Tried
 from slipstream.tune.settings import TuneSettings
 from slipstream.tune.space import Space
@@ -33,30 +29,19 @@ class SearchSettings:
     """Attributes:
 
     report: folder of journal, report and logs; out: where the plan goes.
-    budget_seconds: of the search; loading and confirming come on top.
     trials: most plans to try; None for as many as the time allows.
-    finalists: how many of the best run in the real pipeline; 0 takes the best estimate.
+    finalists: how many of the best run in the real pipeline, as far as there is time; 0 takes the
+        best estimate.
     repeats: how often each of them runs there.
     """
 
     report: Path
     out: Path
-    budget_seconds: float
     trials: int | None = None
     seed: int = 0
     resume: bool = False
     finalists: int = 3
     repeats: int = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One plan of a table. `confirmed` is None where it did not run in the pipeline."""
-
-    name: str
-    plan: LayerPlan
-    estimate: Estimate
-    confirmed: Confirmed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +60,14 @@ class Tuned:
     draft_costs: Mapping[str, Mapping[str, float]]
     plain: Confirmed | None
 
+    @property
+    def pays(self) -> bool:
+        """Whether the plan is faster than plain decoding: in the pipeline if it ran there."""
+        chosen = self.rows[0]
+        if chosen.confirmed is None or self.plain is None:
+            return chosen.estimate.speedup > 1.0
+        return chosen.confirmed.tokens_per_second > self.plain.tokens_per_second
+
 
 class Watcher(Protocol):
     """Is told how a run goes on."""
@@ -84,45 +77,73 @@ class Watcher(Protocol):
     def tried(self, tried: Tried, best: Tried | None) -> None: ...
 
 
-def tune(settings: TuneSettings, wanted: SearchSettings, watcher: Watcher) -> Tuned:
+def tune(settings: TuneSettings, wanted: SearchSettings, budget: Budget, watcher: Watcher) -> Tuned:
     """Searches, confirms, writes the plan. The caller writes the report.
 
+    Args:
+        budget: of all of this. What cannot be interrupted is a model that is loaded, a pass of it,
+            and services that are told to end.
+
     Raises:
+        ConfigurationError: the budget is over before one plan was measured.
         SlipstreamError: a file, the model, a setting or a service is not usable.
     """
     _check_out(wanted.out)
-    bench = set_up(settings, watcher.say)
+    journal = wanted.report / JOURNAL
+    resumed = wanted.resume and journal.exists()
+    bench = set_up(settings, budget, watcher.say, resumed=resumed)
     identity = bench.identity() | {"seed": wanted.seed}
-    study = open_study(wanted.report / JOURNAL, identity, resume=wanted.resume)
-    measured = StudyDict(study, _VERIFY)
-    if "" not in measured:
-        watcher.say("measuring verify steps")
-        measured[""] = asdict(bench.measure_verify())
-    verify = VerifyCost(tuple(measured[""]["rows"]), tuple(measured[""]["seconds"]))
+    study = open_study(journal, identity, resume=wanted.resume)
     costs = StudyDict(study, "costs")
-    evaluator = bench.evaluator(verify, costs)
     naive = naive_plans(bench.layers, bench.automatic)
-    search = Search(
-        study,
-        Space(bench.layers, heads=bench.heads),
-        evaluator.evaluate,
-        starts=_different([*whole_plans(bench.heads), *naive.values()]),
-        seed=wanted.seed,
-    )
-    watcher.say("searching")
-    search.run(
-        deadline=time.monotonic() + wanted.budget_seconds,
-        most_trials=wanted.trials,
-        progress=lambda tried: watcher.tried(tried, next(iter(search.best()), None)),
-    )
-    rows = _candidates(search, naive, max(1, wanted.finalists))
+    with bench.minimum.held_by(budget):
+        verify = _verify_cost(bench, StudyDict(study, _VERIFY), watcher)
+        search = Search(
+            study,
+            Space(bench.layers, heads=bench.heads),
+            bench.evaluator(verify, costs).evaluate,
+            # What would be taken without a search comes first: so much is always known.
+            starts=_different([bench.automatic, *whole_plans(bench.heads), *naive.values()]),
+            seed=wanted.seed,
+        )
+        watcher.say("searching")
+        _search(search, 1, budget, watcher)
+        if not search.best():
+            raise OutOfTime
+    if wanted.finalists:
+        run = run_seconds(bench.start_seconds, bench.answers, verify(1))
+        budget.expect(RUN, run)
+        # The best ones, and the plan that would be taken without a search.
+        budget.reserve = share(budget.left, run, wanted.finalists + 1, wanted.repeats)
+    _search(search, wanted.trials, budget, watcher)
+    budget.reserve = 0.0
+    rows, first = _candidates(search, naive, max(1, wanted.finalists))
+    # Whatever happens to the services, the best that is known by now is there.
+    bench.of_model(rows[0].plan).save(wanted.out)
     plain = None
     if wanted.finalists:
-        bench.copies.close()
-        rows, plain = confirmed_rows(bench, rows, wanted.report, wanted.repeats, watcher)
+        rows, plain = confirmed_rows(
+            bench, rows, wanted.report, wanted.repeats, watcher.say, first=first
+        )
     chosen = bench.of_model(rows[0].plan)
     chosen.save(wanted.out)
     return Tuned(chosen, rows, tuple(search.tried()), verify, dict(costs), plain)
+
+
+def _verify_cost(bench: Workbench, measured: StudyDict, watcher: Watcher) -> VerifyCost:
+    """As the study has it, else measured. Raises OutOfTime."""
+    if "" not in measured:
+        watcher.say("measuring verify steps")
+        measured[""] = asdict(bench.measure_verify())
+    return VerifyCost(tuple(measured[""]["rows"]), tuple(measured[""]["seconds"]))
+
+
+def _search(search: Search, trials: int | None, budget: Budget, watcher: Watcher) -> None:
+    search.run(
+        budget=budget,
+        most_trials=trials,
+        progress=lambda tried: watcher.tried(tried, next(iter(search.best()), None)),
+    )
 
 
 def _check_out(out: Path) -> None:
@@ -143,101 +164,22 @@ def _check_out(out: Path) -> None:
         raise ConfigurationError(f"--out {out} cannot be written: {failure}") from failure
 
 
-def _folder(path: Path) -> Path:
-    """The folder, made where there is none. Raises ConfigurationError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as failure:
-        raise ConfigurationError(f"cannot make the folder {path}: {failure}") from failure
-    return path
-
-
 def _different(plans: Sequence[LayerPlan]) -> list[LayerPlan]:
     return list(dict.fromkeys(plans))
 
 
-def _candidates(search: Search, naive: Mapping[str, LayerPlan], finalists: int) -> tuple[Row, ...]:
-    """The best plans and the naive ones, as far as they were measured on all prompts; the best
-    estimate first."""
+def _candidates(
+    search: Search, naive: Mapping[str, LayerPlan], finalists: int
+) -> tuple[tuple[Row, ...], int]:
+    """The best plans and the naive ones, as far as they were measured on all prompts, the best
+    estimate first; and how many of them should run in the pipeline before any of the others."""
     complete = {tried.plan: tried.estimate for tried in search.tried() if tried.complete}
-    if not complete:
-        raise ConfigurationError("the budget ended before one plan was measured; give more time")
     best = search.best(finalists)
     named = {tried.plan: f"tuned, no. {place}" for place, tried in enumerate(best, start=1)}
     for name, plan in naive.items():
         if plan in complete:
             named.setdefault(plan, name)
     rows = [Row(name, plan, complete[plan]) for plan, name in named.items()]
-    return tuple(sorted(rows, key=lambda row: -row.estimate.tokens_per_second))
-
-
-def confirmed_rows(
-    bench: Workbench, rows: Sequence[Row], work: Path, repeats: int, watcher: Watcher
-) -> tuple[tuple[Row, ...], Confirmed]:
-    """Runs the rows in the real pipeline; the fastest first. And plain decoding beside them."""
-    settings = bench.settings
-    found = asyncio.run(
-        confirm(
-            {row.name: bench.of_model(row.plan) for row in rows},
-            bench.prompts,
-            Place(
-                settings.model,
-                _folder(work / "pipeline"),
-                tuple(cores()),
-                dtype=settings.dtype,
-                device=settings.device,
-            ),
-            placement=settings.placement,
-            kv_context=settings.kv_context,
-            slowdown=settings.drafter_slowdown,
-            max_tokens=settings.max_tokens,
-            repeats=repeats,
-            say=watcher.say,
-        )
-    )
-    confirmed = [Row(row.name, row.plan, row.estimate, found[row.name]) for row in rows]
-    confirmed.sort(key=lambda row: -(row.confirmed or found[PLAIN]).tokens_per_second)
-    return tuple(confirmed), found[PLAIN]
-
-
-def compare(
-    settings: TuneSettings,
-    plans: Mapping[str, LayerPlan],
-    *,
-    work: Path,
-    repeats: int,
-    watcher: Watcher,
-) -> tuple[tuple[Row, ...], Confirmed | None]:
-    """Plans beside the naive ones, on prompts that no search has seen.
-
-    Args:
-        repeats: how often each runs in the real pipeline; 0 leaves that out.
-
-    Raises:
-        ModelMismatch: a plan is for another model.
-        SlipstreamError: a file, the model, a setting or a service is not usable.
-    """
-    _folder(work)
-    folder = ModelFolder(settings.model)
-    for plan in plans.values():
-        plan.check(folder.fingerprint, folder.config.num_hidden_layers)
-    bench = set_up(settings, watcher.say)
-    evaluator = bench.evaluator(bench.measure_verify(), {})
-    naive = naive_plans(bench.layers, bench.automatic)
-    # A file may have the name of a naive plan.
-    beside = {f"{name} (naive)" if name in plans else name: naive[name] for name in naive}
-    named: dict[LayerPlan, str] = {}
-    for name, plan in {**plans, **beside}.items():
-        unbound = replace(plan, model_fingerprint="")
-        if named.setdefault(unbound, name) != name:
-            watcher.say(f"{name} is the same plan as {named[unbound]}")
-    rows = []
-    for plan, name in named.items():
-        *_, estimate = evaluator.evaluate(plan)
-        rows.append(Row(name, plan, estimate))
-        watcher.say(f"{name}: {estimate.tokens_per_second:.1f} tokens/s by measured parts")
-    rows.sort(key=lambda row: -row.estimate.tokens_per_second)
-    if not repeats:
-        return tuple(rows), None
-    bench.copies.close()
-    return confirmed_rows(bench, rows, work, repeats, watcher)
+    wanted = {*(tried.plan for tried in best), naive[AUTOMATIC]}
+    rows.sort(key=lambda row: (row.plan not in wanted, -row.estimate.tokens_per_second))
+    return tuple(rows), len(wanted & complete.keys())

@@ -8,8 +8,8 @@ seed alone, so a search that was interrupted goes on as if it had not been.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from slipstream.core.layer_plan import LayerPlan
+from slipstream.tune.budget import Budget, OutOfTime
 from slipstream.tune.evaluate import Estimate
 from slipstream.tune.space import Space
 
@@ -33,7 +34,10 @@ _SEEDS = 2**32
 
 
 class Evaluate(Protocol):
-    """Yields what is known of a plan, better with each prompt. The same for the same plan."""
+    """Yields what is known of a plan, better with each prompt. The same for the same plan.
+
+    May raise OutOfTime.
+    """
 
     def __call__(self, plan: LayerPlan) -> Iterator[Estimate]: ...
 
@@ -96,15 +100,19 @@ class Search:
     def run(
         self,
         *,
-        deadline: float,
+        budget: Budget,
         most_trials: int | None = None,
         progress: Callable[[Tried], None] = lambda _: None,
     ) -> None:
-        """Tries plans until the monotonic clock passes `deadline` or the study has so many."""
-        while time.monotonic() < deadline:
-            if most_trials is not None and len(self.tried()) >= most_trials:
-                return
-            progress(self._try_one())
+        """Tries plans until nothing is left of the budget or the study has so many.
+
+        A trial that the budget cuts off stays in the study as one that runs: a search that takes it
+        up tries that plan again.
+        """
+        with suppress(OutOfTime):
+            while most_trials is None or len(self.tried()) < most_trials:
+                budget.check()
+                progress(self._try_one())
 
     def tried(self) -> list[Tried]:
         """In order."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -12,15 +11,6 @@ from slipstream.core.throughput import Placement
 from slipstream.tune.drafting import KvContext
 
 TUNING_PROMPTS = Path(__file__).with_name("prompts.jsonl")
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def seconds_of(duration: str) -> float:
-    """Seconds of a duration such as 90s, 20m or 1.5h. Raises ConfigurationError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", duration.strip())
-    if found is None or not float(found[1]):
-        raise ConfigurationError(f"a duration is a number with s, m or h, as 20m; got {duration!r}")
-    return float(found[1]) * _UNITS[found[2]]
 
 
 @dataclass(frozen=True, slots=True)

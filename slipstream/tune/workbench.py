@@ -17,15 +17,19 @@ from slipstream.engine.checkpoint import load_model
 from slipstream.engine.exactness import choose_shapes
 from slipstream.engine.model_files import ModelFolder
 from slipstream.engine.placement import place, resolve_device
-from slipstream.engine.runner import ModelRunner
 from slipstream.engine.screened_head import screening_pays
 from slipstream.models.head_basis import head_basis
 from slipstream.tune.answers import Answer, answer
+from slipstream.tune.bounded import BoundedRunner
+from slipstream.tune.budget import Budget
 from slipstream.tune.copies import Copies
 from slipstream.tune.costs import VerifyCost, measure_verify
 from slipstream.tune.evaluate import Evaluator
+from slipstream.tune.minimum import Minimum, forecast
 from slipstream.tune.plans import PRECISIONS, SCREENED
 from slipstream.tune.settings import TuneSettings
+
+_LOADING = "loading"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Workbench:
     layers: decoder layers of the model.
     heads: precisions that its output projection can have.
     automatic: the plan that is taken where none was found by measuring.
+    minimum: what the budget must hold at least.
+    start_seconds: from the beginning of the run until the full model could serve.
     """
 
     settings: TuneSettings
@@ -43,9 +49,12 @@ class Workbench:
     heads: tuple[HeadPrecision, ...]
     automatic: LayerPlan
     prompts: tuple[Prompt, ...]
-    full: ModelRunner
+    full: BoundedRunner
     answers: tuple[Answer, ...]
     copies: Copies
+    budget: Budget
+    minimum: Minimum
+    start_seconds: float
 
     def identity(self) -> dict[str, Any]:
         """What two searches have in common if one can go on with the other's results."""
@@ -91,10 +100,16 @@ class Workbench:
         )
 
 
-def set_up(settings: TuneSettings, say: Callable[[str], None]) -> Workbench:
+def set_up(
+    settings: TuneSettings, budget: Budget, say: Callable[[str], None], *, resumed: bool = False
+) -> Workbench:
     """Loads the model and answers the prompts.
 
+    Args:
+        resumed: a search that is taken up has measured the steps' times already.
+
     Raises:
+        ConfigurationError: the budget is too small to measure one plan.
         SlipstreamError: the model, the prompts or the device are not usable.
     """
     questions = choose(load_questions(settings.prompts), settings.limit)
@@ -108,18 +123,30 @@ def set_up(settings: TuneSettings, say: Callable[[str], None]) -> Workbench:
     pays = screening_pays(folder.config.vocab_size, folder.config.hidden_size)
     basis = head_basis(folder.path, folder.fingerprint) if pays else None
 
-    def load(plan: LayerPlan) -> ModelRunner:
-        loaded = load_model(
-            folder, dtype=settings.dtype, device=device, plan=plan, head_basis=basis
-        )
-        return ModelRunner(loaded, int(settings.kv_cache_gib * 2**30))
+    def load(plan: LayerPlan) -> BoundedRunner:
+        with budget.unit(_LOADING):
+            loaded = load_model(
+                folder, dtype=settings.dtype, device=device, plan=plan, head_basis=basis
+            )
+            return BoundedRunner(loaded, int(settings.kv_cache_gib * 2**30), budget)
 
     say("loading the model")
     full = load(LayerPlan())
-    # Pads its steps as the verifier will.
-    choose_shapes(full, "auto")
-    say(f"answering {len(prompts)} prompts")
-    answers = answer(full, prompts, settings.max_tokens, temperature=0.0, seed=0)
+    with full.unbounded():
+        minimum = forecast(
+            full,
+            prompts,
+            settings.max_tokens,
+            budget,
+            loading=budget.expected(_LOADING) or 0.0,
+            resumed=resumed,
+        )
+    with minimum.held_by(budget):
+        # Pads its steps as the verifier will.
+        choose_shapes(full, "auto")
+        ready = budget.spent
+        say(f"answering {len(prompts)} prompts")
+        answers = answer(full, prompts, settings.max_tokens, temperature=0.0, seed=0)
     return Workbench(
         settings=settings,
         fingerprint=folder.fingerprint,
@@ -130,4 +157,7 @@ def set_up(settings: TuneSettings, say: Callable[[str], None]) -> Workbench:
         full=full,
         answers=tuple(answers),
         copies=Copies(load, int(settings.copies_gib * 2**30)),
+        budget=budget,
+        minimum=minimum,
+        start_seconds=ready,
     )

@@ -20,6 +20,8 @@ def check(manifests: Manifests) -> None:
     """Raises Failed: for the first thing that is wrong."""
     for owner in manifests.workloads:
         _check_workload(manifests, owner)
+    for job in manifests.of("Job"):
+        _check_account(manifests, job)
     for service in manifests.of("Service"):
         _check_service(manifests, service)
     known = _OTHERS | set(_settings())
@@ -35,7 +37,7 @@ def check(manifests: Manifests) -> None:
 
 
 def _pods(manifests: Manifests) -> Iterator[tuple[str, Object]]:
-    for owner in manifests.workloads:
+    for owner in (*manifests.workloads, *manifests.of("Job")):
         yield owner["metadata"]["name"], owner["spec"]["template"]["spec"]
     for pod in manifests.of("Pod"):
         yield pod["metadata"]["name"], pod["spec"]
@@ -51,12 +53,17 @@ def _check_workload(manifests: Manifests, owner: Object) -> None:
     name, template = owner["metadata"]["name"], owner["spec"]["template"]
     if not selects(owner["spec"]["selector"]["matchLabels"], template["metadata"]["labels"]):
         raise Failed(name, "FailedCreate", "`selector` does not match template `labels`")
-    account = template["spec"].get("serviceAccountName", "default")
-    if account != "default" and manifests.find("ServiceAccount", account) is None:
-        raise Failed(name, "FailedCreate", f'serviceaccount "{account}" not found')
+    _check_account(manifests, owner)
     service = owner["spec"].get("serviceName")
     if service and manifests.find("Service", service) is None:
         raise Failed(name, "FailedCreate", f'service "{service}" not found')
+
+
+def _check_account(manifests: Manifests, owner: Object) -> None:
+    account = owner["spec"]["template"]["spec"].get("serviceAccountName", "default")
+    if account != "default" and manifests.find("ServiceAccount", account) is None:
+        message = f'serviceaccount "{account}" not found'
+        raise Failed(owner["metadata"]["name"], "FailedCreate", message)
 
 
 def _check_service(manifests: Manifests, service: Object) -> None:

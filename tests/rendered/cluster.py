@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.rendered.checks import check
-from tests.rendered.container import Pace
+from tests.rendered.container import Container, Pace
 from tests.rendered.endpoints import endpoint_slice
 from tests.rendered.manifests import Failed, Manifests, Object
 from tests.rendered.network import Network, names_of
@@ -121,9 +121,25 @@ class Cluster:
 
     async def run_hook(self, hook: Object, seconds: float) -> tuple[int, str]:
         """A pod that helm makes and waits for: exit code and output."""
-        name = hook["metadata"]["name"]
-        pod = self._pod(name, name, hook, 0, self._network.other())
-        return await pod.complete(seconds)
+        return await self._to_its_end(hook["metadata"]["name"], hook, seconds)
+
+    async def run_job(self, job: Object, seconds: float) -> tuple[int, str]:
+        """The pod of a Job, once: exit code and output of its container.
+
+        Raises:
+            Failed: it cannot start, or an init container ended with an error.
+        """
+        name = job["metadata"]["name"]
+        return await self._to_its_end(f"{name}-x7k2p", job["spec"]["template"], seconds)
+
+    def containers(self, workload: str) -> dict[str, Container]:
+        """Of a pod that would start now, with its volumes, by their names; none of them runs.
+
+        Raises:
+            Failed: it could not start.
+        """
+        made = self._made(self._owner(workload), 0).prepared()
+        return {each.spec["name"]: each for part in made for each in part}
 
     def failures(self) -> list[Failed]:
         return [pod.failure for pod in self.pods if pod.failure is not None]
@@ -143,12 +159,18 @@ class Cluster:
                 return
         await asyncio.gather(*(self._one(owner, count, seconds) for count in counts))
 
-    async def _one(self, owner: Object, count: int, seconds: float) -> None:
-        template, name = owner["spec"]["template"], owner["metadata"]["name"]
+    async def _to_its_end(self, name: str, template: Object, seconds: float) -> tuple[int, str]:
+        pod = self._pod(name, name, template, 0, self._network.other())
+        return await pod.complete(seconds)
+
+    def _made(self, owner: Object, count: int) -> Pod:
         if owner["kind"] == "StatefulSet":
-            pod = self._ordinal(owner, count)
-        else:
-            pod = self._pod(name, f"{name}-7d4b9c-{count}", template, count, self._network.other())
+            return self._ordinal(owner, count)
+        template, name = owner["spec"]["template"], owner["metadata"]["name"]
+        return self._pod(name, f"{name}-7d4b9c-{count}", template, count, self._network.other())
+
+    async def _one(self, owner: Object, count: int, seconds: float) -> None:
+        pod = self._made(owner, count)
         self.pods.append(pod)
         await pod.start()
         await pod.wait_ready(seconds)

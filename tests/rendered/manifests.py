@@ -61,6 +61,12 @@ class Manifests:
     def workloads(self) -> list[Object]:
         return [o for o in self.of("Deployment", "StatefulSet") if not _hook(o)]
 
+    def job(self, component: str) -> Object:
+        """The only Job of a component."""
+        label = "app.kubernetes.io/component"
+        (found,) = (o for o in self.of("Job") if o["metadata"]["labels"][label] == component)
+        return found
+
 
 def _hook(item: Object) -> list[str]:
     notes = item["metadata"].get("annotations") or {}

@@ -89,7 +89,7 @@ class Pod:
     async def start(self) -> None:
         """Returns when its containers run, ready or not. Raises Failed."""
         try:
-            first, then = self._prepared()
+            first, then = self.prepared()
             for container in first:
                 await self._init(container)
             self.containers = then
@@ -98,6 +98,14 @@ class Pod:
         except Failed as failure:
             self._fail(failure)
             raise
+
+    def prepared(self) -> tuple[list[Container], list[Container]]:
+        """Init containers, and the others; nothing runs yet. Raises Failed."""
+        claims, manifests = self.around.folder / "claims", self.around.manifests
+        volumes = Volumes(self.name, manifests, self.folder, claims, self.claims, self.body)
+        spec = self.body["spec"]
+        first = [self._container(each, volumes) for each in spec.get("initContainers") or []]
+        return first, [self._container(each, volumes) for each in spec["containers"]]
 
     async def wait_ready(self, seconds: float) -> None:
         """Raises Failed: it cannot get there, or not in time."""
@@ -114,10 +122,11 @@ class Pod:
                 raise Failed(self.name, "DeadlineExceeded", message) from None
 
     async def complete(self, seconds: float) -> tuple[int, str]:
-        """For a pod that ends by itself: exit code and output of its (only) container."""
-        first, (container,) = self._prepared()
+        """For a pod that ends by itself: exit code and output of its (only) container. Each has so
+        many seconds. Raises Failed."""
+        first, (container,) = self.prepared()
         for each in first:
-            await self._init(each)
+            await self._init(each, seconds)
         return await self._to_its_end(container, seconds)
 
     async def stop(self) -> Ended:
@@ -144,18 +153,10 @@ class Pod:
         self.failure = self.failure or failure
         self._note()
 
-    def _prepared(self) -> tuple[list[Container], list[Container]]:
-        """Init containers, and the others; nothing runs yet."""
-        claims, manifests = self.around.folder / "claims", self.around.manifests
-        volumes = Volumes(self.name, manifests, self.folder, claims, self.claims, self.body)
-        spec = self.body["spec"]
-        first = [self._container(each, volumes) for each in spec.get("initContainers") or []]
-        return first, [self._container(each, volumes) for each in spec["containers"]]
-
-    async def _init(self, container: Container) -> None:
+    async def _init(self, container: Container, seconds: float = _INIT_SECONDS) -> None:
         if container.spec.get("restartPolicy") == "Always":
             raise Failed(container.where, "Init:Error", "sidecars are not known here")
-        code, output = await self._to_its_end(container, _INIT_SECONDS)
+        code, output = await self._to_its_end(container, seconds)
         if code != 0:
             message = f"ended with exit code {code}:\n{output}"
             raise Failed(container.where, "Init:Error", message)

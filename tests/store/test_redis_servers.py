@@ -9,11 +9,11 @@ import time
 import pytest
 from redis.crc import key_slot
 
+from slipstream.bench.faults import FaultProxy
 from slipstream.bench.redis_server import RedisSentinel, RedisServer
 from slipstream.core.errors import StoreUnavailable
 from slipstream.store import Append, Document, GuardedStore, open_store
 from tests.store.conftest import cluster_url
-from tests.store.proxy import Proxy
 from tests.store.waiting import eventually, patiently
 
 LONG = 60.0
@@ -107,12 +107,12 @@ async def test_down_at_the_start(server):
 
 async def test_a_slow_server(server):
     """Answers that come after seconds are none; when they come in time again, the store is back."""
-    async with Proxy(server.address) as proxy:
-        guard = await guarded(f"redis://{proxy.address}")
+    async with FaultProxy(server.address) as proxy:
+        guard = await guarded(f"redis://{await proxy.start()}")
         await eventually(lambda: guard.state == "ok")
-        proxy.delay = 2.0
+        proxy.delay(2.0, direction="outward")
         await fails_in_time(guard)
-        proxy.delay = 0.0
+        proxy.heal()
         await is_back(guard)
         await guard.close()
 

@@ -21,15 +21,18 @@ from slipstream.core.layer_plan import LayerPlan, Skips
 from slipstream.core.model_folder import fingerprint
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.step_cost import StepCost
+from slipstream.tune import finals
 from slipstream.tune import report as reports
-from slipstream.tune import run
+from slipstream.tune.budget import Budget, seconds_of
+from slipstream.tune.compare import compare
 from slipstream.tune.confirm import PLAIN, Confirmed, confirm
 from slipstream.tune.costs import VerifyCost
 from slipstream.tune.evaluate import Estimate
+from slipstream.tune.finals import Row
 from slipstream.tune.pareto import pareto_front
-from slipstream.tune.run import Row, SearchSettings, Tuned, _check_out, compare, tune
+from slipstream.tune.run import SearchSettings, Tuned, _check_out, tune
 from slipstream.tune.search import Tried
-from slipstream.tune.settings import TUNING_PROMPTS, TuneSettings, seconds_of
+from slipstream.tune.settings import TUNING_PROMPTS, TuneSettings
 
 
 class Quiet:
@@ -51,7 +54,7 @@ def settings(tiny_model_dir: Path) -> TuneSettings:
 
 
 def wanted(folder: Path, **more) -> SearchSettings:
-    values = {"budget_seconds": 10_000.0, "trials": 24, "finalists": 0, **more}
+    values = {"trials": 24, "finalists": 0, **more}
     return SearchSettings(folder / "report", folder / "layer_plan.json", **values)
 
 
@@ -60,7 +63,7 @@ def test_a_run_from_start_to_report(settings, tmp_path) -> None:
     """The plan loads into its model and no other; the report's files are what they should be; a
     second run takes up what the first has measured."""
     search = wanted(tmp_path)
-    tuned = tune(settings, search, Quiet())
+    tuned = tune(settings, search, Budget(), Quiet())
     plan = LayerPlan.load(search.out)
     assert plan == tuned.plan
     assert plan.model_fingerprint == fingerprint(settings.model)
@@ -77,7 +80,7 @@ def test_a_run_from_start_to_report(settings, tmp_path) -> None:
     with Image.open(paths[2]) as picture:
         assert picture.format == "PNG"
         assert picture.width > 500
-    again = tune(settings, replace(search, resume=True, trials=26), Quiet())
+    again = tune(settings, replace(search, resume=True, trials=26), Budget(), Quiet())
     assert again.tried[:24] == tuned.tried
     assert again.verify == tuned.verify
     assert len(again.tried) == 26
@@ -96,7 +99,9 @@ def test_two_runs_with_one_seed(settings, tmp_path, monkeypatch) -> None:
     )
     for name in "ab":
         (tmp_path / name).mkdir()
-    first, second = (tune(settings, wanted(tmp_path / name, seed=3), Quiet()) for name in "ab")
+    first, second = (
+        tune(settings, wanted(tmp_path / name, seed=3), Budget(), Quiet()) for name in "ab"
+    )
     assert first.tried == second.tried
     assert first.plan == second.plan
 
@@ -107,7 +112,7 @@ def test_comparing_plans(settings, tmp_path) -> None:
     plans = {"mine": plan, "automatic": plan.with_skips(Skips(frozenset({1})))}
     plans["again"] = plan
     quiet = Quiet()
-    rows, plain = compare(settings, plans, work=tmp_path, repeats=0, watcher=quiet)
+    rows, plain = compare(settings, plans, work=tmp_path, repeats=0, say=quiet.say)
     names = [row.name for row in rows]
     assert plain is None
     expected = {"mine", "automatic", "automatic (naive)", "every 2nd layer"}
@@ -124,7 +129,7 @@ def test_comparing_a_plan_for_another_model(settings, tmp_path) -> None:
     """It is refused before the model is loaded."""
     other, quiet = LayerPlan(model_fingerprint="0" * 32), Quiet()
     with pytest.raises(ModelMismatch):
-        compare(settings, {"mine": other}, work=tmp_path, repeats=0, watcher=quiet)
+        compare(settings, {"mine": other}, work=tmp_path, repeats=0, say=quiet.say)
     assert quiet.lines == []
 
 
@@ -162,6 +167,7 @@ async def test_a_plan_in_the_real_pipeline(settings, tmp_path) -> None:
         slowdown=1.5,
         max_tokens=12,
         repeats=1,
+        budget=Budget(),
         say=lambda _: None,
     )
     assert set(found) == {PLAIN, "mine"}
@@ -178,9 +184,9 @@ def test_finalists_run_as_they_were_searched(settings, tmp_path, monkeypatch) ->
         seen.update(how, place=place)
         return {name: Confirmed(1.0, (1.0,), None, 0) for name in (PLAIN, *plans)}
 
-    monkeypatch.setattr(run, "confirm", recorded)
+    monkeypatch.setattr(finals, "confirm", recorded)
     asked = replace(settings, limit=1, dtype="float32", device="cpu", drafter_slowdown=3.0)
-    compare(asked, {}, work=tmp_path, repeats=2, watcher=Quiet())
+    compare(asked, {}, work=tmp_path, repeats=2, say=Quiet().say)
     assert (seen["place"].dtype, seen["place"].device) == ("float32", "cpu")
     assert (seen["slowdown"], seen["repeats"]) == (3.0, 2)
     assert seen["place"].common[2:] == ["--dtype", "float32", "--device", "cpu"]
@@ -209,7 +215,8 @@ def test_the_pareto_front() -> None:
 
 
 def test_the_report_says_what_was_measured(settings, tmp_path) -> None:
-    """Rates of the pipeline with their spread, answers that differ, and the effect of one skip."""
+    """Rates of the pipeline with their spread, answers that differ, and the effect of one skip; and
+    where plain decoding is faster, that it is."""
     plans = (tried(0, 0.010, 0.90), tried(1, 0.008, 0.80))
     confirmed = Confirmed(71.5, (70.0, 71.5, 73.0), 0.876, 2)
     rows = (Row("tuned, no. 1", plans[0].plan, plans[0].estimate, confirmed),)
@@ -217,6 +224,9 @@ def test_the_report_says_what_was_measured(settings, tmp_path) -> None:
     chosen = replace(plans[0].plan, model_fingerprint="f" * 32)
     found = Tuned(chosen, rows, plans, verify, {}, Confirmed(40.0, (40.0,), None, 0))
     text = reports.markdown(settings, wanted(tmp_path), found)
+    assert reports.NO_GAIN not in text
+    slow = replace(found, plain=Confirmed(72.0, (72.0,), None, 0))
+    assert reports.NO_GAIN in reports.markdown(settings, wanted(tmp_path), slow)
     assert "71.5 (70.0 to 73.0), 2 answers differ" in text
     assert "| 0.876 |" in text
     assert "| MLP 1 | 50.0 | 0.800 | 3 |" in text
@@ -234,8 +244,8 @@ def test_durations(text, seconds) -> None:
 
 @pytest.mark.parametrize("text", ["", "20", "m", "0s", "-3m", "20 m", "1d"])
 def test_no_durations(text) -> None:
-    """Anything else is refused."""
-    with pytest.raises(ConfigurationError):
+    """Anything else is refused, by the option's name."""
+    with pytest.raises(ConfigurationError, match="--budget"):
         seconds_of(text)
 
 
@@ -267,7 +277,7 @@ def test_a_plan_that_cannot_be_written(settings, tmp_path) -> None:
     for out in (tmp_path / "nowhere" / "plan.json", tmp_path, tmp_path / ("x" * 300)):
         quiet = Quiet()
         with pytest.raises(ConfigurationError, match="--out"):
-            tune(settings, replace(wanted(tmp_path), out=out), quiet)
+            tune(settings, replace(wanted(tmp_path), out=out), Budget(), quiet)
         assert quiet.lines == []
     _check_out(tmp_path / "plan.json")
     assert list(tmp_path.iterdir()) == []

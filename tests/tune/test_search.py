@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import optuna
@@ -10,6 +9,7 @@ import pytest
 
 from slipstream.core.errors import ConfigurationError
 from slipstream.core.layer_plan import LayerPlan
+from slipstream.tune.budget import Budget
 from slipstream.tune.evaluate import Estimate
 from slipstream.tune.search import Search
 from slipstream.tune.space import Space
@@ -53,7 +53,7 @@ def searching(study, evaluate, seed=0):
 
 
 def run(search, trials):
-    search.run(deadline=math.inf, most_trials=trials)
+    search.run(budget=Budget(), most_trials=trials)
 
 
 def history(search):
