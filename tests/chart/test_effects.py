@@ -39,7 +39,7 @@ STATES: tuple[dict[str, Any], ...] = (
         {"tls": {"enabled": True, "certManager": {"enabled": True}}},
         {"tune": {"gpu": {"count": 1}}},
     ),
-    merged(OPTIONS["plan"]["config map"], OPTIONS["tls"]["cert-manager"]),
+    merged(OPTIONS["plan"]["config map"], OPTIONS["tls"]["cert-manager"], OPTIONS["shards"]["2"]),
 )
 
 # Values that say something about others, so that not any will do: they are changed one at a time.
@@ -52,11 +52,19 @@ OWN: dict[str, Any] = {
     "gateway.pdb.minAvailable": "0%",
     "verifier.pdb.minAvailable": "0%",
     "drafter.pdb.minAvailable": "0%",
+    "redis.bundled.pdb.minAvailable": "0%",
     "gateway.apiKeys.existingSecret": "given-keys",
     "redis.external.url": "redis://:$(REDIS_PASSWORD)@other:6379",
     "redis.external.existingSecret": "given-other",
     "redis.bundled.auth.existingSecret": "given-redis",
     "tls.existingSecret": "given-other",
+    "tls.certManager.renewBefore": "100h",
+    "monitoring.serviceMonitor.scrapeTimeout": "5s",
+    "monitoring.podMonitor.scrapeTimeout": "5s",
+    "redis.bundled.maxMemory": "100mb",
+    "tune.budget": "10m",
+    "verifier.kvCacheGib": 1,
+    "drafter.kvCacheGib": 1,
     "monitoring.prometheusRule.selector": 'job="other"',
     "monitoring.prometheusRule.disabled": ["SlipstreamGatewayDown"],
     "tls.certManager.issuerRef.name": "given-other",
