@@ -94,6 +94,11 @@ EDGES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         _at("redis.bundled.maxMemory", "576mb"),
     ),
     (
+        _at("redis.bundled.persistence.size", "1730Mi"),
+        "redis.bundled.persistence.size 1730Mi is less than three times redis.bundled.maxMemory",
+        _at("redis.bundled.persistence.size", "1728Mi"),
+    ),
+    (
         _at("verifier.kvCacheGib", 6),
         "verifier.kvCacheGib 6 leaves no room for the weights in verifier.resources.limits.memory",
         _at("verifier", {"kvCacheGib": 6, "gpu": {"count": 1}}),

@@ -62,6 +62,7 @@ OWN: dict[str, Any] = {
     "monitoring.serviceMonitor.scrapeTimeout": "5s",
     "monitoring.podMonitor.scrapeTimeout": "5s",
     "redis.bundled.maxMemory": "100mb",
+    "redis.bundled.persistence.size": "9Gi",
     "tune.budget": "10m",
     "verifier.kvCacheGib": 1,
     "drafter.kvCacheGib": 1,

@@ -193,6 +193,11 @@ FLAWS: list[tuple[Any, tuple[str, str], Callable[[Object], None]]] = [
     ),
     (availability.replicas_are_spread, VERIFIER, _set(f"{POD}.topologySpreadConstraints", [])),
     (
+        availability.replicas_are_spread,
+        VERIFIER,
+        _set(f"{POD}.topologySpreadConstraints.0.nodeTaintsPolicy", None),
+    ),
+    (
         availability.drafters_seek_their_verifiers,
         ("StatefulSet", "slipstream-drafter"),
         _set(f"{POD}.affinity", {}),

@@ -84,6 +84,9 @@ topologySpreadConstraints:
   - topologyKey: {{ .topologyKey }}
     maxSkew: {{ int .maxSkew }}
     whenUnsatisfiable: {{ .whenUnsatisfiable }}
+    # Nodes that the pods may not go to are no place that lacks one: else DoNotSchedule would let no
+    # node have a second pod while a node of the control plane, or with GPUs, has none.
+    nodeTaintsPolicy: Honor
     {{- with $.kind }}
     # While a new version comes, only its own pods count: those of the old one are about to go.
     matchLabelKeys: [{{ ternary "pod-template-hash" "controller-revision-hash" (eq . "Deployment") }}]

@@ -22,7 +22,15 @@
 {{- end }}
 {{- end }}
 {{- end }}
-{{- $redis := .Values.redis.bundled }}
+{{- include "slipstream.validate.redisRoom" .Values.redis.bundled }}
+{{- end -}}
+
+{{- define "slipstream.validate.redisRoom" -}}
+{{- $redis := . }}
+{{- $data := mulf 3 (include "slipstream.redisBytes" $redis.maxMemory | float64) }}
+{{- if gt $data (include "slipstream.quantity" $redis.persistence.size | float64) }}
+redis.bundled.persistence.size {{ $redis.persistence.size }} is less than three times redis.bundled.maxMemory {{ $redis.maxMemory }}, which its file may be while it is rewritten: make it {{ include "slipstream.size" $data }} or more
+{{- end }}
 {{- with dig "limits" "memory" "" (default (dict) $redis.resources) | toString }}
 {{- $most := mulf 0.75 (include "slipstream.quantity" . | float64) }}
 {{- if gt (include "slipstream.redisBytes" $redis.maxMemory | float64) $most }}

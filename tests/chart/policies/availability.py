@@ -143,7 +143,7 @@ def disruption_is_budgeted(render: Render) -> Iterator[str]:
 
 
 def replicas_are_spread(render: Render) -> Iterator[str]:
-    """Over zones and hosts, counting exactly the role's own pods."""
+    """Over zones and hosts that they may go to, counting exactly the role's own pods."""
     for pod in serving(render):
         if pod.component not in ROLES:
             continue
@@ -155,6 +155,8 @@ def replicas_are_spread(render: Render) -> Iterator[str]:
         for rule in rules:
             if not selected(rule.get("labelSelector"), pod.labels):
                 yield f"{pod.name}: the spread over {rule['topologyKey']} counts other pods"
+            if rule.get("nodeTaintsPolicy") != "Honor":
+                yield f"{pod.name}: nodes with taints count, where none of its pods can be"
             for other in serving(render):
                 foreign = other.component != pod.component
                 if foreign and selected(rule.get("labelSelector"), other.labels):
