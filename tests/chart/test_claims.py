@@ -101,6 +101,18 @@ def test_other_claims_of_redis_are_refused(cluster: Cluster) -> None:
     assert cluster.upgrade({"redis": {"mode": "none"}}) == ""
 
 
+def test_pods_that_have_no_claim_yet_are_to_be_renewed_by_hand(cluster: Cluster) -> None:
+    """A StatefulSet cannot give a running pod a volume, and stops at the first that lacks it; where
+    there are claims only their size or class changes, and its own rollout does it."""
+    cluster.install({"model": {"cache": {"type": "ephemeral"}}, "drafter": {"enabled": False}})
+    by_hand = f"kubectl -n {NAMESPACE} delete pod {RELEASE}-verifier-0"
+    assert by_hand in cluster.upgrade(_model())
+    cluster.install(_model())
+    told = cluster.upgrade(_model(size="2Gi"))
+    assert _way("verifier") in told
+    assert by_hand not in told
+
+
 def test_equal_claims_are_no_change(cluster: Cluster) -> None:
     """However the size is written, whatever a cluster adds, whatever else an upgrade changes."""
     cluster.install(_model())

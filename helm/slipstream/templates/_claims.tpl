@@ -35,7 +35,7 @@ never change either, so only those that never do are there.
 {{- $lines = append $lines (include "slipstream.claimsChange" (dict "root" $ "component" "redis" "values" "redis.bundled.persistence" "templates" $data)) -}}
 {{- end -}}
 {{- with compact $lines -}}
-{{- fail (printf "\nclaims of a StatefulSet that is there can never change:\n%s\nPods serve on without it, and those of the next one take their place and their claims. What to do with claims that\nthere are, and how to go back: docs/kubernetes.md, \"Another volume\"" (join "\n" .)) -}}
+{{- fail (printf "\nclaims of a StatefulSet that is there can never change:\n%s\nPods and claims stay, pods serve on, and the next StatefulSet takes them over and renews them. What to do about\nclaims that are there, and how to go back: docs/kubernetes.md, \"Another volume\"" (join "\n" .)) -}}
 {{- end -}}
 {{- end -}}
 
@@ -49,6 +49,10 @@ never change either, so only those that never do are there.
 {{- if ne $there $wanted -}}
 - {{ $.values }} asks for {{ $wanted }}, and {{ $name }} has {{ $there }}: leave that value as it was, or upgrade again after
     kubectl -n {{ $namespace }} delete statefulset {{ $name }} --cascade=orphan
+{{- if not .spec.volumeClaimTemplates }}
+  and, as a pod that runs can get no claim, renew its pods after the upgrade one by one, from 0 on:
+    kubectl -n {{ $namespace }} delete pod {{ $name }}-0
+{{- end }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
