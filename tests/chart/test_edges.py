@@ -119,8 +119,9 @@ def test_the_test_asks_for_what_the_release_has() -> None:
     (key,) = (env for env in container["env"] if env["name"] == "SLIPSTREAM_API_KEY")
     reference = key["valueFrom"]["secretKeyRef"]
     assert reference["key"] in template(values).get("Secret", reference["name"])["data"]
-    (pod,) = template({"drafter": {"enabled": False}}).of("Pod")
-    assert "--expect-drafts" not in pod["spec"]["containers"][0]["args"]
+    for none in ({"enabled": False}, {"replicas": 0}):
+        (pod,) = template({"drafter": none}).of("Pod")
+        assert "--expect-drafts" not in pod["spec"]["containers"][0]["args"]
     assert template({"tests": {"enabled": False}}).of("Pod") == []
 
 

@@ -155,6 +155,33 @@ FLAWS: list[tuple[Any, tuple[str, str], Callable[[Object], None]]] = [
     (availability.graces_add_up, GATEWAY, _argument("--stop-grace", "--stop-grace=600")),
     (availability.resources_are_stated, VERIFIER, _set(f"{MAIN}.resources.limits.memory", None)),
     (
+        availability.resources_are_stated,
+        VERIFIER,
+        _set(f"{POD}.initContainers.0.resources.limits.ephemeral-storage", None),
+    ),
+    (
+        availability.volumes_are_bounded,
+        VERIFIER,
+        _append(f"{POD}.volumes", {"name": "x", "emptyDir": {}}),
+    ),
+    (
+        availability.volumes_are_bounded,
+        VERIFIER,
+        _append(f"{POD}.volumes", {"name": "x", "emptyDir": {"sizeLimit": "300Mi"}}),
+    ),
+    (
+        availability.volumes_are_bounded,
+        VERIFIER,
+        _append(
+            f"{POD}.volumes", {"name": "x", "emptyDir": {"sizeLimit": "6Gi", "medium": "Memory"}}
+        ),
+    ),
+    (
+        availability.requests_are_within_limits,
+        VERIFIER,
+        _set(f"{MAIN}.resources.requests.memory", "6145Mi"),
+    ),
+    (
         availability.disruption_is_budgeted,
         ("PodDisruptionBudget", "slipstream-verifier"),
         _set("spec.maxUnavailable", 0),
@@ -165,6 +192,11 @@ FLAWS: list[tuple[Any, tuple[str, str], Callable[[Object], None]]] = [
         _set("spec.selector.matchLabels.x", "y"),
     ),
     (availability.replicas_are_spread, VERIFIER, _set(f"{POD}.topologySpreadConstraints", [])),
+    (
+        availability.replicas_are_spread,
+        VERIFIER,
+        _set(f"{POD}.topologySpreadConstraints.0.nodeTaintsPolicy", None),
+    ),
     (
         availability.drafters_seek_their_verifiers,
         ("StatefulSet", "slipstream-drafter"),
@@ -215,6 +247,15 @@ FLAWS: list[tuple[Any, tuple[str, str], Callable[[Object], None]]] = [
         wiring.routes_lead_to_services,
         ("Ingress", "slipstream-gateway"),
         _set("spec.rules.0.http.paths.0.backend.service.name", "gateway"),
+    ),
+    (
+        wiring.affinities_name_pods_of_the_release,
+        ("StatefulSet", "slipstream-drafter"),
+        _set(
+            f"{POD}.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution.0"
+            ".podAffinityTerm.labelSelector.matchLabels",
+            {"app.kubernetes.io/name": "slipstream", COMPONENT: "verifier"},
+        ),
     ),
     (
         wiring.policies_and_budgets_select_pods,

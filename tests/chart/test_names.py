@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from tests.chart.helm import Render, template
-from tests.chart.pods import containers, option, pod_of, pods
+from tests.chart.helm import Render, template, value_files
+from tests.chart.pods import containers, option, pod_of, pods, selected
 from tests.chart.policies import wiring
 
 
@@ -109,6 +111,30 @@ def test_labels_and_annotations_of_all_objects() -> None:
         assert item["metadata"]["labels"]["team"] == "a"
         assert item["metadata"]["annotations"]["note"] == "b"
     assert list(wiring.workloads_select_their_own_pods(render)) == []
+
+
+@pytest.mark.parametrize("values", [{}, {"nameOverride": "llm"}])
+def test_shards_keep_to_their_own_release(values: dict[str, str]) -> None:
+    """The shards of a drafter prefer the nodes of its own shards, whatever the chart is called, and
+    not those of another release's; one of a single pod has no such wish, nor where it is off."""
+
+    def wishes(release: str = "one", **drafter: object) -> list[dict[str, Any]]:
+        pod = pod_of(
+            template({**values, "drafter": drafter}, files=files, release=release), "drafter"
+        )
+        key = "preferredDuringSchedulingIgnoredDuringExecution"
+        return [w["podAffinityTerm"] for w in pod.spec["affinity"]["podAffinity"].get(key, [])]
+
+    files = [value_files()["sharded-drafter"]]
+    (near,) = wishes()
+    assert near["topologyKey"] == "kubernetes.io/hostname"
+    own, other = (template(values, files=files, release=name) for name in ("one", "two"))
+    found = [selected(near["labelSelector"], pod.labels) for pod in pods(own)]
+    assert [pod.component for pod, near in zip(pods(own), found, strict=True) if near] == [
+        "drafter"
+    ]
+    assert not [pod for pod in pods(other) if selected(near["labelSelector"], pod.labels)]
+    assert wishes(shards=1) == wishes(shardColocation="off") == []
 
 
 def test_pull_secrets_and_policy() -> None:

@@ -100,7 +100,7 @@ def _candidates(mark: int) -> Iterator[Any]:
     yield [{"query": word, "threshold": "1"}]
     yield [{"topologyKey": word, "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}]
     yield [{"name": word, "mountPath": f"/{word}"}]
-    yield [{"name": word, "emptyDir": {}}]
+    yield [{"name": word, "emptyDir": {"sizeLimit": "1Mi"}}]
     yield [{"podSelector": {"matchLabels": {word: "x"}}}]
     yield [{"name": word, "value": "x"}]
     yield [{"name": word}]

@@ -25,14 +25,12 @@ imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 
 {{/* Requests and limits, with the GPU, or slice of one, by its name or by the claim on it. */}}
 {{- define "slipstream.resources" -}}
-{{- $resources := deepCopy (default (dict) .role.resources) -}}
+{{- $resources := include "slipstream.withDisk" (dict "ctx" . "resources" .role.resources) | fromYaml -}}
 {{- with .role.gpu -}}
 {{- if .claimTemplate -}}
 {{- $_ := set $resources "claims" (list (dict "name" "gpu")) -}}
 {{- else if gt (int .count) 0 -}}
-{{- $limits := default (dict) $resources.limits -}}
-{{- $_ := set $limits .resource (int .count) -}}
-{{- $_ := set $resources "limits" $limits -}}
+{{- $_ := set $resources.limits .resource (int .count) -}}
 {{- end -}}
 {{- end -}}
 {{- toYaml $resources -}}
@@ -110,10 +108,8 @@ k8s:///{{ include "slipstream.componentName" (list .root .component) }}
 0
 {{- else if .role.threads -}}
 {{- int .role.threads -}}
-{{- else if hasSuffix "m" $cpu -}}
-{{- ceil (divf (float64 (trimSuffix "m" $cpu)) 1000) -}}
 {{- else -}}
-{{- ceil (float64 $cpu) -}}
+{{- include "slipstream.quantity" $cpu | float64 | ceil -}}
 {{- end -}}
 {{- end -}}
 
@@ -137,10 +133,7 @@ failureThreshold: {{ int .failureThreshold }}
 
 {{/* Volumes: what may be written, the model, TLS; then the role's own. */}}
 {{- define "slipstream.volumes" -}}
-- name: tmp
-  emptyDir: {}
-- name: cache
-  emptyDir: {}
+{{- include "slipstream.scratchVolumes" . | trim }}
 {{- include "slipstream.modelVolume" . }}
 {{- if .root.Values.tls.enabled }}
 - name: tls

@@ -41,7 +41,7 @@ restartPolicy: OnFailure
 containers:
   {{- include "slipstream.fetchModel" . | nindent 2 }}
 volumes:
-  {{- include "slipstream.scratchVolumes" . | nindent 2 }}
+  {{- include "slipstream.scratchVolumes" . | trim | nindent 2 }}
   {{- include "slipstream.modelVolume" . | nindent 2 }}
 {{- end -}}
 
@@ -102,8 +102,8 @@ containers:
     env:
       {{- include "slipstream.env" . | nindent 6 }}
     resources:
-      requests: {cpu: 50m, memory: 128Mi}
-      limits: {memory: 512Mi}
+      {{- $few := dict "requests" (dict "cpu" "50m" "memory" "128Mi") "limits" (dict "memory" "512Mi") }}
+      {{- include "slipstream.withDisk" (dict "ctx" . "resources" $few) | nindent 6 }}
     volumeMounts:
       - name: tmp
         mountPath: /tmp
@@ -113,15 +113,6 @@ containers:
         mountPath: /plan
         readOnly: true
 volumes:
-  {{- include "slipstream.scratchVolumes" . | nindent 2 }}
-  - name: plan
-    emptyDir: {}
+  {{- include "slipstream.scratchVolumes" . | trim | nindent 2 }}
   {{- include "slipstream.modelVolume" . | nindent 2 }}
-{{- end -}}
-
-{{- define "slipstream.scratchVolumes" -}}
-- name: tmp
-  emptyDir: {}
-- name: cache
-  emptyDir: {}
 {{- end -}}

@@ -1,8 +1,8 @@
 {{/* How the model gets into pods. Contexts are those of _pod.tpl. */}}
 
 {{/*
-The model's volume: a shared claim, or one that goes with the pod. Where each pod has a claim, the
-StatefulSet's template names it, and the gateway, which needs the tokenizer only, has none.
+The model's volume where it is a shared claim. Where each pod has a claim, the StatefulSet's template
+names it; the gateway, which needs the tokenizer only, then has none. All others are in _disk.tpl.
 */}}
 {{- define "slipstream.modelVolume" -}}
 {{- $cache := .root.Values.model.cache -}}
@@ -10,27 +10,14 @@ StatefulSet's template names it, and the gateway, which needs the tokenizer only
 - name: models
   persistentVolumeClaim:
     claimName: {{ include "slipstream.modelClaim" .root }}
-{{- else if not (and .indexed (eq $cache.type "perPod")) }}
-- name: models
-  emptyDir: {}
 {{- end }}
 {{- end -}}
 
-{{/* A claim for each pod. Its labels can never change, so only those that never do are there. */}}
+{{/* Of a StatefulSet's pods, where each has a claim of its own. */}}
 {{- define "slipstream.modelClaimTemplate" -}}
-{{- $cache := .root.Values.model.cache -}}
-- metadata:
-    name: models
-    labels:
-      {{- include "slipstream.selectorLabels" (list .root .component) | nindent 6 }}
-  spec:
-    accessModes: [ReadWriteOnce]
-    {{- with $cache.storageClass }}
-    storageClassName: {{ . | quote }}
-    {{- end }}
-    resources:
-      requests:
-        storage: {{ $cache.size }}
+{{- if eq .root.Values.model.cache.type "perPod" -}}
+{{- include "slipstream.claimTemplate" (merge (dict "name" "models" "claim" .root.Values.model.cache) .) -}}
+{{- end -}}
 {{- end -}}
 
 {{/*
@@ -51,6 +38,9 @@ do that on one volume at once. `fetchArgs` of the context: more options for it;
     {{- end }}
   env:
     {{- include "slipstream.env" . | nindent 4 }}
+    # What is fetched once needs no cache of its pieces, which would fill the volume of /cache.
+    - name: HF_XET_CHUNK_CACHE_SIZE_BYTES
+      value: "0"
     {{- with .root.Values.model.hfToken }}
     {{- if .existingSecret }}
     - name: HF_TOKEN
@@ -64,7 +54,8 @@ do that on one volume at once. `fetchArgs` of the context: more options for it;
     {{- toYaml . | nindent 4 }}
     {{- end }}
   resources:
-    {{- toYaml (default .root.Values.model.download.resources .fetchResources) | nindent 4 }}
+    {{- $needs := default .root.Values.model.download.resources .fetchResources }}
+    {{- include "slipstream.withDisk" (dict "ctx" . "resources" $needs) | nindent 4 }}
   volumeMounts:
     - name: tmp
       mountPath: /tmp

@@ -84,6 +84,9 @@ topologySpreadConstraints:
   - topologyKey: {{ .topologyKey }}
     maxSkew: {{ int .maxSkew }}
     whenUnsatisfiable: {{ .whenUnsatisfiable }}
+    # Nodes that the pods may not go to are no place that lacks one: else DoNotSchedule would let no
+    # node have a second pod while a node of the control plane, or with GPUs, has none.
+    nodeTaintsPolicy: Honor
     {{- with $.kind }}
     # While a new version comes, only its own pods count: those of the old one are about to go.
     matchLabelKeys: [{{ ternary "pod-template-hash" "controller-revision-hash" (eq . "Deployment") }}]
@@ -95,26 +98,38 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* The role's affinity, and for drafters beside it the wish to be where verifiers are. */}}
+{{/*
+The role's affinity, and for drafters beside it the wish to be where verifiers are, and for shards to
+be where the other shards are: every draft goes through all of them.
+*/}}
 {{- define "slipstream.affinity" -}}
 {{- $affinity := deepCopy (default (dict) .role.affinity) -}}
-{{- $colocation := default "off" .role.colocation -}}
-{{- if ne $colocation "off" -}}
-{{- $term := dict
-  "topologyKey" "topology.kubernetes.io/zone"
-  "labelSelector" (dict "matchLabels" (include "slipstream.selectorLabels" (list .root "verifier") | fromYaml)) -}}
 {{- $pods := default (dict) $affinity.podAffinity -}}
+{{- $required := "requiredDuringSchedulingIgnoredDuringExecution" -}}
+{{- $preferred := "preferredDuringSchedulingIgnoredDuringExecution" -}}
+{{- $zone := include "slipstream.near" (list . "verifier" "topology.kubernetes.io/zone") | fromYaml -}}
+{{- $node := include "slipstream.near" (list . .component "kubernetes.io/hostname") | fromYaml -}}
+{{- $colocation := default "off" .role.colocation -}}
 {{- if eq $colocation "required" -}}
-{{- $key := "requiredDuringSchedulingIgnoredDuringExecution" -}}
-{{- $_ := set $pods $key (append (default (list) (get $pods $key)) $term) -}}
-{{- else -}}
-{{- $key := "preferredDuringSchedulingIgnoredDuringExecution" -}}
-{{- $wish := dict "weight" 100 "podAffinityTerm" $term -}}
-{{- $_ := set $pods $key (append (default (list) (get $pods $key)) $wish) -}}
+{{- $_ := set $pods $required (append (default (list) (get $pods $required)) $zone) -}}
+{{- else if eq $colocation "preferred" -}}
+{{- $wish := dict "weight" 100 "podAffinityTerm" $zone -}}
+{{- $_ := set $pods $preferred (append (default (list) (get $pods $preferred)) $wish) -}}
 {{- end -}}
-{{- $_ := set $affinity "podAffinity" $pods -}}
+{{- if and (gt (int .role.shards) 1) (eq .role.shardColocation "preferred") -}}
+{{- $wish := dict "weight" 50 "podAffinityTerm" $node -}}
+{{- $_ := set $pods $preferred (append (default (list) (get $pods $preferred)) $wish) -}}
 {{- end -}}
+{{- with $pods }}{{ $_ := set $affinity "podAffinity" . }}{{ end -}}
 {{- toYaml $affinity -}}
+{{- end -}}
+
+{{/* A term of an affinity to pods of this release: (list CONTEXT component topologyKey). */}}
+{{- define "slipstream.near" -}}
+topologyKey: {{ last . }}
+labelSelector:
+  matchLabels:
+    {{- include "slipstream.selectorLabels" (list (first .).root (index . 1)) | nindent 4 }}
 {{- end -}}
 
 {{/* After preStop and the process's own grace there are 5 seconds left to write and to end. */}}

@@ -30,6 +30,21 @@ object nor in the process's arguments.
 {{- end -}}
 {{- end -}}
 
+{{/* The bundled Redis as a role: one pod, whose data are in a volume that goes with it if in no claim. */}}
+{{- define "slipstream.redisRole" -}}
+{{- $redis := .Values.redis.bundled -}}
+{{- $data := ternary (dict) (dict "data" $redis.persistence.size) $redis.persistence.enabled -}}
+{{- toYaml (merge (dict "replicas" 1 "scratch" (merge $data $redis.scratch)) $redis) -}}
+{{- end -}}
+
+{{- define "slipstream.redisClaimTemplate" -}}
+{{- with .Values.redis.bundled.persistence -}}
+{{- if .enabled -}}
+{{- include "slipstream.claimTemplate" (dict "root" $ "component" "redis" "name" "data" "claim" .) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The certificate carries the release's TLS name, not the Service's: the CA is what is checked. */}}
 {{- define "slipstream.bundledRedisUrl" -}}
 {{- $address := printf ":$(REDIS_PASSWORD)@%s:%s/0" (include "slipstream.host" (list . "redis")) (include "slipstream.port" "redis/redis") -}}

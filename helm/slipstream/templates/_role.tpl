@@ -18,6 +18,20 @@ replicas: {{ int .replicas }}
 {{- if or (dig "autoscaling" "enabled" false .) (dig "keda" "enabled" false .) -}}true{{- end -}}
 {{- end -}}
 
+{{/* Its pods, or where there is a scaler the bounds of that. */}}
+{{- define "slipstream.mostReplicas" -}}
+{{- if dig "autoscaling" "enabled" false . }}{{ int .autoscaling.maxReplicas }}{{ else if dig "keda" "enabled" false . }}{{ int .keda.maxReplicas }}{{ else }}{{ int .replicas }}{{ end -}}
+{{- end -}}
+
+{{- define "slipstream.leastReplicas" -}}
+{{- if dig "autoscaling" "enabled" false . }}{{ int .autoscaling.minReplicas }}{{ else if dig "keda" "enabled" false . }}{{ int .keda.minReplicas }}{{ else }}{{ int .replicas }}{{ end -}}
+{{- end -}}
+
+{{/* Whether there is a drafter at all; takes the root. */}}
+{{- define "slipstream.drafts" -}}
+{{- if and .Values.drafter.enabled (gt (include "slipstream.mostReplicas" .Values.drafter | int) 0) }}true{{ end -}}
+{{- end -}}
+
 {{- define "slipstream.serviceAccount" -}}
 {{- if .role.serviceAccount.create }}
 ---
@@ -147,13 +161,13 @@ updateStrategy:
 selector:
   matchLabels:
     {{- include "slipstream.selectorLabels" (list .root .component) | nindent 4 }}
-{{- if eq .root.Values.model.cache.type "perPod" }}
+{{- with include "slipstream.modelClaimTemplate" . }}
 # What can be fetched again need not outlive the release; a pod that comes back finds its model.
 persistentVolumeClaimRetentionPolicy:
   whenDeleted: Delete
   whenScaled: Retain
 volumeClaimTemplates:
-  {{- include "slipstream.modelClaimTemplate" . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
 {{- end -}}
 

@@ -5,7 +5,7 @@ value, why not, and what would be right. All of them are told at once.
 
 {{- define "slipstream.validate" -}}
 {{- $found := list -}}
-{{- range $theme := list "names" "labels" "model" "sessions" "access" "drafter" "tls" "network" -}}
+{{- range $theme := list "names" "labels" "model" "sessions" "access" "drafter" "tls" "network" "times" "resources" -}}
 {{- $found = concat $found (include (printf "slipstream.validate.%s" $theme) $ | splitList "\n") -}}
 {{- end -}}
 {{- range $name := list "gateway" "verifier" "drafter" -}}
@@ -14,7 +14,16 @@ value, why not, and what would be right. All of them are told at once.
 {{- $context := dict "root" $ "name" $name "role" $role -}}
 {{- $found = concat $found (include "slipstream.validate.scaling" $context | splitList "\n") -}}
 {{- $found = concat $found (include "slipstream.validate.disruptions" $context | splitList "\n") -}}
+{{- $found = concat $found (include "slipstream.validate.rollout" $context | splitList "\n") -}}
 {{- end -}}
+{{- end -}}
+{{- if eq .Values.redis.mode "bundled" -}}
+{{- $context := dict "root" $ "name" "redis.bundled" "role" (include "slipstream.redisRole" $ | fromYaml) -}}
+{{- $found = concat $found (include "slipstream.validate.disruptions" $context | splitList "\n") -}}
+{{- $found = concat $found (include "slipstream.validate.rollout" $context | splitList "\n") -}}
+{{- end -}}
+{{- range $component, $path := dict "gateway" "gateway" "verifier" "verifier" "drafter" "drafter" "redis" "redis.bundled" "tune" "tune" "test" "tests" -}}
+{{- $found = concat $found (include "slipstream.validate.room" (dict "root" $ "component" $component "path" $path) | splitList "\n") -}}
 {{- end -}}
 {{- $lines := list -}}
 {{- range $found }}{{ with trim . }}{{ $lines = append $lines (printf "- %s" .) }}{{ end }}{{ end -}}
@@ -33,8 +42,8 @@ release {{ .Release.Name }} gives the name {{ $name }}, which no Service can hav
 
 {{/* Selectors find pods by these: another value would lose them, and a second one is no object. */}}
 {{- define "slipstream.validate.labels" -}}
-{{- $given := dict "commonLabels" .Values.commonLabels "redis.bundled.podLabels" .Values.redis.bundled.podLabels }}
-{{- range $name := list "gateway" "verifier" "drafter" }}
+{{- $given := dict "commonLabels" .Values.commonLabels "redis.bundled.podLabels" .Values.redis.bundled.podLabels "model.download.job.podLabels" .Values.model.download.job.podLabels }}
+{{- range $name := list "gateway" "verifier" "drafter" "tune" "tests" }}
 {{- $_ := set $given (printf "%s.podLabels" $name) (index $.Values $name).podLabels }}
 {{- end }}
 {{- range $path, $labels := $given }}
@@ -190,13 +199,4 @@ monitoring lets Prometheus scrape, which the NetworkPolicy keeps out: name its n
 {{ .name }}.pdb.maxUnavailable {{ $pdb.maxUnavailable | quote }} lets no pod go, so that nodes can never be drained: set it to 1 or more, or {{ .name }}.pdb.enabled to false
 {{- end }}
 {{- end }}
-{{- end -}}
-
-{{/* Of the values of a role: its pods, or where there is a scaler the bounds of that. */}}
-{{- define "slipstream.mostReplicas" -}}
-{{- if .autoscaling.enabled }}{{ int .autoscaling.maxReplicas }}{{ else if .keda.enabled }}{{ int .keda.maxReplicas }}{{ else }}{{ int .replicas }}{{ end -}}
-{{- end -}}
-
-{{- define "slipstream.leastReplicas" -}}
-{{- if .autoscaling.enabled }}{{ int .autoscaling.minReplicas }}{{ else if .keda.enabled }}{{ int .keda.minReplicas }}{{ else }}{{ int .replicas }}{{ end -}}
 {{- end -}}

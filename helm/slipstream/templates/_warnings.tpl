@@ -21,7 +21,7 @@
 {{- if and (not .Values.model.path) (ne .Values.model.name "default") (not (contains "@" .Values.model.name)) }}
 - {{ .Values.model.name }} has no revision: pods that fetch it at different times may hold different ones. Add @REVISION.
 {{- end }}
-{{- if not .Values.drafter.enabled }}
+{{- if not (include "slipstream.drafts" .) }}
 - No drafter: answers come at the speed of plain decoding.
 {{- end }}
 {{- if not .Values.tls.enabled }}

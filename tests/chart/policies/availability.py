@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any
+
+from kubernetes.utils.quantity import parse_quantity
 
 from tests.chart.helm import Object, Render, name_of
 from tests.chart.pods import ROLES, Pod, containers, option, pods, selected
@@ -76,14 +79,44 @@ def graces_add_up(render: Render) -> Iterator[str]:
 def resources_are_stated(render: Render) -> Iterator[str]:
     for where, _, container in containers(render):
         resources = container.get("resources", {})
-        for need in ("cpu", "memory"):
+        for need in ("cpu", "memory", "ephemeral-storage"):
             if need not in resources.get("requests", {}):
                 yield f"{where}: no request of {need}"
-        if "memory" not in resources.get("limits", {}):
-            yield f"{where}: no limit of memory"
+        for need in ("memory", "ephemeral-storage"):
+            if need not in resources.get("limits", {}):
+                yield f"{where}: no limit of {need}"
         for name, count in resources.get("requests", {}).items():
             if "/" in name and resources.get("limits", {}).get(name) != count:
                 yield f"{where}: {name} requested and limited by different counts"
+
+
+def volumes_are_bounded(render: Render) -> Iterator[str]:
+    """Each emptyDir has a size, those on the disk fit into what the pod may take of it, with its
+    logs, and those in memory leave its containers some."""
+    for pod in pods(render):
+        sizes = {"": Decimal(0), "Memory": Decimal(0)}
+        for volume in pod.spec.get("volumes", []):
+            if "emptyDir" in volume:
+                limit = volume["emptyDir"].get("sizeLimit")
+                if limit is None:
+                    yield f"{pod.name}: {volume['name']} may fill the node"
+                sizes[volume["emptyDir"].get("medium", "")] += parse_quantity(limit or 0)
+        # A kubelet takes the sum of the containers, or the most of an init container.
+        limits = [c.get("resources", {}).get("limits", {}) for c in pod.every_container]
+        disk = max(parse_quantity(each.get("ephemeral-storage", 0)) for each in limits)
+        if disk <= sizes[""]:
+            yield f"{pod.name}: volumes of {sizes['']} and logs in {disk}"
+        if parse_quantity(pod.main["resources"]["limits"].get("memory", 0)) <= sizes["Memory"]:
+            yield f"{pod.name}: volumes take its memory"
+
+
+def requests_are_within_limits(render: Render) -> Iterator[str]:
+    for where, _, container in containers(render):
+        resources = container.get("resources", {})
+        for name, limit in resources.get("limits", {}).items():
+            request = resources.get("requests", {}).get(name, limit)
+            if parse_quantity(request) > parse_quantity(limit):
+                yield f"{where}: asks for {name} {request} where {limit} is the most"
 
 
 def _of(render: Render, kind: str, pod: Pod) -> list[Object]:
@@ -110,7 +143,7 @@ def disruption_is_budgeted(render: Render) -> Iterator[str]:
 
 
 def replicas_are_spread(render: Render) -> Iterator[str]:
-    """Over zones and hosts, counting exactly the role's own pods."""
+    """Over zones and hosts that they may go to, counting exactly the role's own pods."""
     for pod in serving(render):
         if pod.component not in ROLES:
             continue
@@ -122,6 +155,8 @@ def replicas_are_spread(render: Render) -> Iterator[str]:
         for rule in rules:
             if not selected(rule.get("labelSelector"), pod.labels):
                 yield f"{pod.name}: the spread over {rule['topologyKey']} counts other pods"
+            if rule.get("nodeTaintsPolicy") != "Honor":
+                yield f"{pod.name}: nodes with taints count, where none of its pods can be"
             for other in serving(render):
                 foreign = other.component != pod.component
                 if foreign and selected(rule.get("labelSelector"), other.labels):
@@ -175,6 +210,8 @@ POLICIES = (
     loading_is_given_time,
     graces_add_up,
     resources_are_stated,
+    volumes_are_bounded,
+    requests_are_within_limits,
     disruption_is_budgeted,
     replicas_are_spread,
     drafters_seek_their_verifiers,

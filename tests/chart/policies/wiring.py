@@ -184,6 +184,21 @@ def policies_and_budgets_select_pods(render: Render) -> Iterator[str]:
                     yield f"{name_of(item)}: no pod of it has a port {port.get('port')}"
 
 
+def affinities_name_pods_of_the_release(render: Render) -> Iterator[str]:
+    """Whom a pod wants to be near, or far from, are pods of one role of this very release."""
+    for pod in pods(render):
+        for key in ("podAffinity", "podAntiAffinity"):
+            rules = pod.spec.get("affinity", {}).get(key, {})
+            terms = list(rules.get("requiredDuringSchedulingIgnoredDuringExecution", []))
+            wishes = rules.get("preferredDuringSchedulingIgnoredDuringExecution", [])
+            terms += [wish["podAffinityTerm"] for wish in wishes]
+            for term in terms:
+                named = set(term["labelSelector"].get("matchLabels", {}))
+                chosen = _picked(render, term["labelSelector"].get("matchLabels"))
+                if len(chosen) != 1 or named != SELECTOR_LABELS:
+                    yield f"{pod.name}: {key} to {[other.name for other in chosen]} by {named}"
+
+
 POLICIES = (
     names_are_valid_and_single,
     labels_are_complete,
@@ -194,5 +209,6 @@ POLICIES = (
     ports_have_names_of_their_own,
     probes_and_monitors_name_ports_that_exist,
     routes_lead_to_services,
+    affinities_name_pods_of_the_release,
     policies_and_budgets_select_pods,
 )
