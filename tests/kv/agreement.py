@@ -18,50 +18,87 @@ def table_for(runner: ModelRunner, tokens: int) -> BlockTable:
     return table
 
 
-def next_token(runner: ModelRunner, table: BlockTable, tokens: Sequence[int], start: int) -> int:
-    return int(runner.forward([Segment(tokens, start, table, 1)])[0].argmax())
-
-
 def generate(
-    runner: ModelRunner, table: BlockTable, prompt: Sequence[int], count: int
-) -> list[int]:
-    """Greedy tokens; all but the last have keys and values in the pool afterwards."""
-    tokens, start = list(prompt), 0
+    runner: ModelRunner, tables: Sequence[BlockTable], prompts: Sequence[Sequence[int]], count: int
+) -> list[list[int]]:
+    """Each prompt with `count` greedy tokens, side by side; all but the last token have keys and
+    values in the pool afterwards."""
+    texts, starts = [list(prompt) for prompt in prompts], [0] * len(prompts)
     for _ in range(count):
-        new = next_token(runner, table, tokens[start:], start)
-        start = len(tokens)
-        tokens.append(new)
-    return tokens
+        places = zip(texts, starts, tables, strict=True)
+        batch = [Segment(text[start:], start, table, 1) for text, start, table in places]
+        best = runner.forward(batch).argmax(-1).tolist()
+        starts = [len(text) for text in texts]
+        for text, token in zip(texts, best, strict=True):
+            text.append(token)
+    return texts
 
 
-def agreement(
-    full: ModelRunner,
-    cheap: ModelRunner,
-    full_table: BlockTable,
-    tokens: Sequence[int],
-    num_prompt: int,
-    mode: str,
-) -> int:
-    """How many of the tokens after the prompt the cheap model draws too, each from the true ones
-    before it, on a context of its own (own), on the full model's for the prompt (prompt), or for
-    everything but the last token (commit)."""
-    table, hits = table_for(cheap, len(tokens)), 0
-    layers = torch.tensor([full.loaded.kv_layers.index(i) for i in cheap.loaded.kv_layers])
-    places = torch.arange(len(layers))
+class Agreement:
+    """The texts of the full model, for the cheap one to guess each new token of from the true ones
+    before it.
 
-    def fetch(start: int, end: int) -> None:
-        data = read_rows(full.pool, full_table, layers, start, end)
-        write_rows(cheap.pool, table, places, start, end, data.view(full.pool.dtype))
+    Args:
+        tables: the texts' keys and values in the full model's pool.
+        num_prompt: tokens of each text that are its prompt.
+    """
 
-    computed = 0
-    if mode != "own":
-        computed = num_prompt - 1
-        cheap.pool.enter(table, 0, computed)
-        fetch(0, computed)
-    for length in range(num_prompt, len(tokens)):
-        hits += next_token(cheap, table, tokens[computed:length], computed) == tokens[length]
-        if mode == "commit":
-            fetch(computed, length)
-        computed = length
-    cheap.pool.release(table)
-    return hits
+    def __init__(
+        self,
+        full: ModelRunner,
+        cheap: ModelRunner,
+        tables: Sequence[BlockTable],
+        texts: Sequence[Sequence[int]],
+        num_prompt: Sequence[int],
+    ) -> None:
+        self._full, self._cheap = full, cheap
+        self._places = list(zip(tables, texts, num_prompt, strict=True))
+        self._layers = torch.tensor(
+            [full.loaded.kv_layers.index(i) for i in cheap.loaded.kv_layers]
+        )
+
+    def _fetch(self, source: BlockTable, table: BlockTable, start: int, end: int) -> None:
+        """Gives the cheap model the full one's keys and values of these positions."""
+        data = read_rows(self._full.pool, source, self._layers, start, end)
+        target = torch.arange(len(self._layers))
+        write_rows(self._cheap.pool, table, target, start, end, data.view(self._full.pool.dtype))
+
+    def at_once(self, *, prompt: bool) -> int:
+        """Tokens guessed right on its own context behind the prompt, and of the prompt its own or,
+        with `prompt`, the full model's: known as the true tokens are, one pass takes them all."""
+        hits = 0
+        for source, text, num_prompt in self._places:
+            table, start = table_for(self._cheap, len(text)), 0
+            if prompt:
+                start = num_prompt - 1
+                self._cheap.pool.enter(table, 0, start)
+                self._fetch(source, table, 0, start)
+            wanted = text[num_prompt:]
+            rows = self._cheap.forward([Segment(text[start:-1], start, table, len(wanted))])
+            hits += sum(a == b for a, b in zip(rows.argmax(-1).tolist(), wanted, strict=True))
+            self._cheap.pool.release(table)
+        return hits
+
+    def committed(self) -> int:
+        """Tokens guessed right on the full model's context up to the last token but one; texts of
+        equally many new tokens go side by side."""
+        (count,) = {len(text) - num_prompt for _, text, num_prompt in self._places}
+        tables, hits = [], 0
+        for source, text, num_prompt in self._places:
+            tables.append(table_for(self._cheap, len(text)))
+            self._cheap.pool.enter(tables[-1], 0, num_prompt - 1)
+            self._fetch(source, tables[-1], 0, num_prompt - 1)
+        for made in range(count):
+            batch, wanted = [], []
+            for table, (_, text, num_prompt) in zip(tables, self._places, strict=True):
+                at = num_prompt - 1 + made
+                batch.append(Segment(text[at : at + 1], at, table, 1))
+                wanted.append(text[at + 1])
+            best = self._cheap.forward(batch).argmax(-1).tolist()
+            hits += sum(a == b for a, b in zip(best, wanted, strict=True))
+            for table, (source, _, num_prompt) in zip(tables, self._places, strict=True):
+                at = num_prompt - 1 + made
+                self._fetch(source, table, at, at + 1)
+        for table in tables:
+            self._cheap.pool.release(table)
+        return hits

@@ -11,7 +11,7 @@ from slipstream.bench.kv import naive_plans
 from slipstream.bench.questions import DEFAULT_QUESTIONS, choose, encode, load_questions
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.runner import ModelRunner
-from tests.kv.agreement import agreement, generate, table_for
+from tests.kv.agreement import Agreement, generate, table_for
 
 POOL_BYTES = 2**26
 NEW_TOKENS = 30
@@ -27,11 +27,11 @@ def test_the_verifiers_context_raises_agreement(model_dir: Path) -> None:
     full = ModelRunner(load_model(model_dir), POOL_BYTES)
     plan = naive_plans(full.loaded.config.num_hidden_layers, "native")["4+4"]
     cheap = ModelRunner(load_model(model_dir, plan=plan), POOL_BYTES)
-    hits = dict.fromkeys(("own", "prompt", "commit"), 0)
-    for prompt in prompts:
-        table = table_for(full, len(prompt.token_ids) + NEW_TOKENS)
-        tokens = generate(full, table, prompt.token_ids, NEW_TOKENS)
-        for mode in hits:
-            hits[mode] += agreement(full, cheap, table, tokens, len(prompt.token_ids), mode)
-    assert hits["own"] + 5 < hits["prompt"], hits
-    assert hits["prompt"] + 3 < hits["commit"], hits
+    asked = [prompt.token_ids for prompt in prompts]
+    tables = [table_for(full, len(prompt) + NEW_TOKENS) for prompt in asked]
+    texts = generate(full, tables, asked, NEW_TOKENS)
+    agreement = Agreement(full, cheap, tables, texts, [len(prompt) for prompt in asked])
+    own, prompt = agreement.at_once(prompt=False), agreement.at_once(prompt=True)
+    commit = agreement.committed()
+    assert own + 5 < prompt, (own, prompt, commit)
+    assert prompt + 3 < commit, (own, prompt, commit)
