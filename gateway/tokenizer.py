@@ -14,18 +14,28 @@ from gateway.detokenizer import Detokenizer, detokenizer_for
 from gateway.length_bound import length_bound
 from gateway.vocabulary import Vocabulary
 from slipstream.core.errors import CheckpointError, InvalidRequest
+from slipstream.core.model_folder import cannot_read, is_file
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not is_file(path):
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as failure:
         raise CheckpointError(f"{path} is not valid JSON: {failure}") from failure
     except OSError as failure:
-        raise CheckpointError(f"cannot read {path}: {failure.strerror}") from failure
+        raise cannot_read(path, failure) from failure
     return content if isinstance(content, dict) else {}
+
+
+def _read_template(path: Path) -> str | None:
+    try:
+        return path.read_text("utf-8") if is_file(path) else None
+    except UnicodeDecodeError as failure:
+        raise CheckpointError(f"{path} is not UTF-8: {failure}") from failure
+    except OSError as failure:
+        raise cannot_read(path, failure) from failure
 
 
 def _special_tokens(*configs: Mapping[str, Any]) -> dict[str, str]:
@@ -54,7 +64,7 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.json"
-        if not path.is_file():
+        if not is_file(path):
             reason = "has no tokenizer.json" if folder.is_dir() else "is not a folder"
             raise CheckpointError(f"cannot load the tokenizer: {folder} {reason}")
         try:
@@ -67,10 +77,9 @@ class Tokenizer:
         self._tokenizer.no_padding()
         config = _read_json(folder / "tokenizer_config.json")
         special = _special_tokens(config, _read_json(folder / "special_tokens_map.json"))
-        jinja = folder / "chat_template.jinja"
-        source = (
-            jinja.read_text("utf-8") if jinja.is_file() else choose(config.get("chat_template"))
-        )
+        source = _read_template(folder / "chat_template.jinja")
+        if source is None:
+            source = choose(config.get("chat_template"))
         self._template = None if source is None else ChatTemplate(source, special)
         self._vocabulary = Vocabulary(self._tokenizer)
         self.length_bound = length_bound(self._tokenizer)

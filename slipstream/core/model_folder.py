@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from hashlib import blake2b
 from pathlib import Path
@@ -15,10 +16,26 @@ _SAMPLED_BYTES = 1 << 16
 _VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
 
+def cannot_read(path: Path, failure: OSError) -> CheckpointError:
+    """The error where the system does not let us have a file of a model."""
+    return CheckpointError(
+        f"cannot read {path}: {failure.strerror}; "
+        f"it must be a file that user {os.geteuid()} may read"
+    )
+
+
+def is_file(path: Path) -> bool:
+    """Raises CheckpointError where the system does not tell."""
+    try:
+        return path.is_file()
+    except OSError as failure:
+        raise cannot_read(path, failure) from failure
+
+
 def config_file(folder: Path) -> Path:
     """Raises CheckpointError where there is none."""
     path = folder / "config.json"
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"{folder} has no config.json; it is not a model folder")
     return path
 
@@ -73,12 +90,13 @@ def fingerprint(folder: Path) -> str:
             LookupError,
             OverflowError,
             MemoryError,
+            RecursionError,
         ) as failure:
             raise CheckpointError(
                 f"{path} is truncated or not safetensors; fetch or copy it again"
             ) from failure
         except OSError as failure:
-            raise CheckpointError(f"cannot read {path}: {failure.strerror}") from failure
+            raise cannot_read(path, failure) from failure
     return digest.hexdigest()
 
 
@@ -86,8 +104,10 @@ def _config(folder: Path) -> dict[str, Any]:
     path = config_file(folder)
     try:
         return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as failure:
-        raise CheckpointError(f"cannot read {path}: {failure}") from failure
+    except OSError as failure:
+        raise cannot_read(path, failure) from failure
+    except (ValueError, TypeError, RecursionError) as failure:
+        raise CheckpointError(f"{path} is damaged or cut short: {failure}") from failure
 
 
 def _digest_tensors(path: Path, digest: blake2b) -> None:

@@ -15,7 +15,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from slipstream.core.errors import CheckpointError
-from slipstream.core.model_folder import config_file, fingerprint, weight_files
+from slipstream.core.model_folder import (
+    cannot_read,
+    config_file,
+    fingerprint,
+    is_file,
+    weight_files,
+)
 from slipstream.engine.modeling import AutoConfig
 
 # Rotary embeddings of these kinds depend on the longest sequence in the batch once it passes the
@@ -105,6 +111,11 @@ def read_config(folder: Path) -> Any:
     path = config_file(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except OSError as failure:
+        # The library makes one of what is no JSON, too, and has no `strerror` for it.
+        if failure.strerror:
+            raise cannot_read(path, failure) from failure
+        raise CheckpointError(f"cannot read {path}: {failure}") from failure
     except Exception as failure:
         raise CheckpointError(f"cannot read {path}: {failure}") from failure
     if not all(hasattr(config, name) for name in ("num_hidden_layers", "num_attention_heads")):
@@ -130,7 +141,9 @@ def eos_token_ids(folder: Path, config: Any) -> frozenset[int]:
     """End-of-sequence tokens, of the generation config where there is one."""
     path = folder / "generation_config.json"
     try:
-        found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        found = json.loads(path.read_text()).get("eos_token_id") if is_file(path) else None
+    except OSError as failure:
+        raise cannot_read(path, failure) from failure
     except (ValueError, AttributeError) as failure:
         raise CheckpointError(f"cannot read {path}: {failure}") from failure
     if found is None:

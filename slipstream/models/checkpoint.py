@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slipstream.core.errors import CheckpointError
+from slipstream.core.model_folder import cannot_read
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -51,8 +52,8 @@ def _json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} is no model folder: {path.name} is missing") from None
     except OSError as failure:
-        raise CheckpointError(f"cannot read {path}: {failure.strerror}") from failure
-    except ValueError as failure:
+        raise cannot_read(path, failure) from failure
+    except (ValueError, RecursionError) as failure:
         raise CheckpointError(f"{path} is damaged or cut short: {failure}") from failure
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object")
@@ -71,7 +72,7 @@ def _check_tokenizer(path: Path) -> None:
             f"{path.parent} has no tokenizer.json (a fast tokenizer is needed)"
         ) from None
     except OSError as failure:
-        raise CheckpointError(f"cannot read {path}: {failure.strerror}") from failure
+        raise cannot_read(path, failure) from failure
     if (first, last) != (b"{", b"}"):
         raise CheckpointError(f"{path} is damaged or cut short")
 
@@ -114,8 +115,8 @@ def _check_shard(path: Path) -> set[str]:
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} lacks the weights file {path.name}") from None
     except OSError as failure:
-        raise CheckpointError(f"cannot read {path}: {failure.strerror}") from failure
-    except ValueError as failure:
+        raise cannot_read(path, failure) from failure
+    except (ValueError, RecursionError) as failure:
         raise CheckpointError(f"{path} is damaged: its header is not readable") from failure
     try:
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}

@@ -97,6 +97,14 @@ FAULTS = {
         WEIGHTS,
     ),
     "weights in no file": (lambda f: _put_folder(f / WEIGHTS), f"cannot read .*{WEIGHTS}"),
+    "a header without end": (
+        lambda f: (f / WEIGHTS).write_bytes((200_000).to_bytes(8, "little") + b"[" * 200_000),
+        WEIGHTS,
+    ),
+    "a config without end": (
+        lambda f: (f / "config.json").write_text("[" * 200_000),
+        "config.json",
+    ),
     "a header of numbers": (lambda f: _write_header(f / WEIGHTS, [1]), WEIGHTS),
     "a tensor before the data": (
         lambda f: _write_header(f / WEIGHTS, {"a": {"data_offsets": [-(1 << 40), 1]}}),

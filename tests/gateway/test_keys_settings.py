@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +15,8 @@ import pytest
 
 from gateway import keys, settings
 from gateway.server import serving
-from slipstream.core.errors import ConfigurationError, NotAuthenticated
+from gateway.tokenizer import Tokenizer
+from slipstream.core.errors import CheckpointError, ConfigurationError, NotAuthenticated
 
 
 def test_add_and_check(tmp_path, capsys):
@@ -152,6 +155,18 @@ def test_process_stops_cleanly(model_folder, number):
         os.kill(process.pid, number)
         assert process.wait(20) == 0
         assert any("--api-keys" in line for line in lines)
+
+
+def test_a_model_that_cannot_be_read(model_folder, tmp_path):
+    """A file that the system does not give, or that is no text, is named, whichever it is."""
+    for folder in (tmp_path / ("x" * 300), tmp_path):
+        with pytest.raises(CheckpointError, match=re.escape(str(folder))):
+            Tokenizer(folder)
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        folder = shutil.copytree(model_folder, tmp_path / name)
+        (folder / name).write_bytes(b"\xff")
+        with pytest.raises(CheckpointError, match=name):
+            Tokenizer(folder)
 
 
 @pytest.mark.parametrize("fault", ["port", "model", "tokenizer", "option"])

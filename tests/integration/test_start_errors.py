@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -104,6 +105,10 @@ def test_missing_model(refused, role, tmp_path) -> None:
     """A folder that is not there, or is no model, is named."""
     assert str(tmp_path / "nowhere") in refused(role, *here(tmp_path / "nowhere"))
     assert "config.json" in refused(role, *here(tmp_path))
+    # The system does not even say whether it is there, as in a folder that one may not enter.
+    line = refused(role, *here(tmp_path / ("x" * 300)))
+    assert "cannot read" in line
+    assert f"it must be a file that user {os.geteuid()} may read" in line
 
 
 @both

@@ -64,6 +64,7 @@ def test_appended_bytes_are_found(make_model: Make) -> None:
         struct.pack("<Q", 2) + b"{[",
         struct.pack("<Q", 7) + b'{"a":1}',
         struct.pack("<Q", 3) + b"[1]",
+        struct.pack("<Q", 200_000) + b"[" * 200_000,
         struct.pack("<Q", 30) + b'{"a":{"data_offsets":[0,"9"]}}',
         struct.pack("<Q", 24) + b'{"a":{"data_offsets":1}}',
     ],
