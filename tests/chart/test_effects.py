@@ -60,6 +60,8 @@ OWN: dict[str, Any] = {
     "monitoring.prometheusRule.selector": 'job="other"',
     "monitoring.prometheusRule.disabled": ["SlipstreamGatewayDown"],
     "tls.certManager.issuerRef.name": "given-other",
+    "tune.budget": "30m",
+    "tune.activeDeadlineSeconds": 20000,
 }
 
 # Values without an effect on what is rendered, and why.

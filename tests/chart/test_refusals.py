@@ -54,6 +54,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("drafter.shards", 0, "minimum: got 0, want 1"),
     ("drafter.replicas", -1, "minimum: got -1, want 0"),
     ("drafter.layerPlan.source", "best", "value must be one of 'auto', 'adaptive', 'configMap'"),
+    ("tune.budget", "0m", "does not match pattern"),
     ("drafter.kvContext", "all", "value must be one of 'own', 'prompt', 'commit'"),
     ("drafter.colocation", True, "value must be one of 'preferred', 'required', 'off'"),
     ("model.name", 7, "got number, want string"),
@@ -153,6 +154,10 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
         "a scaler adds single pods, not rows of 2",
     ),
     (_at("drafter.layerPlan.source", "configMap"), "needs the ConfigMap's name"),
+    (
+        _at("drafter.layerPlan.source", "tune") | _at("tune.budget", "4h"),
+        "set it to 15000 at least, or tune.budget lower",
+    ),
     (_at("tls.enabled", True), "tls.enabled needs certificates"),
     (_at("tls.certManager.enabled", True), "a certificate that nobody uses: set tls.enabled"),
     (

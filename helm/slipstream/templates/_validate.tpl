@@ -5,7 +5,7 @@ value, why not, and what would be right. All of them are told at once.
 
 {{- define "slipstream.validate" -}}
 {{- $found := list -}}
-{{- range $theme := list "names" "labels" "model" "sessions" "access" "drafter" "tls" "network" -}}
+{{- range $theme := list "names" "labels" "model" "sessions" "access" "drafter" "tune" "tls" "network" -}}
 {{- $found = concat $found (include (printf "slipstream.validate.%s" $theme) $ | splitList "\n") -}}
 {{- end -}}
 {{- range $name := list "gateway" "verifier" "drafter" -}}
@@ -114,6 +114,18 @@ drafter.layerPlan.source adaptive needs a drafter in one piece, as layers would 
 {{- end }}
 {{- if and (eq $plan.source "configMap") (not $plan.configMap.name) }}
 drafter.layerPlan.source configMap needs the ConfigMap's name in drafter.layerPlan.configMap.name (`slipstream k8s save-plan` makes one)
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The Job fetches the model, tunes, and stores the plan, by one deadline. */}}
+{{- define "slipstream.validate.tune" -}}
+{{- if include "slipstream.tunes" . }}
+{{- $budget := .Values.tune.budget }}
+{{- $unit := get (dict "s" 1 "m" 60 "h" 3600) (regexFind "[smh]$" $budget) }}
+{{- $least := add 600 (mul $unit (int (regexFind "^[0-9]+" $budget))) }}
+{{- if lt (int .Values.tune.activeDeadlineSeconds) (int $least) }}
+tune.activeDeadlineSeconds {{ int .Values.tune.activeDeadlineSeconds }} would end the Job before tune.budget {{ $budget }} is over and the plan is stored, as the model is fetched first: set it to {{ $least }} at least, or tune.budget lower
 {{- end }}
 {{- end }}
 {{- end -}}
