@@ -46,10 +46,10 @@ class Minimum:
             yield
         except OutOfTime:
             raise ConfigurationError(
-                f"--budget: {budget.seconds:g} s are over before one plan can be measured, of which"
-                f" {budget.spent:.0f} s are spent: {math.ceil(self.enough)}s should be enough for"
-                " that, and a search takes several times as long; fewer prompts or shorter answers"
-                " take less (--limit, --max-tokens)"
+                f"--budget: {budget.seconds:g} s are too little to measure one plan, with"
+                f" {budget.spent:.0f} s spent: {math.ceil(self.enough)}s should be enough for that,"
+                " and a search takes several times as long; fewer prompts or shorter answers take"
+                " less (--limit, --max-tokens)"
             ) from None
 
 

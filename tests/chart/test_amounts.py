@@ -144,9 +144,9 @@ EDGES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         _at("monitoring.podMonitor.scrapeTimeout", "15000ms"),
     ),
     (
-        _at("tune.budget", "4h"),
-        "tune.budget 4h is not less than the 14400 seconds of tune.activeDeadlineSeconds",
-        _at("tune.budget", "239m"),
+        _at("drafter.layerPlan.source", "tune") | _at("tune.budget", "4h"),
+        "set it to 15000 at least, or tune.budget lower",
+        _at("drafter.layerPlan.source", "tune") | _at("tune.budget", "230m"),
     ),
 ]
 

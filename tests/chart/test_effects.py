@@ -69,6 +69,7 @@ OWN: dict[str, Any] = {
     "monitoring.prometheusRule.selector": 'job="other"',
     "monitoring.prometheusRule.disabled": ["SlipstreamGatewayDown"],
     "tls.certManager.issuerRef.name": "given-other",
+    "tune.activeDeadlineSeconds": 20000,
 }
 
 # Values without an effect on what is rendered, and why.

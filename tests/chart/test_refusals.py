@@ -54,6 +54,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("drafter.shards", 0, "minimum: got 0, want 1"),
     ("drafter.replicas", -1, "minimum: got -1, want 0"),
     ("drafter.layerPlan.source", "best", "value must be one of 'auto', 'adaptive', 'configMap'"),
+    ("tune.budget", "0m", "does not match pattern"),
     ("drafter.kvContext", "all", "value must be one of 'own', 'prompt', 'commit'"),
     ("drafter.colocation", True, "value must be one of 'preferred', 'required', 'off'"),
     ("model.name", 7, "got number, want string"),

@@ -34,6 +34,9 @@ _VALUES: dict[str, Any] = {
 }  # fmt: skip
 
 
+_NO_VOLUME = {"name": "plans", "mountPath": "/plan"}
+
+
 @asynccontextmanager
 async def _cluster(
     manifests: Manifests, folder: Path, api: Api | None = None
@@ -99,7 +102,7 @@ def _with(manifests: Manifests, config_map: dict[str, Any]) -> Manifests:
     ("component", "container", "place", "value", "reason"),
     [
         ("tune", "tune", ("args", 2), "--out=/plans/plan.json", "ReadOnlyFileSystem"),
-        ("tune", "save-plan", ("volumeMounts", 2), {"name": "x", "mountPath": "/plan"}, "FailedMount"),
+        ("tune", "save-plan", ("volumeMounts", 2), _NO_VOLUME, "FailedMount"),
         ("model-download", "fetch-model", ("command", 0), "slipsteam", "StartError"),
     ],
 )  # fmt: skip

@@ -138,7 +138,7 @@ def test_a_budget_that_is_too_small(
     """It is refused, as soon as a few steps have shown that it is, with one that does hold a plan;
     no plan is written."""
     budget = Budget(seconds, clock)
-    with pytest.raises(ConfigurationError, match="before one plan can be measured") as refused:
+    with pytest.raises(ConfigurationError, match="too little to measure one plan") as refused:
         run(budget)
     loaded = LOADING + 6 * PASS
     assert budget.spent <= (seconds + PASS if seconds > 200 else loaded)

@@ -5,7 +5,7 @@ value, why not, and what would be right. All of them are told at once.
 
 {{- define "slipstream.validate" -}}
 {{- $found := list -}}
-{{- range $theme := list "names" "labels" "model" "sessions" "access" "drafter" "tls" "network" "times" "resources" -}}
+{{- range $theme := list "names" "labels" "model" "sessions" "access" "drafter" "tune" "tls" "network" "times" "resources" -}}
 {{- $found = concat $found (include (printf "slipstream.validate.%s" $theme) $ | splitList "\n") -}}
 {{- end -}}
 {{- range $name := list "gateway" "verifier" "drafter" -}}
@@ -123,6 +123,17 @@ drafter.layerPlan.source adaptive needs a drafter in one piece, as layers would 
 {{- end }}
 {{- if and (eq $plan.source "configMap") (not $plan.configMap.name) }}
 drafter.layerPlan.source configMap needs the ConfigMap's name in drafter.layerPlan.configMap.name (`slipstream k8s save-plan` makes one)
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The Job fetches the model, tunes, and stores the plan, by one deadline. */}}
+{{- define "slipstream.validate.tune" -}}
+{{- if include "slipstream.tunes" . }}
+{{- $budget := .Values.tune.budget }}
+{{- $least := include "slipstream.seconds" $budget | float64 | add 600 | int }}
+{{- if lt (int .Values.tune.activeDeadlineSeconds) (int $least) }}
+tune.activeDeadlineSeconds {{ int .Values.tune.activeDeadlineSeconds }} would end the Job before tune.budget {{ $budget }} is over and the plan is stored, as the model is fetched first: set it to {{ $least }} at least, or tune.budget lower
 {{- end }}
 {{- end }}
 {{- end -}}

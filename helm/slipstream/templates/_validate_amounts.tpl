@@ -110,8 +110,4 @@ tls.certManager.caDuration {{ $manager.caDuration }} is less than tls.certManage
 monitoring.{{ $kind }}.scrapeTimeout {{ $monitor.scrapeTimeout }} is more than monitoring.{{ $kind }}.interval {{ $monitor.interval }}, which Prometheus refuses: lower it
 {{- end }}
 {{- end }}
-{{- $tune := .Values.tune }}
-{{- if ge (include "slipstream.seconds" $tune.budget | float64) (float64 $tune.activeDeadlineSeconds) }}
-tune.budget {{ $tune.budget }} is not less than the {{ int $tune.activeDeadlineSeconds }} seconds of tune.activeDeadlineSeconds, which end the Job before it has a plan: raise those to the budget and an hour
-{{- end }}
 {{- end -}}
