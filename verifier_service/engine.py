@@ -128,7 +128,7 @@ class VerifierEngine(EngineLoop):
         draft_seconds: float = 0.0,
     ) -> None:
         """Drafts arrived from a drafter connection, which takes `draft_seconds` for one."""
-        at, vocab = time.perf_counter(), self.runner.loaded.config.vocab_size
+        at, vocab = self._clock(), self.runner.loaded.config.vocab_size
         take, known = self.speculation.take, self._by_number
         self.post(lambda: take(connection, proposals, refusals, known, vocab, at, draft_seconds))
 

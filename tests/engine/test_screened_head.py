@@ -253,6 +253,6 @@ def test_no_calibration_without_room(
 def test_calibration_as_a_process(tiny_model_dir: Path, tmp_path: Path) -> None:
     """A model whose head is too small gets a reason in place of a basis."""
     command = [sys.executable, "-m", "slipstream.engine.calibrate"]
-    done = subprocess.run([*command, tiny_model_dir, tmp_path], timeout=100, check=False)
+    done = subprocess.run([*command, tiny_model_dir, tmp_path], timeout=200, check=False)
     assert done.returncode == 0
     assert "int8" in (tmp_path / "reason.txt").read_text()

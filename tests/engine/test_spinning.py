@@ -28,6 +28,6 @@ def test_a_service_bounds_the_spin_before_it_loads_torch(service: str) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
     result = subprocess.run(
         [sys.executable, "-c", _SCRIPT, f"{service}.__main__"],
-        check=False, env=environment, capture_output=True, text=True, timeout=120,
+        check=False, env=environment, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert result.stdout.strip() == "spin 10000", result.stderr

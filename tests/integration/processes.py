@@ -16,7 +16,7 @@ from slipstream.wire.transport import is_serving
 
 __all__ = ["ROOT", "WAIT_SECONDS", "Service", "free_address", "until"]
 
-READY_SECONDS = 90.0
+READY_SECONDS = 150.0
 # For whatever comes in an instant where the machine has time for it.
 WAIT_SECONDS = 60.0
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ async def client(pair):
     if pair.drafter is None or pair.drafter.process.poll() is not None:
         pair.start_drafter()
     async with Client(pair.verifier.address) as one:
-        await until(one.connected, 60)
+        await until(one.connected, 150)
         yield one
 
 

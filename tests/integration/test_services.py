@@ -33,7 +33,7 @@ async def client(pair):
     if pair.drafter is None or pair.drafter.process.poll() is not None:
         pair.start_drafter()
     async with Client(pair.verifier.address) as one:
-        await until(one.connected, 60)
+        await until(one.connected, 150)
         yield one
         assert pair.verifier.process.poll() is None, (pair.verifier.process, pair.verifier.log)
 
@@ -285,7 +285,7 @@ async def test_drafter_killed_and_back(client, pair) -> None:
     # Late: it comes while generations run, and they are opened on it as they are.
     running = [asyncio.create_task(_again_and_again(client, asked, expected)) for _ in range(2)]
     pair.start_drafter()
-    await until(client.connected, 60)
+    await until(client.connected, 150)
     connected = await client.status()
     assert connected.drafter_connections == before.drafter_connections + 1
     assert connected.without_drafter_seconds > before.without_drafter_seconds
@@ -342,7 +342,7 @@ async def test_drafter_with_another_model(client, pair, other_tiny) -> None:
     async def refused() -> bool:
         return "same model" in (await client.status()).drafter_detail
 
-    await until(refused, 60)
+    await until(refused, 150)
     assert not await client.connected()
     answer = await client.generate(request(PROMPT, SAMPLED, max_tokens=200))
     assert answer.tokens == expected

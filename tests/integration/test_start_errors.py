@@ -194,7 +194,7 @@ def test_layer_plans(refused, tiny, tmp_path) -> None:
 def test_real_process(start, role, tmp_path) -> None:
     """The same from outside: exit code 2 and that one line."""
     service = start(role, tmp_path / "nowhere", TINY)
-    assert service.process.wait(60) == 2
+    assert service.process.wait(150) == 2
     assert len(complaints(service.log)) == 1
     assert "nowhere" in service.log
 

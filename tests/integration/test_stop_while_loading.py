@@ -37,7 +37,7 @@ def endless(model: Path, folder: Path) -> Path:
 @contextmanager
 def being_read(pipe: Path, process: subprocess.Popen[bytes]) -> Iterator[None]:
     """From the moment on when somebody waits for what comes out of the pipe."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 150
     while True:
         # Fails while nobody reads.
         with contextlib.suppress(OSError):
@@ -95,5 +95,5 @@ def test_stops_as_the_first_process_of_a_container() -> None:
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "runpy.run_module('verifier_service', run_name='__main__', alter_sys=True)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", script], check=False, cwd=ROOT, timeout=100)
+    ended = subprocess.run([sys.executable, "-c", script], check=False, cwd=ROOT, timeout=200)
     assert ended.returncode == 0

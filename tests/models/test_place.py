@@ -61,7 +61,7 @@ def fetch(hub: Hub, target: Path) -> subprocess.Popen[str]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -130,7 +130,7 @@ def test_three_at_once_download_once(hub: Hub, target: Path) -> None:
     running = [fetch(hub, target) for _ in range(3)]
     until(lambda: hub.served[SECOND] == 1)
     hub.release.set()
-    outputs = [process.communicate(timeout=100)[0] for process in running]
+    outputs = [process.communicate(timeout=200)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], outputs
     assert set(hub.served.values()) == {1}
     assert names(target) == whole(hub)

@@ -74,7 +74,7 @@ async def test_sigkill_of_a_shard_in_mid_pull(tmp_path) -> None:
             await until(lost)
             row.shards[1] = row.start(1)
             await until(empty, LEASE_SECONDS + 20)
-            await until(client.connected, 60)
+            await until(client.connected, 150)
             again = (await client.generate(asked)).tokens
             asked.speculative = False
             asked.cache_salt = "shares no keys and values with the others"

@@ -50,7 +50,7 @@ def test_memory_of_a_shard_falls_with_their_number(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
     )
     (whole,), *rows = json.loads(ended.stdout)
     assert whole[0] > 0.9 * (whole[1] + whole[2])

@@ -145,7 +145,7 @@ async def _while_generating(client: Client, act) -> None:
 
 async def _drafts_again(client: Client) -> None:
     # A new process loads first.
-    await until(client.connected, 90)
+    await until(client.connected, 150)
     await client.with_drafts(request(PROMPT, GREEDY, max_tokens=60))
 
 
@@ -264,7 +264,7 @@ def test_more_shards_than_layers(row, tmp_path) -> None:
     options = ["--model", str(row.model), "--shard-count", "3", "--next", "127.0.0.1:1"]
     service = Service("drafter", free_address(), options, tmp_path / "log")
     try:
-        assert service.process.wait(60) == 2
+        assert service.process.wait(150) == 2
     finally:
         service.kill()
     assert "1 to 2 shards" in service.log
