@@ -42,7 +42,9 @@ _CHANNEL_OPTIONS = [
     *_OPTIONS,
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # The deadline of an attempt to connect, handshakes included: longer than a busy machine, or a
+    # container that has used up its share of a core, holds one up.
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 
@@ -147,8 +149,8 @@ def channel(
     Args:
         unread_bytes: of each stream, how much the peer may send ahead of what is read here. None
             lets gRPC choose by the link's speed: megabytes, which is best for large answers.
-        connect_seconds: that an attempt to connect may take, and the least time between two. None:
-            a fraction of a second, which the ways between services need.
+        connect_seconds: that an attempt to connect may take. None: two, which the ways between
+            services hardly ever need.
     """
     options: list[tuple[str, int | str]] = [*_CHANNEL_OPTIONS]
     if connect_seconds is not None:

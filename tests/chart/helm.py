@@ -88,7 +88,7 @@ def run(*arguments: str | Path, given: str = "", program: Path = HELM) -> str:
     """stdout of `helm ARGUMENTS`. Raises HelmError: it failed, with what it wrote to stderr."""
     command = [str(program), *map(str, arguments)]
     done = subprocess.run(
-        command, input=given, capture_output=True, text=True, timeout=60, check=False
+        command, input=given, capture_output=True, text=True, timeout=100, check=False
     )
     if done.returncode:
         raise HelmError(done.stderr + done.stdout)

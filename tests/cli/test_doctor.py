@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from slipstream.cli.k8s import api as api_module
+from slipstream.cli.k8s import asking as asking_module
 from slipstream.cli.main import app
 from slipstream.core.errors import ConfigurationError, DeadlineExceeded, Unavailable
 from slipstream.discovery.fakes import FakeApiServer
@@ -59,6 +61,13 @@ async def services(tls: Tls | None = None) -> AsyncIterator[dict[str, str]]:
         yield found
     finally:
         await asyncio.gather(verifier.stop(0), fake.stop(0))
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a busy machine takes for an answer is no finding."""
+    monkeypatch.setattr(asking_module, "_SECONDS", 100.0)
+    monkeypatch.setattr(api_module, "_SECONDS", 100.0)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from slipstream.bench.faults import FaultProxy
 from slipstream.core.errors import Corrupted, InternalError, InvalidRequest, Unavailable
 from slipstream.wire import seal, sealed_channel, sealed_server
 from slipstream.wire.seal import METADATA_KEY, Seal
@@ -273,6 +274,15 @@ async def test_a_channel_is_used_as_any_other(target):
         assert link.get_state() is grpc.ChannelConnectivity.READY
     assert link.get_state() is grpc.ChannelConnectivity.SHUTDOWN
     assert await is_serving(target, SERVICE)
+
+
+async def test_a_connection_that_takes_its_time(target):
+    """A call waits for one whose handshake takes longer than usual, as on a busy machine."""
+    async with FaultProxy(target) as proxy:
+        address = await proxy.start()
+        proxy.delay(0.4)
+        async with channel(address) as link:
+            assert await Stub(link).one(b"x") == b"x"
 
 
 @pytest.mark.parametrize("status", ["INTERNAL", "UNKNOWN", "DATA_LOSS"])

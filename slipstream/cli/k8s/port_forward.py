@@ -81,7 +81,7 @@ class Forwarded:
             try:
                 back = threading.Thread(target=_pump, args=(far, near, ended), daemon=True)
                 back.start()
-                _pump(near, far)
+                _pump(near, far, ended)
                 back.join()
             finally:
                 self._open -= {near, far}
@@ -98,7 +98,7 @@ def forwarded(cluster: Cluster, namespace: str, pod: str, port: int) -> Iterator
         found.close()
 
 
-def _pump(source: Any, sink: Any, ended: Callable[[], None] = lambda: None) -> None:
+def _pump(source: Any, sink: Any, ended: Callable[[], None]) -> None:
     """Moves bytes until either end is closed, calls `ended`, and closes the other."""
     with contextlib.suppress(OSError):
         while data := source.recv(_CHUNK):
