@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Before anything loads torch, whatever is tested: it bounds how long OpenMP's threads spin, which
+# costs several times what the tests' small products do.
+import slipstream.engine  # noqa: F401
 from slipstream.core.errors import SlipstreamError
 from slipstream.models import resolve
 from tests.tiny_model import write_tiny_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass, field
 
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from slipstream.core.draft import Command
 from slipstream.core.params import SamplingParams
+from slipstream.engine.runner import ModelRunner
 from tests.drafter.rig import DrafterRig, Message
-from tests.verifier.rig import ELSEWHERE, GREEDY, HERE, VOCAB, Rig, plain
+from tests.verifier.rig import ELSEWHERE, GREEDY, HERE, VOCAB, Outcome, Rig, plain
 from verifier_service.layouts import Drafter
 
 PENALTIES = SamplingParams(
@@ -132,6 +134,17 @@ SETTINGS = [
 ]
 
 
+@functools.cache
+def _expected(runner: ModelRunner, prompt: tuple[int, ...], seed: int | None) -> Outcome:
+    """Of plain decoding. Every setting gets the same examples: each is computed once for all."""
+    return plain(runner, prompt, _params(seed), max_tokens=24)
+
+
+def _params(seed: int | None) -> SamplingParams:
+    """Greedy without a seed."""
+    return GREEDY if seed is None else SamplingParams(temperature=1.0, top_p=0.95, seed=seed)
+
+
 @pytest.mark.parametrize(("drafter", "ngram", "early_stop", "verifier"), SETTINGS)
 @settings(deadline=None, max_examples=20, derandomize=True)
 @given(ticks=some_ticks, seed=st.integers(0, 2**40), greedy=st.booleans(), count=st.integers(1, 3))
@@ -140,13 +153,14 @@ def test_any_link(
 ) -> None:
     """Proposals lost, late and reordered, commands late, streams cut: tokens of plain decoding,
     with every setting of the drafter, of the length policy and of the placement."""
-    params = GREEDY if greedy else SamplingParams(temperature=1.0, top_p=0.95, seed=seed)
+    params_seed = None if greedy else seed
     prompts = [tuple((seed + j * (i + 1)) % VOCAB for j in range(2 + 13 * i)) for i in range(count)]
-    expected = [plain(verifier_runner, prompt, params, max_tokens=24) for prompt in prompts]
+    expected = [_expected(verifier_runner, prompt, params_seed) for prompt in prompts]
     drafter_rig = DrafterRig(request.getfixturevalue(drafter), ngram=ngram, early_stop=early_stop)
     pair = Pair(Rig(verifier_runner, **verifier), drafter_rig)
     pair.where = HERE if verifier.get("placement") == "auto" else ELSEWHERE
     pair.connect()
+    params = _params(params_seed)
     outcomes = [pair.verifier.submit(prompt, params, max_tokens=24) for prompt in prompts]
     script = itertools.cycle(ticks)
     pair.verifier.finish(lambda: pair.tick(next(script)))

@@ -116,7 +116,7 @@ def sequences(drafter: Drafter, speculative: bool = True) -> tuple[list[tuple[in
             Placement("separate", ELSEWHERE, lambda _: None),
         ),
         limits=Limits(decode_rows=1024),
-        # However long all of it takes.
+        # However busy the machine is, none waits too long.
         bounds=Bounds(requests=2 * COUNT, seconds=math.inf),
     )
     engine.drafter_up(1, ELSEWHERE)
@@ -137,6 +137,12 @@ def sequences(drafter: Drafter, speculative: bool = True) -> tuple[list[tuple[in
     )
 
 
+@pytest.fixture(scope="module")
+def honest() -> tuple[list[tuple[int, ...]], float]:
+    """The sequences of a right system, and the share of drafts taken."""
+    return sequences(Drafter())
+
+
 def joint_p_value(drawn: list[tuple[int, ...]]) -> float:
     """Chi-square of whole sequences against the product of the chain's probabilities."""
     weights = np.exp(CHAIN.astype(np.float64))
@@ -154,16 +160,18 @@ def joint_p_value(drawn: list[tuple[int, ...]]) -> float:
     return float(stats.chisquare(observed, expected).pvalue)
 
 
-def test_speculative_sequences_have_the_models_distribution() -> None:
+def test_speculative_sequences_have_the_models_distribution(
+    honest: tuple[list[tuple[int, ...]], float],
+) -> None:
     """Three tokens, many accepted drafts: every path as often as the chain itself makes it."""
-    drawn, accepted = sequences(Drafter())
+    drawn, accepted = honest
     assert 0.4 < accepted < 0.95, "the drafter must be neither right nor wrong all the time"
     assert joint_p_value(drawn) > ALARM
 
 
-def test_speculation_changes_no_sequence() -> None:
+def test_speculation_changes_no_sequence(honest: tuple[list[tuple[int, ...]], float]) -> None:
     """With and without drafts all sequences are the same, one by one."""
-    assert sequences(Drafter())[0] == sequences(Drafter(), speculative=False)[0]
+    assert honest[0] == sequences(Drafter(), speculative=False)[0]
 
 
 def test_noise_shared_by_two_positions_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

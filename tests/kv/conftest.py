@@ -51,8 +51,9 @@ def _patience() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def make_runner(checkpoint: Path) -> MakeRunner:
-    """Runners of that checkpoint; those of one plan, type and size share their weights."""
-    loaded = {}
+    """Runners of that checkpoint; those of one plan, type and size share their weights, and the
+    shapes, which take longer to find than most tests."""
+    loaded, shapes = {}, {}
 
     def make(
         plan: LayerPlan | None = None,
@@ -70,7 +71,10 @@ def make_runner(checkpoint: Path) -> MakeRunner:
         runner = ModelRunner(loaded[key], kv_bytes=blocks * layers * 512 * width)
         assert runner.pool.num_blocks == blocks
         if dtype == "auto" and blocks == BLOCKS and shard == (0, 1):
-            choose_shapes(runner, "strict")
+            if key not in shapes:
+                choose_shapes(runner, "strict")
+                shapes[key] = runner.min_rows, runner.query_multiple
+            runner.min_rows, runner.query_multiple = shapes[key]
         elif shard[1] > 1:
             whole = make(plan, dtype=dtype, blocks=blocks)
             runner.min_rows, runner.query_multiple = whole.min_rows, whole.query_multiple

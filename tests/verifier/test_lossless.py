@@ -25,6 +25,7 @@ EVERYTHING = SamplingParams(
     seed=11,
 )
 PROMPT = tuple(range(10, 30))
+THIRTY = {"max_tokens": 30, "ignore_eos": True}
 
 some_params = st.builds(
     SamplingParams,
@@ -93,15 +94,19 @@ def test_any_drafts_any_parameters(strict_runner, params, script, prompt, max_to
     assert (got.tokens, got.finish) == (expected.tokens, expected.finish)
 
 
-@pytest.mark.parametrize("params", [GREEDY, EVERYTHING], ids=["greedy", "everything"])
+@pytest.fixture(scope="module", params=[GREEDY, EVERYTHING], ids=["greedy", "everything"])
+def answered(request, strict_runner) -> tuple[SamplingParams, Outcome]:
+    """Parameters, and what plain decoding of 30 tokens gives with them: once for all drafts."""
+    return request.param, plain(strict_runner, PROMPT, request.param, **THIRTY)
+
+
 @pytest.mark.parametrize("delay", [0, 1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_of_draft(runner, kind, delay, params) -> None:
+def test_each_kind_of_draft(runner, answered, kind, delay) -> None:
     """Each kind of draft by itself, in time and late: tokens of plain decoding."""
-    how = {"max_tokens": 30, "ignore_eos": True}
-    expected = plain(runner, PROMPT, params, **how)
+    params, expected = answered
     script = [Draft(kind, size, delay) for size in (1, 2, 5, 9)]
-    got = speculated(runner, PROMPT, params, script, truth_of(expected), **how)
+    got = speculated(runner, PROMPT, params, script, truth_of(expected), **THIRTY)
     assert (got.tokens, got.finish) == (expected.tokens, expected.finish)
 
 
