@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from slipstream.core.layer_plan import LayerPlan
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.exactness import choose_shapes
 from slipstream.engine.runner import ModelRunner
-from tests.verifier.rig import write_checkpoint
+from tests.verifier.rig import Outcome, plain, write_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,35 @@ def strict_runner(checkpoint: Path) -> Iterator[ModelRunner]:
     choose_shapes(runner, "strict")
     yield runner
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def exact(strict_runner: ModelRunner) -> tuple[ModelRunner, int]:
+    """The strict runner, and the most rows that agree on it."""
+    _, shapes = choose_shapes(strict_runner, "strict")
+    return strict_runner, shapes.max_rows
+
+
+@pytest.fixture(scope="session")
+def answers_alone(
+    exact: tuple[ModelRunner, int],
+) -> Callable[[str], list[Outcome]]:
+    """By the kind of `limits_of`, what each of `prompts` is answered alone and with nothing cached:
+    up to 90 tokens, with log probabilities. Each kind is computed once."""
+    from tests.verifier.test_preemption import HOW, limits_of, prompts
+
+    runner, rows = exact
+
+    @functools.cache
+    def answers(kind: str) -> list[Outcome]:
+        limits, found = limits_of(kind, rows), []
+        for prompt, params in prompts():
+            runner.pool.forget()
+            found.append(plain(runner, prompt, params, limits=limits, **HOW))
+        runner.pool.forget()
+        return found
+
+    return answers
 
 
 @pytest.fixture

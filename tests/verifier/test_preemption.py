@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from slipstream.core.draft import Close, Open
 from slipstream.core.params import SamplingParams
 from slipstream.engine.checkpoint import load_model
-from slipstream.engine.exactness import choose_shapes
 from slipstream.engine.runner import ModelRunner
 from tests.verifier.rig import ELSEWHERE, GREEDY, VOCAB, Rig, plain
 from tests.verifier.scripts import Draft, Proposer
 from tests.verifier.test_lossless import truth_of
+from verifier_service.admission import Bounds
 from verifier_service.generation import Finish
 from verifier_service.plan import Limits
 
 BLOCKS = 40
+# How `prompts` are asked.
+HOW = {"max_tokens": 90, "ignore_eos": True, "logprobs": 1}
+# However busy the machine is, none waits too long.
+PATIENT = Bounds(seconds=math.inf)
 SHARED = tuple((3 * i) % VOCAB for i in range(70))
-
-
-@pytest.fixture(scope="module")
-def exact(strict_runner) -> tuple[ModelRunner, int]:
-    """The strict runner, and the most rows that agree on it."""
-    _, shapes = choose_shapes(strict_runner, "strict")
-    return strict_runner, shapes.max_rows
 
 
 def limits_of(kind: str, exact_rows: int) -> Limits:
@@ -46,24 +45,19 @@ def prompts() -> list[tuple[tuple[int, ...], SamplingParams]]:
 
 @pytest.mark.parametrize("drafter", [False, True], ids=["plain", "drafter"])
 @pytest.mark.parametrize("kind", ["canonical", "mixed"])
-def test_sixteen_at_once(exact, kind, drafter) -> None:
+def test_sixteen_at_once(exact, answers_alone, kind, drafter) -> None:
     """Sixteen requests in a pool far too small, with preemption, prefix hits and prompts in pieces:
     bit for bit the tokens of each alone, and of the log probabilities, too."""
     runner, rows = exact
     limits = limits_of(kind, rows)
-    how = {"max_tokens": 90, "ignore_eos": True, "logprobs": 1}
-    alone = []
-    for prompt, params in prompts():
-        runner.pool.forget()
-        alone.append(plain(runner, prompt, params, limits=limits, **how))
-    runner.pool.forget()
-    rig = Rig(runner, limits=limits)
+    alone = answers_alone(kind)
+    rig = Rig(runner, limits=limits, bounds=PATIENT)
     if drafter:
         rig.engine.drafter_up(1, ELSEWHERE)
     outcomes, proposers = [], []
     script = [Draft("right", 5, 0), Draft("half", 4, 1), Draft("wrong", 2, 0)]
     for i, (prompt, params) in enumerate(prompts()):
-        outcomes.append(rig.submit(prompt, params, **how))
+        outcomes.append(rig.submit(prompt, params, **HOW))
         proposers.append(Proposer(rig, i + 1, outcomes[i], truth_of(alone[i]), script))
     rig.finish(lambda: [proposer() for proposer in proposers if drafter])
     counters = rig.engine.counters

@@ -15,12 +15,11 @@ from slipstream.core.errors import (
     SlipstreamError,
 )
 from slipstream.core.params import SamplingParams
-from slipstream.engine.exactness import choose_shapes
-from slipstream.engine.runner import ModelRunner
 from tests.verifier.rig import ELSEWHERE, EOS, GREEDY, VOCAB, Outcome, Rig, plain
 from tests.verifier.scripts import Draft, Proposer
 from tests.verifier.test_lossless import EVERYTHING, some_params, some_prompt, truth_of
-from tests.verifier.test_preemption import limits_of, prompts
+from tests.verifier.test_preemption import HOW as AT_ONCE
+from tests.verifier.test_preemption import PATIENT, limits_of, prompts
 from verifier_service.admission import Bounds
 from verifier_service.generation import CommittedToken, Finish
 from verifier_service.plan import Limits
@@ -29,13 +28,6 @@ PROMPT = tuple(range(10, 60))
 HOW = {"max_tokens": 40, "ignore_eos": True, "logprobs": 2}
 CANONICAL = Limits(prefill_chunk=16, strict=True)
 SCRIPT = [Draft("right", 5, 0), Draft("half", 4, 1), Draft("wrong", 2, 0)]
-
-
-@pytest.fixture(scope="module")
-def exact(strict_runner) -> tuple[ModelRunner, int]:
-    """The strict runner, and the most rows that agree on it."""
-    _, shapes = choose_shapes(strict_runner, "strict")
-    return strict_runner, shapes.max_rows
 
 
 def flat(outcome: Outcome) -> list[CommittedToken]:
@@ -82,23 +74,18 @@ def test_any_cut_any_parameters(exact, params, prompt, max_tokens, part, kind, d
 
 @pytest.mark.parametrize("drafter", [False, True], ids=["plain", "drafter"])
 @pytest.mark.parametrize("kind", ["canonical", "mixed"])
-def test_ten_at_once_in_a_full_pool(exact, kind, drafter) -> None:
+def test_ten_at_once_in_a_full_pool(exact, answers_alone, kind, drafter) -> None:
     """Ten that were cut at different places, resumed together in a pool far too small: each
     has the rest of what it has alone, although some lose their place again."""
     runner, rows = exact
     limits = limits_of(kind, rows)
-    how = {"max_tokens": 90, "ignore_eos": True, "logprobs": 1}
-    alone = []
-    for prompt, params in prompts()[:10]:
-        runner.pool.forget()
-        alone.append(plain(runner, prompt, params, limits=limits, **how))
-    runner.pool.forget()
-    rig = Rig(runner, limits=limits)
+    alone = answers_alone(kind)[:10]
+    rig = Rig(runner, limits=limits, bounds=PATIENT)
     if drafter:
         rig.engine.drafter_up(1, ELSEWHERE)
     outcomes, proposers, cuts = [], [], [(3 * i) % 10 for i in range(10)]
     for i, (whole, cut, (_, params)) in enumerate(zip(alone, cuts, prompts()[:10], strict=True)):
-        outcomes.append(resumed(rig, whole, cut, params, **how))
+        outcomes.append(resumed(rig, whole, cut, params, **AT_ONCE))
         known = Outcome((*whole.prompt, *whole.tokens[:cut]), outcomes[i].steps)
         proposers.append(Proposer(rig, i + 1, known, truth_of(whole), SCRIPT))
     rig.finish(lambda: [proposer() for proposer in proposers if drafter])
