@@ -16,8 +16,6 @@ from tests.golden.reference import LONGEST_PROMPT, NEW_TOKENS, Reference, prompt
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1200)]
 CHUNK = 256
-# Of each answer. All of it is compared behind real services (tests/integration/test_real_model.py).
-TOKENS = 32
 
 
 def _segment(sequence: Sequence) -> Segment:
@@ -33,7 +31,7 @@ def greedy(runner: ModelRunner, batch: tuple[tuple[int, ...], ...]) -> list[tupl
     params = SamplingParams(temperature=0.0)
     sequences = [Sequence(p, len(p), params, runner.loaded.fingerprint) for p in batch]
     for sequence in sequences:
-        sequence.table = runner.pool.allocate(sequence.num_prompt + TOKENS)
+        sequence.table = runner.pool.allocate(sequence.num_prompt + NEW_TOKENS)
     live = list(sequences)
     while live:
         segments = [_segment(sequence) for sequence in live]
@@ -44,7 +42,7 @@ def greedy(runner: ModelRunner, batch: tuple[tuple[int, ...], ...]) -> list[tupl
                 sequence.append(draws.token(row, sequence))
                 row += 1
                 made = len(sequence) - sequence.num_prompt
-                if made == TOKENS or sequence.tokens[-1] in ends:
+                if made == NEW_TOKENS or sequence.tokens[-1] in ends:
                     live.remove(sequence)
     return [tuple(s.tokens[s.num_prompt :]) for s in sequences]
 
@@ -58,13 +56,13 @@ def test_prompts_are_what_the_claim_says(model_dir: Path) -> None:
 
 
 def test_greedy_tokens_are_those_of_transformers(model_dir: Path, reference: Reference) -> None:
-    """All twenty answers begin with the same 32 tokens, out of one ragged batch."""
+    """All twenty answers of up to 128 tokens are equal, out of one ragged batch."""
     runner = ModelRunner(load_model(model_dir, dtype="float32"), 512 << 20)
     ours = greedy(runner, prompts(model_dir))
     theirs = reference.tokens
     assert sum(len(answer) for answer in theirs) > 20 * NEW_TOKENS * 0.7
     for index, (mine, wanted) in enumerate(zip(ours, theirs, strict=True)):
-        assert mine == wanted[:TOKENS], f"prompt {index}"
+        assert mine == wanted, f"prompt {index}"
 
 
 def test_the_reference_does_not_hang_on_its_padding(reference: Reference) -> None:
