@@ -6,12 +6,16 @@ import asyncio
 import math
 from collections.abc import Callable
 
+# So late a timer fires only where the event loop was held up.
+_LAG_SECONDS = 0.02
+
 
 class Watchdog:
     """Calls `bark` once, as soon as one wait takes too long.
 
     A wait costs an assignment before and after it; `asyncio.timeout` for each was a tenth of what a
-    token costs the gateway.
+    token costs the gateway. Time in which the event loop itself was held up is not counted: what is
+    waited for may have come meanwhile.
 
     Args:
         bark: ends the wait.
@@ -26,8 +30,8 @@ class Watchdog:
         self._period = period
         self._loop = asyncio.get_running_loop()
         self._until = math.inf
-        self._timer = self._loop.call_later(period, self._look)
         self.barked = False
+        self._look_at(self._loop.time() + period)
 
     def wait(self, seconds: float) -> None:
         """From now on something is waited for, for at most so long."""
@@ -40,10 +44,18 @@ class Watchdog:
     def close(self) -> None:
         self._timer.cancel()
 
+    def _look_at(self, due: float) -> None:
+        self._due = due
+        self._timer = self._loop.call_at(due, self._look)
+
     def _look(self) -> None:
         now = self._loop.time()
+        late = now - self._due
+        if late > _LAG_SECONDS:
+            # The loop's next turns bring what came meanwhile.
+            self._until = max(self._until + late, now + min(late, self._period))
         if now >= self._until:
             self.barked = True
             self._bark()
         else:
-            self._timer = self._loop.call_at(min(self._until, now + self._period), self._look)
+            self._look_at(min(self._until, now + self._period))

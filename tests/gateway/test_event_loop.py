@@ -65,9 +65,9 @@ class Loop:
     def call_later(self, seconds, callback):
         return self.call_at(self.now + seconds, callback)
 
-    def passes(self, seconds):
-        for _ in range(round(seconds * 100)):
-            self.now += 0.01
+    def passes(self, seconds, *, at_once=False):
+        for _ in range(1 if at_once else round(seconds * 100)):
+            self.now += seconds if at_once else 0.01
             due = [timer for timer in self.timers if timer[0] <= self.now]
             self.timers = [timer for timer in self.timers if timer[0] > self.now]
             for _, callback in due:
@@ -90,6 +90,17 @@ def test_watchdog(monkeypatch):
     loop.passes(1.0)
     assert dog.barked
     assert barks == [pytest.approx(began + 0.2, abs=0.011)]
+    # All at once, as where the loop was held up: then there is as much time again.
+    dog = Watchdog(lambda: barks.append(loop.now), 0.2)
+    dog.wait(0.2)
+    loop.passes(5.0, at_once=True)
+    loop.passes(0.1)
+    assert not dog.barked
+    dog.wait(0.2)
+    loop.passes(5.0, at_once=True)
+    loop.passes(6.0)
+    assert dog.barked
+    del barks[1:]
     silent = Watchdog(lambda: barks.append(0.0), 0.01)
     silent.wait(0.01)
     silent.close()

@@ -143,13 +143,14 @@ async def test_a_long_prompt_is_tokenized_beside_the_loop(tokenizer):
         prompts.of_text(text, NOBODY),
         prompts.of_chat([{"role": "user", "content": text}], NOBODY),
     ):
-        began, worst = time.perf_counter(), 0.0
+        # Of processors' time: on a busy machine the loop waits for its turn like all others.
+        ours, whole, turns = time.thread_time(), time.process_time(), 0
         task = asyncio.create_task(work)
         while not task.done():
-            turn = time.perf_counter()
             await asyncio.sleep(0.001)
-            worst = max(worst, time.perf_counter() - turn)
-        assert worst < (time.perf_counter() - began) / 3
+            turns += 1
+        assert turns > 10
+        assert time.thread_time() - ours < (time.process_time() - whole) / 3
         assert len(task.result()) >= len(expected) - 1
     assert await prompts.of_text(text, NOBODY) == expected
 
