@@ -23,7 +23,7 @@ from slipstream.tune.finals import share
 from slipstream.tune.run import SearchSettings, Tuned, tune
 from slipstream.tune.settings import TuneSettings
 
-PASS, LOADING, LOOKING, FINAL = 1.0, 20.0, 40.0, 100.0
+PASS, LOADING, LOOKING, FINAL = 1.0, 20.0, 100.0, 100.0
 
 
 class Clock:
