@@ -68,7 +68,10 @@ def raised_by_peer(failure: grpc.aio.AioRpcError) -> bool:
 
 
 async def _fail(context: grpc.aio.ServicerContext, failure: Exception) -> NoReturn:
-    if not isinstance(failure, SlipstreamError):
+    if isinstance(failure, grpc.aio.InternalError):
+        # It could not be sent: the client has left, and gRPC had not told of that yet.
+        log.debug("a call ended while it was written to: %s", failure)
+    elif not isinstance(failure, SlipstreamError):
         log.exception("unexpected failure in %s", "a gRPC handler", exc_info=failure)
     # The status waits behind what the client has not read, maybe for as long as it is connected.
     # Tracebacks would keep all that the handler held until then.

@@ -131,7 +131,8 @@ class Client:
         raise AssertionError("the verifier took it")
 
     async def status(self) -> verifier_pb2.GetStatusResponse:
-        return await self.stub.GetStatus(verifier_pb2.GetStatusRequest(), timeout=60)
+        asked = verifier_pb2.GetStatusRequest()
+        return await self.stub.GetStatus(asked, timeout=60, wait_for_ready=True)
 
     async def connected(self) -> bool:
         return bool((await self.status()).drafter_connected)
@@ -140,4 +141,5 @@ class Client:
 async def drafter_status(address: str) -> drafter_pb2.GetDrafterResponse:
     async with channel(address) as link:
         stub = drafter_pb2_grpc.DrafterServiceStub(link)
-        return await stub.GetDrafter(drafter_pb2.GetDrafterRequest(), timeout=60)
+        asked = drafter_pb2.GetDrafterRequest()
+        return await stub.GetDrafter(asked, timeout=60, wait_for_ready=True)

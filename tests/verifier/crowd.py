@@ -15,6 +15,7 @@ from slipstream.engine.batch import Segment
 from slipstream.engine.checkpoint import load_model
 from slipstream.engine.runner import ModelRunner
 from tests.verifier.rig import VOCAB, Outcome, Rig, write_checkpoint
+from verifier_service.admission import Bounds
 from verifier_service.generation import Progress
 from verifier_service.plan import Limits
 
@@ -65,6 +66,7 @@ class Crowd:
         # A method of this object; the runner's own would compute something.
         runner.forward = self._forward  # type: ignore[method-assign, assignment]
         probe = {rows: step_seconds(rows) for rows in (1, 4, 16, 64, 256, 512)}
+        how.setdefault("bounds", Bounds())
         self.rig = Rig(runner, limits=Limits(), clock=lambda: self.now, probe=probe, **how)
         self._coming: list[tuple[float, Visit]] = []
         self._draw = random.Random(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -150,7 +151,8 @@ class Rig:
             speculation,
             limits=limits or Limits(strict=True),
             max_running=max_running,
-            bounds=bounds,
+            # Nobody has waited for too long, however many steps a test takes.
+            bounds=bounds or Bounds(seconds=math.inf),
             clock=clock,
             kv=kv,
         )

@@ -213,6 +213,24 @@ async def served(servicer: VerifierServicer) -> AsyncIterator[grpc.aio.Channel]:
             await server.stop(0)
 
 
+async def test_a_client_that_leaves_during_a_write_is_no_fault(caplog) -> None:
+    """What gRPC cannot send to who has left is no failure of a handler; others are."""
+
+    class Left(Call):
+        async def abort(self, *_: Any) -> None:
+            raise grpc.aio.AbortError
+
+    for failure, complaints in ((grpc.aio.InternalError("batch"), 0), (ValueError("ours"), 1)):
+
+        @status.unary
+        async def handler(self: Any, request: Any, context: Any, failure=failure) -> None:
+            raise failure
+
+        with pytest.raises(grpc.aio.AbortError):
+            await handler(None, None, Left())
+        assert len([r for r in caplog.records if r.levelname == "ERROR"]) == complaints
+
+
 async def read_on(call: Any) -> None:
     while await call.read() is not grpc.aio.EOF:
         pass
