@@ -28,15 +28,15 @@ def of_failure(failure: grpc.aio.AioRpcError, address: str) -> Exception:
     Whatever else a verifier, or gRPC, said may name inner addresses, so clients are told our own
     words; theirs are `inner`.
     """
-    error = error_of(failure)
-    if isinstance(error, _FOR_CLIENTS):
+    error, raised = error_of(failure), raised_by_peer(failure)
+    if raised and isinstance(error, _FOR_CLIENTS):
         return error
     inner = f"the verifier at {address} said: {error.message}"
     if isinstance(error, DeadlineExceeded):
         # Only the request's own deadline is told to the verifier.
         return DeadlineExceeded("the request's time is over", param="timeout")
     told = lost_error(inner)
-    if not raised_by_peer(failure):
+    if not raised:
         # A status without our code word is the transport's, whatever it is: a connection that broke
         # or bytes that changed on the way show as UNAVAILABLE, INTERNAL, CANCELLED and others.
         unreached = "failed to connect" in (failure.details() or "").lower()

@@ -44,6 +44,24 @@ def test_every_error_of_a_verifier(kind: type[SlipstreamError]) -> None:
         assert f"the verifier at 10.9.9.9:50051 said: no way to {ADDRESS}" in str(error)
 
 
+@pytest.mark.parametrize("status", list(grpc.StatusCode))
+def test_every_status_of_the_transport(status: grpc.StatusCode) -> None:
+    """What a connection ends with by itself, or bytes that changed on the way, is a lost verifier,
+    whatever its status: the request goes on elsewhere, and no client is told what gRPC said."""
+    none = grpc.aio.Metadata()
+    failure = grpc.aio.AioRpcError(status, none, none, f"larger than max, from {ADDRESS}")
+    found = of_failure(failure, "10.9.9.9:50051")
+    if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        # Nobody but the request itself sets one.
+        assert isinstance(found, errors.DeadlineExceeded)
+    else:
+        assert isinstance(found, Lost)
+        assert (found.reason, found.error.message) == (
+            "connection",
+            "the verifier was lost; try again soon",
+        )
+
+
 async def over_grpc(rig) -> grpc.aio.AioRpcError:
     """What a call ends with."""
     async with channel(rig.grpc_address) as link:
