@@ -22,7 +22,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as failure:
+    except (ValueError, RecursionError) as failure:
         raise CheckpointError(f"{path} is not valid JSON: {failure}") from failure
     except OSError as failure:
         raise cannot_read(path, failure) from failure

@@ -170,11 +170,14 @@ class Records:
                 return read(view)
         raise AssertionError("unreachable")
 
-    async def open(self, record: Record) -> list[Known]:
+    async def open(self, record: Record, *, awaited: bool = False) -> list[Known]:
         """New logs, and a place among its owner's generations, of a record that was added.
 
         Until it is known that there is no place the record is there all the same: of generations
         that begin at one moment there may be more records than places, for that moment.
+
+        Args:
+            awaited: others may ask how it ended; what one of the same id has left there goes.
 
         Raises:
             Fenced: somebody else was sooner.
@@ -182,10 +185,11 @@ class Records:
         """
         ttl = self.times.log(record)
         keys = [log_key(record.request_id, index) for index in range(choices_of(record))]
-        opening: list[Awaitable[LogView | None]] = [
-            self.store.log_open(key, 1, ttl=ttl) for key in keys
-        ]
-        views = await _all([*opening, self._enter(record)])
+        beside: list[Awaitable[LogView | None]] = [self._enter(record)]
+        if awaited:
+            # Ends before this does, whatever fails: how this one ends is not removed.
+            beside.append(self._clear_failure(record.request_id))
+        views = await _all([*(self.store.log_open(key, 1, ttl=ttl) for key in keys), *beside])
         return [read(view) for view in views if view is not None]
 
     async def _enter(self, record: Record) -> None:
@@ -233,8 +237,7 @@ class Records:
             return None
         return failures.to_error(store_pb2.GenerationFailure.FromString(found.value))
 
-    async def clear_failure(self, request_id: str) -> None:
-        """What stands there is of one that had the same id before."""
+    async def _clear_failure(self, request_id: str) -> None:
         await self.store.delete(_end(request_id))
 
     async def forget(self, record: Record) -> None:

@@ -253,9 +253,7 @@ class Runs:
                 await records.forget(record)
                 raise
         try:
-            known, _ = await asyncio.gather(
-                records.open(record), records.clear_failure(record.request_id)
-            )
+            known = await records.open(record, awaited=True)
         except Fenced as failure:
             raise StoreUnavailable("another request was sooner; try again") from failure
         except TooManyGenerations as failure:

@@ -23,7 +23,7 @@ from slipstream.core.errors import (
     SessionNotFound,
     StoreUnavailable,
 )
-from slipstream.store import Store, VersionConflict
+from slipstream.store import IndexFull, Store, VersionConflict
 from slipstream.wire.proto import gateway_pb2, store_pb2
 
 MAX_PAGE = 100
@@ -87,32 +87,33 @@ class Sessions:
         return record
 
     async def _add(self, record: store_pb2.SessionRecord) -> None:
+        # The index first: it may name what is not there, never the other way round. For a moment
+        # only, so that a session that was not written after all takes no room.
+        await self.desk.enter(record, 2 * self.limits.claim)
+        if not await self._put(record):
+            raise SessionConflict(
+                f"there is a session '{record.id}' already; delete it first, or choose another id",
+                param="id",
+            )
+        # Who has deleted it meanwhile has taken it out.
+        with contextlib.suppress(IndexFull):
+            index, ttl = records.index(record.owner), record.ttl_seconds
+            await self.store.index_add(index, record.id, ttl=ttl, most=0)
+
+    async def _put(self, record: store_pb2.SessionRecord) -> bool:
+        """Whether the session was written. Else there is one of its id, or was just now."""
         key, value = records.key(record.owner, record.id), record.SerializeToString()
-        ttl = record.ttl_seconds
-        # The index first: it may name what is not there, never the other way round.
-        await self.desk.enter(record, ttl)
-        try:
-            await self.store.put(key, value, ttl=ttl, expect=0)
-            return
-        except VersionConflict:
+        version = 0
+        for _ in range(2):
+            with contextlib.suppress(VersionConflict):
+                await self.store.put(key, value, ttl=record.ttl_seconds, expect=version)
+                return True
             document = await self.store.get(key)
-        if document is None or records.read(document) is None:
-            try:
-                # In the place of a deleted one.
-                version = 0 if document is None else document.version
-                await self.store.put(key, value, ttl=ttl, expect=version)
-                return
-            except VersionConflict:
-                pass
-        there = records.read(await self.store.get(key))
-        if there is not None:
-            # Its place in the index had its own time.
-            member, ttl = record.id, there.ttl_seconds
-            await self.store.index_add(records.index(record.owner), member, ttl=ttl)
-        raise SessionConflict(
-            f"there is a session '{record.id}' already; delete it first, or choose another id",
-            param="id",
-        )
+            if records.read(document) is not None:
+                return False
+            # In the place of a deleted one.
+            version = 0 if document is None else document.version
+        return False
 
     async def get(self, owner: str, session_id: str) -> gateway_pb2.Session:
         """Raises SessionNotFound, also where it is another owner's."""

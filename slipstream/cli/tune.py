@@ -51,7 +51,8 @@ _BUDGET_HELP = (
     " the best plans in the real pipeline. Where it is small these runs are fewer or left out, and"
     " one that is over before a plan can be measured is refused, with what would be enough. It may"
     " end some seconds late: a model is loaded to its end, services get 10 s each to stop, and the"
-    " report comes last. Fetching a model is not counted."
+    " report comes last; the first run for a model may calibrate its head to the end, too. Fetching"
+    " a model is not counted."
 )
 RepeatsOption = Annotated[int, typer.Option(min=0, help="Runs in the real pipeline of each plan.")]
 

@@ -138,16 +138,25 @@ def context_length(config: Any) -> int:
 
 
 def eos_token_ids(folder: Path, config: Any) -> frozenset[int]:
-    """End-of-sequence tokens, of the generation config where there is one."""
+    """End-of-sequence tokens, of the generation config where there is one.
+
+    Raises:
+        CheckpointError: it cannot be read, or they are no token ids.
+    """
     path = folder / "generation_config.json"
     try:
         found = json.loads(path.read_text()).get("eos_token_id") if is_file(path) else None
     except OSError as failure:
         raise cannot_read(path, failure) from failure
-    except (ValueError, AttributeError) as failure:
+    except (ValueError, AttributeError, RecursionError) as failure:
         raise CheckpointError(f"cannot read {path}: {failure}") from failure
     if found is None:
         found = config.eos_token_id
     if found is None:
         return frozenset()
-    return frozenset([found] if isinstance(found, int) else found)
+    ids = found if isinstance(found, list) else [found]
+    if not all(isinstance(each, int) for each in ids):
+        raise CheckpointError(
+            f"eos_token_id in {path} must be a token id or a list of them, got {found!r}"
+        )
+    return frozenset(ids)

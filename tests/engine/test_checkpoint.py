@@ -116,6 +116,14 @@ FAULTS = {
         lambda f: (f / "generation_config.json").write_text("{"),
         "generation_config.json",
     ),
+    "a generation config without end": (
+        lambda f: (f / "generation_config.json").write_text("[" * 200_000),
+        "generation_config.json",
+    ),
+    "end tokens by name": (
+        lambda f: (f / "generation_config.json").write_text('{"eos_token_id": ["</s>"]}'),
+        "eos_token_id in .*generation_config.json must be a token id or a list of them",
+    ),
 }
 
 

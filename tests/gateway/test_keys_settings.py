@@ -162,9 +162,13 @@ def test_a_model_that_cannot_be_read(model_folder, tmp_path):
     for folder in (tmp_path / ("x" * 300), tmp_path):
         with pytest.raises(CheckpointError, match=re.escape(str(folder))):
             Tokenizer(folder)
-    for name in ("tokenizer_config.json", "chat_template.jinja"):
+    for name, content in (
+        ("tokenizer_config.json", b"\xff"),
+        ("special_tokens_map.json", b"[" * 200_000),
+        ("chat_template.jinja", b"\xff"),
+    ):
         folder = shutil.copytree(model_folder, tmp_path / name)
-        (folder / name).write_bytes(b"\xff")
+        (folder / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=name):
             Tokenizer(folder)
 

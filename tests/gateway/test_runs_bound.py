@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -76,6 +77,30 @@ async def test_one_too_many_is_not_kept(rig, store, eventually):
     assert (await post(rig, key="other")).status_code == 200
 
 
+async def test_who_has_joined_it_is_told(rig, store):
+    """Others may wait for one that is refused, by its key: that it failed stays in the store,
+    however late what stood there before is removed."""
+    for _ in range(2):
+        await stream(rig)
+    failed, guarded = asyncio.Event(), store.guarded
+
+    async def late(name, *args, **kwargs):
+        ended = str(args[0]).endswith("/end")
+        if ended and name == "delete":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await failed.wait()
+        result = await guarded(name, *args, **kwargs)
+        if ended and name == "put":
+            failed.set()
+        return result
+
+    store.guarded = late
+    assert (await post(rig, key="k")).status_code == 429
+    assert failed.is_set()
+    assert [name for name in names(store) if name.endswith("/end")]
+
+
 async def test_what_makes_room(rig, ids, store, eventually):
     """One that the verifier refused leaves its place, and so does one that has expired; one that
     runs for long keeps it."""
@@ -95,6 +120,7 @@ async def test_what_makes_room(rig, ids, store, eventually):
     rig.fake.behaviour = behaviour
     assert (await post(rig, key="k")).status_code == 429
     await store.index_add("generations/", "other", ttl=0.001)
+    await eventually(lambda: "other" not in store._living("generations/"))
     assert (await post(rig, key="k")).status_code == 200
     assert (await post(rig, key="l")).status_code == 429
     running.cancel()

@@ -68,8 +68,13 @@ async def test_what_makes_room(clock):
     with pytest.raises(ZeroDivisionError):
         async with Turn(sessions.desk, opened, "r"):
             1 / 0  # noqa: B018
-    # As where the process ends between the place and the document.
+    # As where the process ends, or the store fails, between the place and the document.
     store.put, put = None, store.put
+    with pytest.raises(TypeError):
+        await sessions.create("me", "unwritten")
+    with pytest.raises(TooManySessions):
+        await sessions.create("me", "next")
+    clock.now += 21
     with pytest.raises(TypeError):
         async with Turn(sessions.desk, await sessions.open("me", "killed", 0), "r"):
             pass

@@ -124,6 +124,25 @@ def test_the_budget_bounds_the_whole_run(run: Callable[..., Tuned], clock: Clock
     assert automatic in [row.plan for row in confirmed]
 
 
+def test_a_calibration_is_no_part_of_a_run(
+    tiny_model_dir: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made once for each model: however long it took, the services' starts do not."""
+    settings = TuneSettings(tiny_model_dir, "tiny", limit=1, max_tokens=2, threads=1)
+
+    def calibrating(*_: object) -> None:
+        clock.now += 1000.0
+
+    seconds = []
+    for pays in (False, True):
+        monkeypatch.setattr(workbench, "screening_pays", lambda *_, pays=pays: pays)
+        monkeypatch.setattr(workbench, "head_basis", calibrating)
+        budget = Budget(clock=clock)
+        seconds.append(workbench.set_up(settings, budget, lambda _: None).start_seconds)
+        assert (budget.spent > 1000.0) == pays
+    assert seconds[0] == pytest.approx(seconds[1])
+
+
 def test_with_time_to_spare_all_runs_are_made(run: Callable[..., Tuned], clock: Clock) -> None:
     """What ends a search then is the number of trials; every row has every run."""
     found = run(Budget(20_000, clock), trials=12, repeats=2)
