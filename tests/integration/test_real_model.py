@@ -33,7 +33,8 @@ STRICT = "--dtype bfloat16 --exactness strict --prefill-chunk 32"
 # Options of the verifier, and of the drafter. With every setting of drafting, and with chunks so
 # small that the prompts have borders.
 SETTINGS = {
-    "float32": ("--dtype float32", ""),
+    # Of a fixed length: on busy cores the automatic one may find that drafts are not worth it.
+    "float32": ("--dtype float32 --draft-length 4", ""),
     "defaults": (STRICT, ""),
     "int8": (f"{STRICT} --precision int8", ""),
     "own context": (f"{STRICT} --draft-length 4 --ngram off", "--kv-context own --ngram off"),
@@ -125,8 +126,10 @@ async def test_greedy_equals_transformers(verifier, model_dir, reference) -> Non
     # Few at once: beside many others a sequence's share of rows leaves none for drafts.
     answers = await _generate(verifier, asked, AT_ONCE)
     assert tuple(tuple(a.tokens) for a in answers) == reference.tokens
-    drafted = sum(a.stats.num_draft_tokens for a in answers)
-    accepted = sum(a.stats.num_accepted_tokens for a in answers)
+    # Without the verifier's own guesses, of which few are right.
+    stats = [a.stats for a in answers]
+    drafted = sum(s.num_draft_tokens - s.num_guess_tokens for s in stats)
+    accepted = sum(s.num_accepted_tokens - s.num_accepted_guess_tokens for s in stats)
     # The default plan of this model is nearly free; with a fault in its KV this decays.
     assert accepted > 0.5 * drafted > 20
 
