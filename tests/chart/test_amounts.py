@@ -61,9 +61,12 @@ def _certified(**times: str) -> dict[str, Any]:
     return _at("tls", {"enabled": True, "certManager": {"enabled": True, **times}})
 
 
+def _in_memory(size: str | int) -> dict[str, Any]:
+    return {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}}
+
+
 def _memory_volume(size: str) -> dict[str, Any]:
-    volume = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}}
-    return _at("gateway.extraVolumes", [volume])
+    return _at("gateway.extraVolumes", [_in_memory(size)])
 
 
 # (values, what the chart says, the nearest values that it takes)
@@ -109,13 +112,18 @@ EDGES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         _at("drafter.extraVolumes", [{"name": "more", "emptyDir": {"sizeLimit": "1Gi"}}]),
     ),
     (
+        _at("verifier.extraVolumes", [{"name": "more", "emptyDir": None}]),
+        "verifier.extraVolumes has the emptyDir more without a bound: give it a sizeLimit",
+        _at("verifier.extraVolumes", [_in_memory(1 << 30)]),
+    ),
+    (
         _memory_volume("1024Mi"),
         "gateway.extraVolumes may take 1Gi of memory, which counts against",
         _memory_volume("1023Mi"),
     ),
     (
         _at("verifier.resources.limits.ephemeral-storage", "13311Mi"),
-        "ephemeral-storage 13311Mi is less than the 13Gi that its volumes may hold",
+        "its volumes may hold: leave it out, or lower verifier.scratch or model.cache.size",
         _at("verifier.resources.limits.ephemeral-storage", "13Gi"),
     ),
     (
@@ -180,6 +188,19 @@ def test_amounts_just_within_are_taken() -> None:
             taken.append({})
         taken[-1] = merged(taken[-1], values)
     assert [refusal(values) for values in taken] == [""] * len(taken)
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        None,
+        {"requests": None, "limits": None},
+        {"requests": {"cpu": 0.5, "memory": 536870912}, "limits": {"cpu": 1.5, "memory": 16e9}},
+    ],
+)
+def test_resources_that_are_numbers_or_not_there(resources: dict[str, Any] | None) -> None:
+    """YAML's own numbers, whole or not, are amounts, too; and no container needs resources."""
+    assert refusal(merged(*(_at(f"{path}.resources", resources) for path in CONTAINERS))) == ""
 
 
 def test_threads_are_the_limits_cpus() -> None:

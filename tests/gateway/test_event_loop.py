@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import orjson
 import pytest
+from pydantic import ValidationError
 
 from gateway.http.body import parse
 from gateway.http.schemas import ChatRequest, CompletionRequest
@@ -44,9 +45,12 @@ def test_long_lists_are_refused_at_once(kind, fields, words):
     orjson.loads(raw)
     reading = time.process_time() - began
     began = time.process_time()
-    with pytest.raises((InvalidParameter, InvalidRequest), match=words):
+    with pytest.raises((InvalidParameter, InvalidRequest), match=words) as refused:
         parse(raw, kind)
     assert time.process_time() - began < 3 * reading + 1.0
+    # A fast machine makes even a message for each entry within that time.
+    found = refused.value.__cause__
+    assert not isinstance(found, ValidationError) or found.error_count() < 10
 
 
 class Loop:

@@ -38,7 +38,8 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session", autouse=True)
+# Of the module: tests of other folders that come later have the real ones.
+@pytest.fixture(scope="module", autouse=True)
 def _patience() -> Iterator[None]:
     """Who answers late is not given up: that says how busy the machine is."""
     with pytest.MonkeyPatch.context() as patch:

@@ -34,8 +34,10 @@ nothing is fetched, and the volume stays empty.
 {{- $total = addf $total (include "slipstream.quantity" $size | float64) -}}
 {{- end -}}
 {{- range .role.extraVolumes -}}
-{{- if and (hasKey . "emptyDir") (ne (dig "emptyDir" "medium" "" .) "Memory") -}}
-{{- $total = addf $total (dig "emptyDir" "sizeLimit" "0" . | include "slipstream.quantity" | float64) -}}
+{{- with .emptyDir -}}
+{{- if ne (default "" .medium) "Memory" -}}
+{{- $total = addf $total (default "0" .sizeLimit | include "slipstream.quantity" | float64) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- $total -}}

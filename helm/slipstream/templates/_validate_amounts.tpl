@@ -12,8 +12,9 @@
 {{- $_ := set $all $name (index $.Values $name) }}
 {{- end }}
 {{- range $path, $role := $all }}
-{{- $limits := default (dict) $role.resources.limits }}
-{{- range $name, $request := default (dict) $role.resources.requests }}
+{{- $resources := default (dict) $role.resources }}
+{{- $limits := default (dict) $resources.limits }}
+{{- range $name, $request := default (dict) $resources.requests }}
 {{- $limit := get $limits $name | toString }}
 {{- if and (contains "/" $name) (or (not $limit) (include "slipstream.exceeds" (list $request $limit)) (include "slipstream.exceeds" (list $limit $request))) }}
 {{ $path }}.resources.requests has {{ $name }} {{ $request }}, of which Kubernetes takes only as much as limits has: give it in {{ $path }}.resources.limits alone
@@ -47,9 +48,10 @@ redis.bundled.maxMemory {{ $redis.maxMemory }} is more than three quarters of re
 {{- $inMemory := 0.0 }}
 {{- range $role.extraVolumes }}
 {{- if hasKey . "emptyDir" }}
-{{- if not (dig "emptyDir" "sizeLimit" "" .) }}
+{{- $bounds := default (dict) .emptyDir }}
+{{- if not $bounds.sizeLimit }}
 {{ $.path }}.extraVolumes has the emptyDir {{ .name }} without a bound: give it a sizeLimit
-{{- else if eq (dig "emptyDir" "medium" "" .) "Memory" }}
+{{- else if eq (default "" $bounds.medium) "Memory" }}
 {{- $inMemory = addf $inMemory (include "slipstream.quantity" .emptyDir.sizeLimit | float64) }}
 {{- end }}
 {{- end }}
@@ -67,7 +69,7 @@ redis.bundled.maxMemory {{ $redis.maxMemory }} is more than three quarters of re
 {{- $effective := include "slipstream.withDisk" (dict "ctx" $ctx "resources" $role.resources) | fromYaml }}
 {{- $limit := get $effective.limits "ephemeral-storage" }}
 {{- if gt $disk (include "slipstream.quantity" $limit | float64) }}
-{{ .path }}.resources.limits.ephemeral-storage {{ $limit }} is less than the {{ include "slipstream.size" $disk }} that its volumes may hold: leave it out, or lower {{ .path }}.scratch
+{{ .path }}.resources.limits.ephemeral-storage {{ $limit }} is less than the {{ include "slipstream.size" $disk }} that its volumes may hold: leave it out, or lower {{ .path }}.scratch{{ if and (hasKey (include "slipstream.scratch" $ctx | fromYaml) "models") (not (hasKey $role.scratch "models")) }} or model.cache.size{{ end }}
 {{- end }}
 {{- if and (not (hasKey $limits "ephemeral-storage")) (include "slipstream.exceeds" (list (get $effective.requests "ephemeral-storage") $limit)) }}
 {{ .path }}.resources.requests.ephemeral-storage is more than the limit of {{ $limit }} that comes of {{ .path }}.scratch: leave it out, or give {{ .path }}.resources.limits.ephemeral-storage, too
