@@ -30,7 +30,7 @@ ARGUMENTS = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scratch() -> Iterator[Path]:
     """A folder that every user may enter, unlike those of pytest."""
     folder = Path(tempfile.mkdtemp(prefix="slipstream-images-"))
@@ -39,7 +39,7 @@ def scratch() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def build(scratch: Path) -> Callable[[str], Image]:
     """Builds a service's image; the one before is gone then.
 
