@@ -13,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from slipstream.wire.address import check_free, not_free
+from slipstream.wire.lasting_server import LastingServer
 from slipstream.wire.peer_name import PeerNameInterceptor
 from slipstream.wire.probes import Probes
 from slipstream.wire.renewed_channel import RenewedChannel
@@ -84,8 +85,9 @@ class Server:
         self.address = address
         self._tls, self._probes = tls, probes or Probes()
         named = [] if tls is None else [PeerNameInterceptor(tls.name)]
-        self.grpc = grpc.aio.server(
-            options=_SERVER_OPTIONS, interceptors=[SealInterceptor(), *named, *interceptors]
+        every = [SealInterceptor(), *named, *interceptors]
+        self.grpc = LastingServer(
+            lambda: grpc.aio.server(options=_SERVER_OPTIONS, interceptors=every)
         )
         self._services = list(services)
         self._port = 0
